@@ -1,0 +1,22 @@
+PYTHON ?= python3
+
+.PHONY: venv study test clean
+
+venv: .venv/.installed
+
+# A machine without a GPU saves some gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+.venv/.installed: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+study: venv
+	.venv/bin/python run_script.py
+
+test: venv
+	scripts/check
+
+# Runs are results, not build products: they stay.
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""python figures/size_score.py FOLDER_OR_CSV [--out FILE]"""
+
+from potstill.report.figures import size_score
+from potstill.report.script import main
+from potstill.results import TABLE
+
+if __name__ == "__main__":
+    main(size_score, TABLE)

@@ -1,0 +1,76 @@
+"""Do the documents tell the truth? Relative links lead somewhere; commands and their flags exist in `--help`.
+
+A command counts where it stands as one: at the start of an inline code span, or of a line in a fenced shell block.
+Flags are checked in the fenced blocks, which a reader copies.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+COMMAND = re.compile(
+    r"(?:\$ )?(?:\w+=\S+ )*(?:\.venv/bin/)?"
+    r"(?:(?:python -m )?potstill (?P<sub>[a-z][\w-]*)|python3? (?P<script>[\w/]+\.py)|make (?P<target>[\w-]+))"
+)
+FLAG = re.compile(r"(?<!\S)--?[a-z][\w-]*")
+
+
+@cache
+def help_text(*command: str) -> str | None:
+    """What `python COMMAND --help` prints, None where it fails: there is no such command."""
+    plain = os.environ | {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
+    ran = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, env=plain, capture_output=True, text=True, check=False
+    )
+    return ran.stdout if ran.returncode == 0 else None
+
+
+def broken_links(page: Path, prose: str) -> list[str]:
+    targets = [(markdown or html).split("#")[0] for markdown, html in LINK.findall(prose)]
+    relative = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+    return [f"link to {target}, which does not exist" for target in relative if not (page.parent / target).exists()]
+
+
+def broken_command(line: str, check_flags: bool) -> list[str]:
+    found = COMMAND.match(line)
+    if not found:
+        return []
+    if target := found["target"]:
+        known = re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return [] if known else [f"make {target}: no such target"]
+    command = (found["script"],) if found["script"] else ("-m", "potstill", found["sub"])
+    text = help_text(*command)
+    if text is None:
+        return [f"{found[0]}: no such command"]
+    flags = FLAG.findall(re.sub(" #.*", "", line), found.end()) if check_flags else []
+    return [f"{found[0]} has no {flag}" for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)]
+
+
+def errors(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    prose = FENCE.sub("", text)
+    shell = "\n".join(body for language, body in FENCE.findall(text) if language in ("", "sh", "bash", "console"))
+    lines = [line.strip() for line in shell.replace("\\\n", " ").splitlines()]
+    found = broken_links(page, SPAN.sub("", prose))
+    found += [error for span in SPAN.findall(prose) for error in broken_command(span, check_flags=False)]
+    return found + [error for line in lines for error in broken_command(line, check_flags=True)]
+
+
+def main() -> int:
+    pages = [
+        p for p in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)
+    ]
+    found = [f"{page.relative_to(ROOT)}: {error}" for page in pages for error in errors(page)]
+    print("\n".join(found) if found else f"{len(pages)} pages: links and commands hold")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The command line: `potstill <command>`. Each command imports its room only when it is called."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+COMMANDS = {
+    "train": "an expert, from scratch, with PPO",
+    "distill": "a student from a teacher",
+    "compare": "several distillations (sizes x leads x seeds) on all cores, with a table and figures",
+    "evaluate": "a policy's score, with its interval, distinct games and latency",
+    "watch": "film a game, or teacher and student side by side",
+    "info": "versions, devices, cores: what a bug report needs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits: 0 done, 1 the run failed, 2 bad input, 130/143 stopped and saved."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from potstill import __version__
+
+        print(f"potstill {__version__}")
+        sys.exit(0)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        _refuse(f"no command is called {command!r}; {hint}")
+    from potstill import commands
+
+    guarded(getattr(commands, command), rest)
+
+
+def guarded(command: Any, arguments: list[str]) -> None:
+    """Calls a command; what the user can mend is one line on stderr and exit code 2, never a traceback."""
+    from potstill.errors import DivergedError, InputError
+
+    try:
+        command(arguments)
+    except InputError as error:
+        _refuse(str(error))
+    except DivergedError as error:
+        print(f"potstill: training failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("potstill: stopped at once; the last save stands", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        _refuse(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+
+
+def _refuse(line: str) -> None:
+    print(f"potstill: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage() -> str:
+    lines = [
+        "usage: potstill COMMAND [OPTIONS]",
+        "",
+        "Train a policy, distil it into smaller ones, measure what size buys.",
+        "",
+    ]
+    lines += [f"  potstill {name:<10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "potstill COMMAND --help lists a command's options with their defaults."])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Policy + environments -> transitions: the only loop that steps an environment."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill.envs import Array, Envs, Step
+from potstill.networks import Policy
+
+
+class Transition(NamedTuple):
+    """One vector step: what the policy saw, what it did, what came of it."""
+
+    ready: Tensor  # (N, ...) prepared inputs the actions were chosen from
+    observations: Array  # (N, *observation shape) the same, raw
+    actions: Tensor  # (N,) int64
+    step: Step
+    next_ready: Tensor  # (N, ...) prepared inputs of step.observations
+
+
+class Inputs:
+    """Prepares the inputs of N environments step by step, normalising each frame once.
+
+    A stack of frames differs from the one before by its newest frame alone: the older three are moved, not made again.
+    """
+
+    def __init__(self, policy: Policy, dtype: torch.dtype = torch.float32) -> None:
+        self.policy = policy
+        self.dtype = dtype
+        self._stacked = policy.family == "nature"
+
+    @torch.no_grad()
+    def first(self, observations: Array) -> Tensor:
+        """Prepares whole observations (N, *observation shape)."""
+        raw = torch.from_numpy(observations).to(self.policy.mean.device)
+        return self.policy.prepare(raw, self.dtype)
+
+    @torch.no_grad()
+    def following(self, ready: Tensor, step: Step) -> Tensor:
+        """The inputs after `step`, given those before it."""
+        if not self._stacked:
+            return self.first(step.observations)
+        policy = self.policy
+        newest = torch.from_numpy(np.ascontiguousarray(step.observations[:, -1])).to(ready.device)
+        newest = ((newest.float() - policy.mean) * policy.scale).clamp_(-policy.clip, policy.clip)
+        moved = torch.empty_like(ready)
+        moved[:, :-1] = ready[:, 1:]
+        moved[:, -1] = newest
+        ended = np.flatnonzero(step.terminated | step.truncated)
+        if ended.size:
+            moved[torch.from_numpy(ended).to(ready.device)] = self.first(step.observations[ended])
+        return moved
+
+
+def collect(envs: Envs, inputs: Inputs, observations: Array, act: Callable[[Tensor], Tensor]) -> Iterator[Transition]:
+    """Plays on from `observations` for as long as the caller takes transitions.
+
+    Args:
+        envs: as they stand; `observations` (N, *observation shape) is what they showed last.
+        act: prepared inputs (N, ...) to actions (N,) int64.
+    """
+    ready = inputs.first(observations)
+    while True:
+        actions = act(ready)
+        step = envs.step(actions.cpu().numpy())
+        following = inputs.following(ready, step)
+        yield Transition(ready, observations, actions, step, following)
+        ready, observations = following, step.observations
+
+
+def input_statistics(envs: Envs, observations: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per pixel or feature under a uniformly random policy.
+
+    Args:
+        observations: how many (newest frames, or whole observations) to look at.
+
+    Returns:
+        Both float32, shaped like one frame of a stack or like one observation.
+    """
+    seen = envs.reset(seed)
+    rng = np.random.default_rng(seed)
+    stacked = envs.config.atari
+    total = np.zeros(seen.shape[2:] if stacked else seen.shape[1:])
+    squares = np.zeros_like(total)
+    steps = max(1, observations // envs.num_envs)
+    for _ in range(steps):
+        seen = envs.step(rng.integers(0, envs.num_actions, envs.num_envs)).observations
+        newest = (seen[:, -1] if stacked else seen).astype(np.float64)
+        total += newest.sum(axis=0)
+        squares += np.square(newest).sum(axis=0)
+    count = steps * envs.num_envs
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()

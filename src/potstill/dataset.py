@@ -1,0 +1,146 @@
+"""States and what the teacher says of them: in memory while a student plays, or on disk once for all students.
+
+Frames are kept once, as raw uint8; a stack is put together when it is drawn. 100,000 Pong states take 706 MB.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill.checkpoints import write_atomically
+from potstill.envs import Array, Envs
+from potstill.errors import InputError
+from potstill.networks import Policy
+
+
+class Batch(NamedTuple):
+    """A minibatch as the losses want it."""
+
+    ready: Tensor  # (B, ...) prepared inputs
+    logits: Tensor  # (B, A) the teacher's, float32
+    values: Tensor  # (B,) the teacher's, in units of reward
+
+
+class Dataset:
+    """A ring of states in the order they were played, N environments abreast.
+
+    Args:
+        capacity: states kept; rounded down to a multiple of `num_envs`.
+        folder: keeps the arrays in memory-mapped files there instead of in memory.
+    """
+
+    def __init__(self, envs: Envs, capacity: int, folder: Path | None = None, mode: str = "w+", size: int = 0) -> None:
+        self.num_envs = envs.num_envs
+        self.stack = envs.config.frame_stack if envs.config.atari else 1
+        rows = capacity // self.num_envs * self.num_envs
+        if rows < self.num_envs * (self.stack + 1):
+            raise InputError(f"a buffer of {capacity} states is too small for {self.num_envs} environments")
+        frame = envs.observation_shape[1:] if self.stack > 1 else envs.observation_shape
+
+        def array(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+            if folder is None:
+                return np.zeros(shape, dtype)
+            if mode == "r":
+                stored: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                return stored
+            return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+        self._frames = array("frames", (rows, *frame), envs.observation_dtype)
+        self._ages = array("ages", (rows,), np.uint8)  # frames of the same game that precede it, up to the stack
+        self._logits = array("logits", (rows, envs.num_actions), np.float32)
+        self._values = array("values", (rows,), np.float32)
+        self.capacity = rows
+        self.added = size  # states ever added
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, observations: Array, ages: Array, logits: Tensor, values: Tensor) -> None:
+        """Adds one vector step: raw observations (N, ...), ages (N,), the teacher's logits (N, A) and values (N,)."""
+        at = self.added % self.capacity
+        rows = slice(at, at + self.num_envs)
+        self._frames[rows] = observations[:, -1] if self.stack > 1 else observations
+        self._ages[rows] = np.minimum(ages, self.stack - 1)
+        self._logits[rows] = logits.float().cpu().numpy()
+        self._values[rows] = values.float().cpu().numpy()
+        self.added += self.num_envs
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` states uniformly at random, as positions for `batch`, (count,) int64.
+
+        Where the ring has begun to overwrite itself, the oldest states are left out: their stacks have lost a frame.
+        """
+        lost = (self.stack - 1) * self.num_envs if self.added > self.capacity else 0
+        oldest = self.added - len(self) + lost
+        return torch.randint(oldest, self.added, (count,), generator=generator) % self.capacity
+
+    def batch(self, positions: Tensor, policy: Policy, dtype: torch.dtype) -> Batch:
+        """Stacks, prepares and labels the states at `positions` (B,)."""
+        chosen = positions.numpy()
+        device = policy.mean.device
+        if self.stack == 1:
+            ready = policy.prepare(torch.from_numpy(self._frames[chosen]).to(device), dtype)
+        else:
+            ages = self._ages[chosen].astype(np.int64)
+            back = np.minimum(np.arange(self.stack - 1, -1, -1), ages[:, None])  # a young game repeats its first frame
+            ready = self._prepare((chosen[:, None] - back * self.num_envs) % self.capacity, policy, dtype)
+        logits, values = torch.from_numpy(self._logits[chosen]), torch.from_numpy(self._values[chosen])
+        return Batch(ready, logits.to(device), values.to(device))
+
+    def _prepare(self, frames: Array, policy: Policy, dtype: torch.dtype) -> Tensor:
+        """Frame positions (B, stack) to prepared stacks, a few at a time so that they stay in the processor's cache."""
+        B, chunk = len(frames), 8
+        rows, columns = self._frames.shape[1:]
+        device = policy.mean.device
+        out = torch.empty((B, rows, columns, self.stack), dtype=dtype, device=device)
+        shift = -policy.mean * policy.scale
+        for at in range(0, B, chunk):
+            raw = torch.from_numpy(self._frames[frames[at : at + chunk].ravel()]).to(device)
+            x = torch.addcmul(shift, raw.float(), policy.scale).clamp_(-policy.clip, policy.clip).to(dtype)
+            out[at : at + chunk] = x.view(-1, self.stack, rows, columns).permute(0, 2, 3, 1)
+        return out.permute(0, 3, 1, 2)
+
+
+def open_dataset(folder: Path, envs: Envs) -> Dataset:
+    """A stored data set, memory-mapped read-only.
+
+    Raises:
+        InputError: the folder is not a data set of these environments.
+    """
+    try:
+        document = json.loads((folder / "dataset.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is not a data set: {error}") from error
+    if document["num_envs"] != envs.num_envs:
+        raise InputError(f"{folder} was made with {document['num_envs']} environments, not {envs.num_envs}")
+    return Dataset(envs, document["states"], folder, mode="r", size=document["states"])
+
+
+class DatasetWriter:
+    """Makes a data set in a folder that appears only when it is whole."""
+
+    def __init__(self, folder: Path, envs: Envs, states: int, description: dict[str, Any]) -> None:
+        self._folder = folder
+        self._unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self._unfinished.mkdir(parents=True)
+        self.dataset = Dataset(envs, states, self._unfinished)
+        self._description = description | {"num_envs": envs.num_envs, "states": self.dataset.capacity}
+
+    def finish(self) -> None:
+        """Puts the folder in its place; another process's finished one is as good and stays."""
+        write_atomically(self._unfinished / "dataset.json", json.dumps(self._description, indent=1).encode())
+        try:
+            self._unfinished.rename(self._folder)
+        except OSError:
+            if not (self._folder / "dataset.json").exists():
+                raise
+            self.discard()
+
+    def discard(self) -> None:
+        shutil.rmtree(self._unfinished, ignore_errors=True)

@@ -1,0 +1,329 @@
+"""Distillation: a student learns a teacher's policy by supervised learning. Read from top to bottom.
+
+Whose states (`lead`), which loss (`objective`), when to update (`mode`). Sources: Rusu et al. 2015, "Policy
+Distillation"; Ross et al. 2011 (DAgger, the mixture and the growing buffer); Laskey et al. 2017 (DART, noise injected
+into the teacher's play); Czarnecki et al. 2019, "Distilling Policy Distillation" (whose states).
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill.collect import Inputs, collect
+from potstill.dataset import Batch, Dataset
+from potstill.envs import Array, Envs
+from potstill.errors import DivergedError, InputError
+from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision, sample
+from potstill.objectives import OBJECTIVES, value_mse
+
+Lead = Literal["student", "teacher", "mixed"]
+ObjectiveName = Literal["forward-kl", "reverse-kl", "greedy-cross-entropy", "logit-mse"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything a distillation depends on but the teacher and its task. The defaults are tuned on Pong, width 1/8."""
+
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(width="1/8"))
+    """The student's shape."""
+    total_timesteps: int = 100_000
+    """Agent steps to collect, all environments together."""
+    seed: int = 0
+    """Seeds the weights, the games and the sampling."""
+    lead: Lead = "student"
+    """Whose play the states come from: the student's, the teacher's (a stored data set), or a mixture (DAgger)."""
+    objective: ObjectiveName = "forward-kl"
+    """What the student minimises, state by state."""
+    temperature: float = 1.0
+    """Divides the logits of student and teacher; below 1 sharpens the target."""
+    value_coefficient: float = 0.0
+    """Weight of regressing the teacher's value beside its policy, for a student that will go on with PPO."""
+    mode: Literal["buffer", "stepwise"] = "buffer"
+    """buffer: minibatches from all states so far. stepwise: one update on each vector step's own batch, then forget it."""
+    act: Literal["before", "after"] = "before"
+    """Stepwise only: the student chooses its action before or after the update on that state."""
+    num_envs: int = 32
+    """Environments stepped together; in stepwise mode also the batch size."""
+    buffer_size: int = 100_000
+    """States the buffer keeps; the oldest go first."""
+    batch_size: int = 256
+    """States per gradient step."""
+    updates_per_step: float = 1.0
+    """Gradient steps per vector step of `num_envs` environments (buffer mode)."""
+    warmup_steps: int = 2_048
+    """Agent steps collected before the first gradient step (buffer mode)."""
+    learning_rate: float = 2e-3
+    """Adam's rate at the start; it falls to zero along a half cosine."""
+    constant_learning_rate: bool = False
+    """Keep the rate where it starts."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    beta_until: float = 0.5
+    """Mixed lead: share of the run over which the teacher's share of the steps falls linearly from 1 to 0."""
+    noise: float = 0.0
+    """Teacher lead: probability of a random action, so that the data hold bad states and the way back (DART)."""
+    precision: Precision = "auto"
+    """float32, bfloat16, or what measures faster here."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.temperature <= 0 or self.learning_rate <= 0 or self.updates_per_step <= 0:
+            raise InputError("temperature, learning-rate and updates-per-step must be positive")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"no objective is called {self.objective!r}; known: {', '.join(OBJECTIVES)}")
+        if not 0 <= self.noise <= 1 or not 0 <= self.beta_until <= 1:
+            raise InputError("noise and beta-until are shares between 0 and 1")
+        if self.noise and self.lead != "teacher":
+            raise InputError("noise goes with --lead teacher: a student's own play is noisy enough")
+        if self.mode == "stepwise" and self.lead == "teacher":
+            raise InputError("stepwise mode learns from live play: use --lead student or mixed, or --mode buffer")
+        if self.act == "after" and self.mode != "stepwise":
+            raise InputError("--act after goes with --mode stepwise")
+
+    @property
+    def vector_steps(self) -> int:
+        return math.ceil(self.total_timesteps / self.num_envs)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of the whole run: the same for every lead."""
+        if self.mode == "stepwise":
+            return self.vector_steps
+        return max(1, int((self.vector_steps - self.warmup_vector_steps) * self.updates_per_step))
+
+    @property
+    def warmup_vector_steps(self) -> int:
+        return min(math.ceil(max(self.warmup_steps, self.batch_size) / self.num_envs), self.vector_steps - 1)
+
+
+#: SPEC.md's own loop: 50 environments, every vector step one update on that step's batch, Adam at 1e-4.
+SPEC_LOOP = DistillConfig(
+    network=NetworkConfig(width="1"),
+    total_timesteps=1_000_000,
+    mode="stepwise",
+    num_envs=50,
+    learning_rate=1e-4,
+    constant_learning_rate=True,
+)
+
+
+@dataclass
+class DistillState:
+    """All that changes while distilling. With the environments' own state, it is what a resumed run needs."""
+
+    student: Policy
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    vector_steps: int = 0
+    gradient_steps: int = 0
+    games: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+
+class Progress(NamedTuple):
+    """What `distill` yields now and then."""
+
+    step: int  # agent steps so far; for a stored data set, as many as the gradient steps so far stand for
+    score: float  # mean of the last 100 finished games of whoever leads, sampled; nan before the first
+    games: int
+    metrics: dict[str, float]
+
+
+def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
+    """A fresh student that sees what the teacher sees, normalised as the teacher normalises it."""
+    generator = torch.Generator().manual_seed(config.seed)
+    student = Policy(config.network, teacher.observation_shape, teacher.num_actions).initialise(generator)
+    if student.normalised_shape == teacher.normalised_shape:
+        student.mean.copy_(teacher.mean)
+        student.scale.copy_(teacher.scale)
+        student.return_scale.copy_(teacher.return_scale)
+    student.to(device)
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
+    return DistillState(student, optimizer, generator)
+
+
+def distill(
+    config: DistillConfig,
+    state: DistillState,
+    teacher: Policy,
+    envs: Envs,
+    replayed: tuple[int, Array] | None = None,
+    every: int = 64,
+) -> Iterator[Progress]:
+    """Student-led or mixed: plays, asks the teacher, learns. `state` is current whenever it yields.
+
+    Args:
+        replayed: the environments' state of a run that goes on; its games are played again to fill the buffer.
+        every: vector steps between two yields.
+
+    Raises:
+        DivergedError: the loss is no longer a finite number.
+    """
+    dtype = resolve_precision(config.precision, state.student.mean.device)
+    inputs = Inputs(state.student, dtype)
+    buffer = (
+        Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
+    )
+    learner = _Learner(config, state)
+    observations = _begin(config, teacher, envs, inputs, buffer, replayed)
+    logits, values = torch.empty(0), torch.empty(0)
+
+    @torch.no_grad()
+    def act(ready: Tensor) -> Tensor:
+        nonlocal logits, values
+        logits, values = ask(teacher, ready)
+        if config.act == "after":
+            with torch.enable_grad():
+                learner.learn(Batch(ready, logits, values))
+        own = sample(state.student.logits(ready).cpu(), state.generator)
+        if config.lead == "student":
+            return own
+        beta = max(0.0, 1.0 - state.vector_steps / (config.beta_until * config.vector_steps + 1e-9))
+        shown = sample(logits.cpu(), state.generator)
+        return torch.where(torch.rand(len(own), generator=state.generator) < beta, shown, own)
+
+    ages = envs.ages.copy()
+    for transition in collect(envs, inputs, observations, act):
+        if buffer is not None:
+            buffer.add(transition.observations, ages, logits, values)
+            if state.vector_steps >= config.warmup_vector_steps:
+                due = (state.vector_steps + 1 - config.warmup_vector_steps) * config.updates_per_step
+                while state.gradient_steps < min(int(due), config.gradient_steps):
+                    learner.learn(buffer.batch(buffer.draw(config.batch_size, state.generator), state.student, dtype))
+        elif config.act == "before":
+            learner.learn(Batch(transition.ready, logits, values))
+        ages = envs.ages.copy()
+        state.vector_steps += 1
+        state.games += len(transition.step.episodes)
+        state.recent.extend(episode.score for episode in transition.step.episodes)
+        if state.vector_steps % every == 0 or state.vector_steps == config.vector_steps:
+            score = float(np.mean(state.recent)) if state.recent else math.nan
+            yield Progress(state.vector_steps * config.num_envs, score, state.games, learner.metrics())
+        if state.vector_steps >= config.vector_steps:
+            return
+
+
+def distill_from(config: DistillConfig, state: DistillState, data: Dataset, every: int = 64) -> Iterator[Progress]:
+    """Teacher-led: learns from a stored data set, with as many gradient steps as the other leads take."""
+    dtype = resolve_precision(config.precision, state.student.mean.device)
+    learner = _Learner(config, state)
+    while state.gradient_steps < config.gradient_steps:
+        learner.learn(data.batch(data.draw(config.batch_size, state.generator), state.student, dtype))
+        if state.gradient_steps % every == 0 or state.gradient_steps == config.gradient_steps:
+            done = state.gradient_steps / config.gradient_steps
+            yield Progress(round(done * config.total_timesteps), math.nan, 0, learner.metrics())
+
+
+def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, seed: int) -> Iterator[Progress]:
+    """Fills `data` with the teacher's play, sampled, with `config.noise` of its actions replaced by random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = Inputs(teacher, resolve_precision(config.precision, teacher.mean.device))
+    recent: deque[float] = deque(maxlen=100)
+    logits, values = torch.empty(0), torch.empty(0)
+    games = 0
+
+    def act(ready: Tensor) -> Tensor:
+        nonlocal logits, values
+        logits, values = ask(teacher, ready)
+        shown = sample(logits.cpu(), generator)
+        if not config.noise:
+            return shown
+        noise = torch.randint(0, teacher.num_actions, shown.shape, generator=generator)
+        return torch.where(torch.rand(len(shown), generator=generator) < config.noise, noise, shown)
+
+    observations = envs.reset(seed)
+    ages = envs.ages.copy()
+    for transition in collect(envs, inputs, observations, act):
+        data.add(transition.observations, ages, logits, values)
+        ages = envs.ages.copy()
+        games += len(transition.step.episodes)
+        recent.extend(episode.score for episode in transition.step.episodes)
+        if data.added >= data.capacity or data.added // envs.num_envs % 64 == 0:
+            yield Progress(data.added, float(np.mean(recent)) if recent else math.nan, games, {})
+        if data.added >= data.capacity:
+            return
+
+
+@torch.no_grad()
+def ask(teacher: Policy, ready: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's logits (B, A) and values (B,), in units of reward."""
+    logits, value = teacher.heads(ready)
+    return logits, value * teacher.return_scale
+
+
+class _Learner:
+    """One gradient step after another, and what they did since the last report."""
+
+    def __init__(self, config: DistillConfig, state: DistillState) -> None:
+        self.config, self.state = config, state
+        self.objective = OBJECTIVES[config.objective]
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def learn(self, batch: Batch) -> None:
+        config, state = self.config, self.state
+        rate = config.learning_rate
+        if not config.constant_learning_rate:
+            rate *= 0.5 * (1.0 + math.cos(math.pi * state.gradient_steps / config.gradient_steps))
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        logits, value = state.student.heads(batch.ready)
+        per_state = self.objective(logits, batch.logits, config.temperature)
+        loss = per_state.mean()
+        if config.value_coefficient:
+            targets = batch.values / state.student.return_scale
+            loss = loss + config.value_coefficient * value_mse(value, targets).mean()
+        state.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(state.student.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise DivergedError(
+                f"the loss or its gradient is no longer finite at gradient step {state.gradient_steps} (loss"
+                f" {loss.item()}, learning rate {rate:.3g}); the weights before it are kept: lower --learning-rate"
+            )
+        state.optimizer.step()
+        state.gradient_steps += 1
+        agreement = (logits.argmax(-1) == batch.logits.argmax(-1)).float().mean().item()
+        for name, number in (("loss", loss.item()), ("agreement", agreement), ("grad_norm", norm.item())):
+            self._sums[name] = self._sums.get(name, 0.0) + number
+        self._sums["learning_rate"] = rate
+        self._steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call, and the rate as it stands."""
+        rate = self._sums.pop("learning_rate", math.nan)
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return means | {"learning_rate": rate} if means else {}
+
+
+def _buffered(config: DistillConfig) -> bool:
+    return config.mode == "buffer"
+
+
+def _begin(
+    config: DistillConfig,
+    teacher: Policy,
+    envs: Envs,
+    inputs: Inputs,
+    buffer: Dataset | None,
+    replayed: tuple[int, Array] | None,
+) -> Array:
+    """Starts the games, or plays those of an interrupted run again; returns the observations to go on from."""
+    if replayed is None:
+        return envs.reset(config.seed)
+    seed, log = replayed
+    observations: Array | None = None
+    for at, observations in enumerate(envs.replay(seed, log)):
+        if buffer is not None and at < len(log):
+            buffer.add(observations, envs.ages, *ask(teacher, inputs.first(observations)))
+    assert observations is not None
+    return observations

@@ -1,0 +1,285 @@
+"""One vector-environment contract for training, collection and evaluation: real ALE, or any discrete Gymnasium task."""
+
+import difflib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import TimeLimit
+from numpy.typing import NDArray
+from tyro.conf import Fixed
+
+from potstill.errors import InputError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What a policy sees and may do. It travels with the policy: a score is always made on the task it learned."""
+
+    id: Annotated[str, Fixed]
+    """An ALE ROM in snake_case (`atari` is true) or a Gymnasium id."""
+    atari: Annotated[bool, Fixed] = False
+    """Whether `id` names an ALE ROM."""
+    actions: tuple[int, ...] | None = None
+    """The environment's own actions the policy may choose from, by index; None means all."""
+    sticky: float = 0.0
+    """Probability that the emulator repeats the previous action instead (Machado et al. 2018), per emulator frame."""
+    frame_skip: int = 4
+    """Emulator frames per agent step (Atari only)."""
+    frame_stack: int = 4
+    """Frames an observation holds (Atari only)."""
+    noop_max: int = 30
+    """Each game starts with 1 to this many no-ops (Atari only)."""
+    fire_on_reset: bool = False
+    """Press FIRE when a game starts (Atari only), for games that wait for it."""
+    max_frames: int = 108_000
+    """Emulator frames after which a game is truncated: 30 minutes of play. Other tasks that set no limit of their own
+    get as many agent steps, for a policy may learn to play for ever."""
+
+    @property
+    def has_sticky_actions(self) -> bool:
+        return self.atari or self.id.startswith("MinAtar/")
+
+
+PRESETS: dict[str, EnvConfig] = {
+    "pong": EnvConfig("pong", atari=True, actions=(0, 2, 3), sticky=0.25),  # NOOP, RIGHT (up), LEFT (down)
+    "breakout": EnvConfig("breakout", atari=True, sticky=0.25, fire_on_reset=True),
+    "cartpole": EnvConfig("CartPole-v1"),
+    "acrobot": EnvConfig("Acrobot-v1"),
+    "lunarlander": EnvConfig("LunarLander-v3"),
+    "minatar-breakout": EnvConfig("MinAtar/Breakout-v1", sticky=0.1),
+    "minatar-space-invaders": EnvConfig("MinAtar/SpaceInvaders-v1", sticky=0.1),
+}
+
+
+def find_env(name: str) -> EnvConfig:
+    """The preset `name`, an ALE game as `ale/<rom>`, or any registered Gymnasium id.
+
+    Raises:
+        InputError: nothing goes by that name.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name.startswith("ale/"):
+        return EnvConfig(name.removeprefix("ale/"), atari=True, sticky=0.25)
+    if name.startswith("ALE/") or "NoFrameskip" in name:
+        raise InputError(f"{name} is an Atari game: write ale/<rom>, such as ale/pong")
+    _register_minatar(name)
+    if name in gymnasium.registry:
+        return EnvConfig(name)
+    known = [*PRESETS, *gymnasium.registry]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}, ale/<rom>, any Gymnasium id"
+    raise InputError(f"no environment is called {name!r}; {hint}")
+
+
+class Episode(NamedTuple):
+    """One finished game."""
+
+    row: int
+    score: float  # sum of unclipped rewards
+    length: int  # agent steps
+    won: float  # sum of the positive rewards: in Pong, points scored
+    lost: float  # minus the sum of the negative rewards: in Pong, points conceded
+    truncated: bool
+    fingerprint: int  # CRC-32 chained over everything the policy saw; 0 where not asked for
+
+
+class Step(NamedTuple):
+    """What one vector step returned. Rows whose game ended already show the first observation of the next game."""
+
+    observations: Array  # (N, *observation shape), raw
+    rewards: Array  # (N,) float32, unclipped
+    terminated: Array  # (N,) bool
+    truncated: Array  # (N,) bool
+    final_observations: dict[int, Array]  # row -> last observation of the game that ended there
+    episodes: list[Episode]
+
+
+class Envs:
+    """N copies of one task, stepped together, resetting on the step a game ends (SAME_STEP autoreset).
+
+    The state of an emulator cannot be read, but it is a function of the seed and of the actions since: `state` returns
+    these and `replay` plays them again, after which every later step is the same as if nothing had happened.
+    """
+
+    def __init__(self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False) -> None:
+        if num_envs < 1:
+            raise InputError(f"the number of environments must be at least 1, not {num_envs}")
+        if not 0.0 <= config.sticky < 1.0:
+            raise InputError(f"sticky must be a probability below 1, not {config.sticky}")
+        if config.sticky and not config.has_sticky_actions:
+            raise InputError(f"{config.id} has no sticky actions: leave sticky at 0")
+        self.config = config
+        self.num_envs = num_envs
+        self._fingerprint = fingerprint
+        self._venv = _make_atari(config, num_envs, threads) if config.atari else _make_gymnasium(config, num_envs)
+        space = self._venv.single_action_space
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            raise InputError(f"{config.id} has {type(space).__name__} actions; potstill trains discrete ones")
+        self._actions = np.array(config.actions if config.actions is not None else range(int(space.n)))
+        if self._actions.size < 2 or self._actions.min() < 0 or self._actions.max() >= space.n:
+            raise InputError(f"actions {config.actions} do not fit {config.id}, which has {space.n}, and at least 2")
+        observation_space = self._venv.single_observation_space
+        if not isinstance(observation_space, gymnasium.spaces.Box):
+            raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
+        self.observation_shape = observation_space.shape
+        self.observation_dtype = observation_space.dtype
+
+    @property
+    def num_actions(self) -> int:
+        return int(self._actions.size)
+
+    def reset(self, seed: int) -> Array:
+        """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations."""
+        observations: Array
+        if seed < 0:
+            raise InputError(f"the seed must not be negative, not {seed}")
+        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs) & 0x7FFFFFFF
+        if self.config.atari:
+            observations, _ = self._venv.reset(seed=seeds.astype(np.int64))  # type: ignore[arg-type]  # ALE takes arrays
+        else:
+            observations, _ = self._venv.reset(seed=seeds.tolist())
+        self._seed = seed
+        self._log: list[Array] = []
+        self._ages = np.zeros(self.num_envs, dtype=np.int64)
+        self._won = np.zeros(self.num_envs)
+        self._lost = np.zeros(self.num_envs)
+        self._crc = [0] * self.num_envs
+        self._pad_stacks(observations)
+        self._update_fingerprints(observations)
+        return observations
+
+    def step(self, actions: Array) -> Step:
+        """Plays one action per environment.
+
+        Args:
+            actions: (N,) ints in [0, num_actions), indices into `config.actions`.
+        """
+        self._log.append(actions.astype(np.uint8))
+        observations, rewards, terminated, truncated, info = self._venv.step(self._actions[actions])
+        rewards = np.asarray(rewards, dtype=np.float32)
+        ended = np.flatnonzero(terminated | truncated)
+        self._ages += 1
+        self._won += np.maximum(rewards, 0.0)
+        self._lost += np.maximum(-rewards, 0.0)
+        finals = {int(row): np.asarray(info["final_obs"][row]) for row in ended}
+        episodes = [self._finish(int(row), bool(truncated[row])) for row in ended]
+        self._pad_stacks(observations)
+        self._update_fingerprints(observations)
+        return Step(observations, rewards, terminated, truncated, finals, episodes)
+
+    def state(self) -> tuple[int, Array]:
+        """The seed of the last reset and all actions since, (steps, N) uint8."""
+        log = np.stack(self._log) if self._log else np.zeros((0, self.num_envs), np.uint8)
+        return self._seed, log
+
+    def replay(self, seed: int, log: Array) -> Iterator[Array]:
+        """Resets with `seed` and plays `log` (steps, N) again.
+
+        Yields:
+            The observations before each of these actions, and last those the run went on from.
+        """
+        observations = self.reset(seed)
+        yield observations
+        for actions in log:
+            observations = self.step(actions.astype(np.int64)).observations
+            yield observations
+
+    @property
+    def ages(self) -> Array:
+        """Agent steps since each row's game began, (N,) int64."""
+        return self._ages
+
+    def close(self) -> None:
+        self._venv.close()
+
+    def _finish(self, row: int, truncated: bool) -> Episode:
+        won, lost = float(self._won[row]), float(self._lost[row])
+        episode = Episode(row, won - lost, int(self._ages[row]), won, lost, truncated, self._crc[row])
+        self._ages[row] = 0
+        self._won[row] = self._lost[row] = 0.0
+        self._crc[row] = 0
+        return episode
+
+    def _pad_stacks(self, observations: Array) -> None:
+        """Fills the stack of a young game with its first frame, as Gymnasium's FrameStackObservation does.
+
+        ALE's vector environment leaves zeros there, which no later observation holds and which normalise to outliers.
+        """
+        if not self.config.atari:
+            return
+        for row in np.flatnonzero(self._ages < self.config.frame_stack - 1):
+            missing = self.config.frame_stack - 1 - int(self._ages[row])
+            observations[row, :missing] = observations[row, missing]
+
+    def _update_fingerprints(self, observations: Array) -> None:
+        if self._fingerprint:
+            newest = observations[:, -1] if self.config.atari else observations
+            self._crc = [zlib.crc32(np.ascontiguousarray(newest[i]).data, crc) for i, crc in enumerate(self._crc)]
+
+
+def with_sticky(config: EnvConfig, sticky: float | None) -> EnvConfig:
+    """`config` with another stickiness; None keeps its own."""
+    return config if sticky is None else replace(config, sticky=sticky)
+
+
+def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any, Any, Any]:
+    import ale_py.roms
+    from ale_py.vector_env import AtariVectorEnv
+
+    if config.id not in ale_py.roms.get_all_rom_ids():
+        near = difflib.get_close_matches(config.id, ale_py.roms.get_all_rom_ids(), n=1)
+        raise InputError(f"ALE has no game {config.id!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    return AtariVectorEnv(
+        config.id,
+        num_envs,
+        num_threads=min(threads, num_envs),
+        repeat_action_probability=config.sticky,
+        frameskip=config.frame_skip,
+        stack_num=config.frame_stack,
+        noop_max=config.noop_max,
+        use_fire_reset=config.fire_on_reset,
+        max_num_frames_per_episode=config.max_frames,
+        reward_clipping=False,
+        episodic_life=False,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+
+
+def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    _register_minatar(config.id)
+    kwargs = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
+    options = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    try:
+        unlimited = gymnasium.spec(config.id).max_episode_steps is None
+        limit = partial(TimeLimit, max_episode_steps=config.max_frames // config.frame_skip)
+        return gymnasium.make_vec(
+            config.id,
+            num_envs,
+            vectorization_mode="sync",
+            vector_kwargs=options,
+            wrappers=[limit] if unlimited else None,
+            **kwargs,
+        )
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise InputError(f"{config.id} needs a package that is not installed: {error}") from error
+    except gymnasium.error.Error as error:
+        raise InputError(f"Gymnasium cannot make {config.id!r}: {error}") from error
+
+
+def _register_minatar(name: str) -> None:
+    if not name.startswith("MinAtar/") or "MinAtar/Breakout-v1" in gymnasium.registry:
+        return
+    try:
+        from minatar.gym import register_envs
+    except ImportError as error:
+        raise InputError(f"{name} needs MinAtar: pip install 'potstill[minatar]'") from error
+    register_envs()

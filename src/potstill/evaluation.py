@@ -1,0 +1,198 @@
+"""Policy + seed -> one record per game, and what they amount to. The only source of scores."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from potstill.collect import Inputs, collect
+from potstill.envs import EnvConfig, Envs, Episode
+from potstill.errors import InputError
+from potstill.networks import Policy, sample
+from potstill.objectives import forward_kl
+
+Actions = Literal["greedy", "sampled"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Who plays the first steps of each game: an off-distribution start. The score counts from the first step."""
+
+    steps: int = 0
+    """Agent steps before the evaluated policy takes over."""
+    policy: Policy | None = None
+    """Plays them, sampled; None plays uniformly at random."""
+
+
+@dataclass
+class Evaluation:
+    """What was played, and how it went."""
+
+    env: EnvConfig
+    actions: Actions
+    seed: int
+    start_steps: int
+    episodes: list[Episode] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of a report; JSON-ready, undefined ones are None.
+
+        The 95 % interval is Student's t with as many degrees of freedom as there are *distinct* games: a deterministic
+        policy without sticky actions replays the same few, and repeats are no evidence.
+        """
+        scores = np.array([episode.score for episode in self.episodes])
+        won = sum(episode.won for episode in self.episodes)
+        lost = sum(episode.lost for episode in self.episodes)
+        distinct = len({(episode.fingerprint, episode.length, episode.score) for episode in self.episodes})
+        ci95 = None
+        if distinct > 1:
+            half = float(stats.t.ppf(0.975, distinct - 1) * scores.std(ddof=1) / math.sqrt(distinct))
+            ci95 = [float(scores.mean()) - half, float(scores.mean()) + half]
+        return {
+            "mean": float(scores.mean()),
+            "ci95": ci95,
+            "median": float(np.median(scores)),
+            "std": float(scores.std(ddof=1)) if len(scores) > 1 else None,
+            "episodes": len(scores),
+            "distinct": distinct,
+            "p_negative": float((scores < 0).mean()),
+            "point_win_rate": won / (won + lost) if won + lost else None,
+            "truncated": sum(episode.truncated for episode in self.episodes),
+            "mean_length": float(np.mean([episode.length for episode in self.episodes])),
+            "returns": [float(score) for score in scores],
+            "env": self.env.id,
+            "sticky": self.env.sticky,
+            "actions": self.actions,
+            "seed": self.seed,
+            "start_steps": self.start_steps,
+        }
+
+
+@torch.no_grad()
+def play(
+    policy: Policy,
+    env: EnvConfig,
+    *,
+    episodes: int,
+    seed: int,
+    actions: Actions = "greedy",
+    start: Start | None = None,
+    threads: int = 1,
+) -> Iterator[Evaluation]:
+    """Plays whole games, the same number in each environment so that short games are not over-represented.
+
+    Yields:
+        The evaluation so far, after each game; the last one is complete.
+
+    Raises:
+        InputError: the policy does not fit the environment.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes must be at least 1, not {episodes}")
+    start = start or Start()
+    num_envs = max(n for n in range(1, min(episodes, 32) + 1) if episodes % n == 0)
+    envs = Envs(env, num_envs, threads=threads, fingerprint=True)
+    check_fit(policy, envs)
+    generator = torch.Generator().manual_seed(seed)
+    evaluation = Evaluation(env, actions, seed, start.steps)
+    played = [0] * num_envs
+    observations = envs.reset(seed)
+
+    def act(ready: Tensor) -> Tensor:
+        logits = policy.logits(ready).cpu()
+        chosen = logits.argmax(-1) if actions == "greedy" else sample(logits, generator)
+        early = torch.from_numpy(envs.ages < start.steps)
+        if early.any():
+            first = start.policy.logits(ready).cpu() if start.policy is not None else torch.zeros_like(logits)
+            chosen = torch.where(early, sample(first, generator), chosen)
+        return chosen
+
+    try:
+        for transition in collect(envs, Inputs(policy), observations, act):
+            for episode in transition.step.episodes:
+                if played[episode.row] < episodes // num_envs:
+                    played[episode.row] += 1
+                    evaluation.episodes.append(episode)
+                    yield evaluation
+            if len(evaluation.episodes) == episodes:
+                return
+    finally:
+        envs.close()
+
+
+def check_fit(policy: Policy, envs: Envs) -> None:
+    """Raises InputError where the policy reads other observations or chooses among other actions than `envs` has."""
+    if policy.observation_shape != tuple(envs.observation_shape):
+        raise InputError(
+            f"the policy reads observations of shape {policy.observation_shape}, {envs.config.id} shows"
+            f" {tuple(envs.observation_shape)}"
+        )
+    if policy.num_actions != envs.num_actions:
+        raise InputError(
+            f"the policy chooses among {policy.num_actions} actions, {envs.config.id} has {envs.num_actions}"
+        )
+
+
+@torch.no_grad()
+def compare(
+    policy: Policy, teacher: Policy, env: EnvConfig, *, steps: int = 4_096, seed: int = 0, threads: int = 1
+) -> dict[str, float]:
+    """How often, and how far, a policy departs from its teacher: on its own states and on the teacher's.
+
+    Args:
+        steps: agent steps played greedily by each, in 16 environments.
+
+    Returns:
+        `agreement` (share of states with the same greedy action) and `kl` (forward, nats, mean over states) on the
+        policy's own states; `agreement_teacher_states` and `kl_teacher_states` on the teacher's.
+    """
+    figures: dict[str, float] = {}
+    for suffix, player in (("", policy), ("_teacher_states", teacher)):
+        envs = Envs(env, 16, threads=threads)
+        check_fit(policy, envs)
+        check_fit(teacher, envs)
+        agree, divergence, count = 0.0, 0.0, 0
+        observations = envs.reset(seed)
+        mine, theirs = Inputs(policy), Inputs(teacher)
+        shared = bool(torch.equal(policy.mean, teacher.mean) and torch.equal(policy.scale, teacher.scale))
+        inputs = mine if player is policy else theirs
+
+        def act(ready: Tensor, player: Policy = player) -> Tensor:
+            return player.logits(ready).argmax(-1).cpu()
+
+        for transition in collect(envs, inputs, observations, act):
+            ready = transition.ready
+            own = policy.logits(ready if shared or player is policy else mine.first(transition.observations))
+            labels = teacher.logits(ready if shared or player is teacher else theirs.first(transition.observations))
+            agree += (own.argmax(-1) == labels.argmax(-1)).float().sum().item()
+            divergence += forward_kl(own, labels).sum().item()
+            count += len(own)
+            if count >= steps:
+                break
+        envs.close()
+        figures[f"agreement{suffix}"] = agree / count
+        figures[f"kl{suffix}"] = divergence / count
+    return figures
+
+
+@torch.no_grad()
+def latency(policy: Policy, repeats: int = 200) -> dict[str, float]:
+    """Milliseconds from one raw observation to its logits, batch 1, one thread: median and 95th percentile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        observation = torch.zeros((1, *policy.observation_shape), dtype=torch.uint8, device=policy.mean.device)
+        times = []
+        for _ in range(repeats + 20):
+            begin = time.perf_counter()
+            policy.logits(policy.prepare(observation)).cpu()
+            times.append(1e3 * (time.perf_counter() - begin))
+    finally:
+        torch.set_num_threads(threads)
+    return {"latency_ms": float(np.median(times[20:])), "latency_p95_ms": float(np.quantile(times[20:], 0.95))}

@@ -1,0 +1,418 @@
+"""One run from config to result.json: what `potstill train`, `potstill distill` and a study's workers do."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill import checkpoints, distill, evaluation, ppo, telemetry
+from potstill.dataset import Dataset, DatasetWriter, open_dataset
+from potstill.envs import Array, Envs, with_sticky
+from potstill.errors import DivergedError, InputError
+from potstill.networks import Policy, Precision, resolve_device, resolve_precision
+from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
+from potstill.runs import Run, StopRequested, config_hash, stop_on_signals
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run uses the machine. Not part of its identity, but recorded: threads can change the last bits."""
+
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
+    threads: int = 0
+    """CPU threads for emulator and network; 0 takes all cores."""
+    track: bool = False
+    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
+    quiet: bool = False
+    """Show no progress."""
+    evaluate: int = 100
+    """Games per evaluation at the end of the run; 0 leaves the evaluation out."""
+    save_every: float = 60.0
+    """Seconds between two saves of the resume state."""
+
+    @property
+    def cores(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and is saved."""
+
+    def __init__(self, run: Run, stop: StopRequested) -> None:
+        assert stop.requested is not None
+        self.code = 128 + stop.requested.value
+        super().__init__(f"stopped by {stop.requested.name}; continue with --resume {run.path}")
+
+
+class _Progress(Protocol):
+    @property
+    def step(self) -> int: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def games(self) -> int: ...
+    @property
+    def metrics(self) -> dict[str, float]: ...
+
+
+def new_training(config: ppo.PPOConfig, out: Path, machine: Machine) -> Run:
+    """The directory of a training run, with everything that decides its outcome in config.json."""
+    with closing(Envs(config.env, 1)) as envs:  # what does not fit is refused before anything is made
+        Policy(config.network, envs.observation_shape, envs.num_actions)
+    return Run.create(out, {"kind": "train", "config": resolved(config, machine), **_provenance(machine)})
+
+
+def new_distillation(config: distill.DistillConfig, teacher: Path, out: Path, machine: Machine) -> Run:
+    """The directory of a distillation, with everything that decides its outcome in config.json."""
+    loaded = load_policy(teacher)
+    Policy(config.network, loaded.policy.observation_shape, loaded.policy.num_actions)
+    document = {"teacher": str(teacher), "teacher_hash": _file_hash(loaded.path), "config": resolved(config, machine)}
+    return Run.create(out, {"kind": "distill", **document, **_provenance(machine)})
+
+
+def resolved(config: ppo.PPOConfig | distill.DistillConfig, machine: Machine) -> dict[str, Any]:
+    """The config as config.json holds it: with the precision that `auto` comes to here."""
+    dtype = resolve_precision(config.precision, resolve_device(machine.device))
+    named: Precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    document: dict[str, Any] = json.loads(json.dumps(asdict(replace(config, precision=named))))
+    return document
+
+
+def execute(run: Run, machine: Machine, data_root: Path | None = None) -> dict[str, Any]:
+    """Does a run, or goes on with one, and returns its result.
+
+    Args:
+        data_root: where teacher-led runs keep the data sets they share.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the state is saved.
+        DivergedError: the run is marked failed; its last checkpoint stands.
+        InputError: the run is finished, held by another process, or its directory cannot be written.
+    """
+    if run.status == "done":
+        raise InputError(f"{run.path} is finished: its result is in result.json")
+    torch.set_num_threads(machine.cores)
+    torch.set_flush_denormal(True)
+    with run.lock():
+        try:
+            return _train(run, machine) if run.config["kind"] == "train" else _distill(run, machine, data_root)
+        except DivergedError as error:
+            run.write_result({"status": "failed", "kind": run.config["kind"], "error": str(error)})
+            raise
+
+
+def _train(run: Run, machine: Machine) -> dict[str, Any]:
+    config = rebuild(ppo.PPOConfig, run.config["config"])
+    device = resolve_device(machine.device)
+    with closing(Envs(config.env, config.num_envs, threads=machine.cores)) as envs:
+        observations, seconds = None, 0.0
+        if run.resume_path.exists():
+            tensors, document = checkpoints.load(run.resume_path)
+            policy = Policy(config.network, envs.observation_shape, envs.num_actions)
+            state = ppo.TrainState(policy.to(device), ppo.make_optimizer(policy, config), torch.Generator(), 0.0)
+            _unpack(state, policy, tensors, document)
+            state.learning_rate = document["learning_rate"]
+            state.returns = ppo.ReturnScale(**document["returns"])
+            seconds = document["seconds"]
+            observations = _replayed(envs, document["env_seed"], tensors["env.log"].numpy(), machine)
+        else:
+            state = ppo.start(config, envs, device)
+
+        def pack() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            tensors, document = _pack(state, state.policy, envs)
+            return tensors, document | {"learning_rate": state.learning_rate, "returns": asdict(state.returns)}
+
+        steps = ppo.train(config, state, envs, observations)
+        total = config.updates * config.batch_size
+        title = f"train {config.env.id} {config.network.width}"
+        seconds = _drive(run, machine, steps, state.update * config.batch_size, total, title, seconds, pack)
+        probe = _probe(envs, state.policy)
+    provenance = {key: run.config[key] for key in ("command", "commit", "machine")} | {"seed": config.seed}
+    save_policy(run.policy_path, state.policy, config.env, probe, provenance | {"env_steps": total, "seconds": seconds})
+    record = {
+        "arm": "rl" if config.network.critic == "shared" else "rl-split",
+        "seed": config.seed,
+        "teacher": None,
+        "env_steps": total,
+        "gradient_steps": state.gradient_steps,
+        "wall_seconds": seconds,
+    }
+    return _finish(run, machine, record, None)
+
+
+def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, Any]:
+    config = rebuild(distill.DistillConfig, run.config["config"])
+    device = resolve_device(machine.device)
+    teacher = load_policy(Path(run.config["teacher"]), str(device))
+    if _file_hash(teacher.path) != run.config["teacher_hash"]:
+        raise InputError(f"{teacher.path} is no longer the teacher this run began with")
+    state = distill.start(config, teacher.policy, device)
+    tensors: dict[str, Tensor] = {}
+    document: dict[str, Any] = {"seconds": 0.0}
+    if run.resume_path.exists():
+        tensors, document = checkpoints.load(run.resume_path)
+        _unpack(state, state.student, tensors, document)
+        state.vector_steps = document["vector_steps"]
+    with closing(Envs(teacher.env, config.num_envs, threads=machine.cores)) as envs:
+        if config.lead == "teacher":
+            data = _teacher_data(config, teacher, envs, data_root or run.path.parent / "data", machine)
+            steps: Iterator[_Progress] = distill.distill_from(config, state, data)
+        else:
+            replayed = (document["env_seed"], tensors["env.log"].numpy()) if tensors else None
+            steps = distill.distill(config, state, teacher.policy, envs, replayed)
+
+        def pack() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            tensors, document = _pack(state, state.student, envs if config.lead != "teacher" else None)
+            return tensors, document | {"vector_steps": state.vector_steps}
+
+        title = f"distill {teacher.env.id} {config.network.width}"
+        total = config.vector_steps * config.num_envs
+        done = state.vector_steps * config.num_envs
+        if config.lead == "teacher":
+            total, done = (
+                config.total_timesteps,
+                round(state.gradient_steps / config.gradient_steps * config.total_timesteps),
+            )
+        seconds = _drive(run, machine, steps, done, total, title, document["seconds"], pack)
+        probe = _probe(envs, teacher.policy)
+    provenance = {key: run.config[key] for key in ("command", "commit", "machine", "teacher", "teacher_hash")}
+    provenance |= {"seed": config.seed, "env_steps": total, "seconds": seconds}
+    save_policy(run.policy_path, state.student, teacher.env, probe, provenance)
+    record = {
+        "arm": f"distill-{config.lead}",
+        "seed": config.seed,
+        "teacher": run.config["teacher"],
+        "lead": config.lead,
+        "objective": config.objective,
+        "mode": config.mode,
+        "env_steps": total,
+        "gradient_steps": state.gradient_steps,
+        "wall_seconds": seconds,
+    }
+    return _finish(run, machine, record, teacher)
+
+
+def _drive(
+    run: Run, machine: Machine, steps: Iterator[Any], done: int, total: int, title: str, seconds: float, pack: Any
+) -> float:
+    """Runs a training loop to its end: metrics, progress, saves, signals. Returns the seconds it has taken in all."""
+    began = time.perf_counter() - seconds
+    saved = time.perf_counter()
+    telemetry.truncate_after(run.metrics_path, done)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        bar = stack.enter_context(telemetry.Progress(title, total, done, machine.quiet))
+        outputs: list[telemetry.Sink] = [stack.enter_context(telemetry.Metrics(run.metrics_path))]
+        outputs += [stack.enter_context(closing(s)) for s in telemetry.sinks(machine.track, run.path, run.config, done)]
+        for progress in steps:
+            elapsed = time.perf_counter() - began
+            record = {"step": progress.step, "seconds": elapsed, "score": progress.score, "games": progress.games}
+            for output in outputs:
+                output.write(record | progress.metrics)
+            score = None if np.isnan(progress.score) else progress.score
+            bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
+            if stop.requested or time.perf_counter() - saved > machine.save_every or progress.step >= total:
+                run.touch_lock()
+                tensors, document = pack()
+                checkpoints.save(run.resume_path, tensors, document | {"kind": "resume", "seconds": elapsed})
+                saved = time.perf_counter()
+            if stop.requested and progress.step < total:
+                raise Interrupted(run, stop)
+    return time.perf_counter() - began
+
+
+def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedPolicy | None) -> dict[str, Any]:
+    """Evaluates the policy as it lies on disk, writes result.json, and drops what only an unfinished run needs."""
+    loaded = load_policy(run.policy_path)
+    size = loaded.policy.size()
+    record = {
+        "status": "done",
+        "kind": run.config["kind"],
+        **record,
+        "env": loaded.env.id,
+        "width": loaded.policy.config.width,
+    }
+    record |= {
+        "parameters": size.parameters,
+        "conv": size.conv,
+        "linear": size.linear,
+        "macs": size.macs,
+        "bytes": size.bytes,
+    }
+    record |= evaluation.latency(loaded.policy)
+    record |= {key: run.config[key] for key in ("command", "commit", "machine", "threads")}
+    record |= {"precision": run.config["config"]["precision"]}
+    if machine.evaluate:
+        record |= assess(loaded, machine, teacher)
+    run.write_result(record)
+    run.resume_path.unlink(missing_ok=True)
+    return record
+
+
+def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None) -> dict[str, Any]:
+    """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher."""
+    common = {"episodes": machine.evaluate, "seed": 1, "threads": machine.cores}
+    title = f"evaluate {loaded.env.id} {loaded.policy.config.width}"
+
+    def games(policy: Policy, env: Any, actions: evaluation.Actions, what: str) -> dict[str, Any]:
+        with telemetry.Progress(f"{title} {what}", machine.evaluate, quiet=machine.quiet) as bar:
+            for so_far in evaluation.play(policy, env, actions=actions, **common):  # type: ignore[arg-type]
+                bar.update(len(so_far.episodes))
+        return so_far.summary()
+
+    main = games(loaded.policy, loaded.env, "greedy", "greedy")
+    keys = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")
+    record = {"score": main["mean"], **{key: main[key] for key in keys}}
+    record["score_sampled"] = games(loaded.policy, loaded.env, "sampled", "sampled")["mean"]
+    record["score_nosticky"] = None
+    if loaded.env.sticky:
+        record["score_nosticky"] = games(loaded.policy, with_sticky(loaded.env, 0.0), "greedy", "not sticky")["mean"]
+    if teacher is not None:
+        theirs = _recorded(teacher) or games(teacher.policy, teacher.env, "greedy", "teacher")
+        record |= {"teacher_score": theirs["mean"], "teacher_point_win_rate": theirs["point_win_rate"]}
+        record |= evaluation.compare(loaded.policy, teacher.policy, loaded.env, threads=machine.cores)
+    return record
+
+
+def _recorded(teacher: LoadedPolicy) -> dict[str, Any] | None:
+    """The score in the teacher's own result.json, which many students need and none needs measured again."""
+    result = teacher.path.with_name("result.json")
+    if teacher.path.name != "policy.safetensors" or not result.exists():
+        return None
+    record = json.loads(result.read_text())
+    return {"mean": record["score"], "point_win_rate": record["point_win_rate"]} if "score" in record else None
+
+
+def _teacher_data(
+    config: distill.DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, machine: Machine
+) -> Dataset:
+    """The stored play of a teacher, made the first time a student asks for it."""
+    states = config.vector_steps * config.num_envs
+    seed = 0  # one data set per teacher: students differ by their own seed
+    description = {
+        "teacher_hash": _file_hash(teacher.path),
+        "env": asdict(teacher.env),
+        "states": states,
+        "num_envs": config.num_envs,
+        "noise": config.noise,
+        "seed": seed,
+    }
+    folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
+    if not folder.exists():
+        writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
+        try:
+            with telemetry.Progress(f"record {teacher.env.id}", states, quiet=machine.quiet) as bar:
+                for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
+                    bar.update(progress.step)
+            writer.finish()
+        except BaseException:
+            writer.discard()
+            raise
+    return open_dataset(folder, envs)
+
+
+def _pack(state: Any, policy: Policy, envs: Envs | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What both kinds of run need to go on: weights, optimiser, random numbers, counters, the environments' past."""
+    tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
+    tensors["generator"] = state.generator.get_state()
+    document = {"games": state.games, "gradient_steps": state.gradient_steps, "recent": list(state.recent)}
+    if isinstance(state, ppo.TrainState):
+        document["update"] = state.update
+    if envs is not None:
+        document["env_seed"], log = envs.state()
+        tensors["env.log"] = torch.from_numpy(log)
+    return tensors, document
+
+
+def _unpack(state: Any, policy: Policy, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    policy.load_state_dict(under("policy."))
+    optimizer = state.optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in under("optimizer.").items():
+        index, slot = name.split(".")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state.optimizer.load_state_dict(optimizer | {"state": slots})
+    state.generator.set_state(tensors["generator"])
+    state.games, state.gradient_steps = document["games"], document["gradient_steps"]
+    state.recent = deque(document["recent"], maxlen=100)
+    if isinstance(state, ppo.TrainState):
+        state.update = document["update"]
+
+
+def _replayed(envs: Envs, seed: int, log: Array, machine: Machine) -> Array:
+    replay = envs.replay(seed, log)
+    observations: Array = next(replay)
+    with telemetry.Progress("play the games so far again", log.size, quiet=machine.quiet) as bar:
+        for step in range(1, len(log) + 1):
+            observations = next(replay)
+            bar.update(step * envs.num_envs)
+    return observations
+
+
+def _probe(envs: Envs, player: Policy) -> Array:
+    """Sixteen observations from the first seconds of play, (16, *observation shape)."""
+    rng = np.random.default_rng(0)
+    actions = rng.integers(0, player.num_actions, (64, envs.num_envs))
+    seen = [envs.reset(0), *(envs.step(row).observations for row in actions)]
+    rows = np.concatenate(seen)
+    probe: Array = rows[np.linspace(0, len(rows) - 1, 16).astype(int)]
+    return probe
+
+
+def _provenance(machine: Machine) -> dict[str, Any]:
+    device = resolve_device(machine.device)
+    return {
+        "command": shlex.join(
+            ["potstill" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name, *sys.argv[1:]]
+        ),
+        "commit": _commit(),
+        "machine": f"{_processor()}, {machine.cores} threads, {device}, torch {torch.__version__}",
+        "threads": machine.cores,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this code runs from, with a + where it was changed; None for an installed package."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _file_hash(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()[:12]

@@ -1,0 +1,275 @@
+"""Network families by width, and the policy around them: raw observations in, action logits and a value out."""
+
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from potstill.errors import DivergedError, InputError
+
+Family = Literal["auto", "nature", "minatar", "mlp"]
+Critic = Literal["shared", "split"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """One member of a family: the layers are fixed, `width` scales how many units each has."""
+
+    width: str = "1"
+    """Multiplier on the units of every hidden layer, such as 1/8 or 0.5."""
+    family: Family = "auto"
+    """nature: Nature-CNN (Mnih et al. 2015), conv 32w-64w-64w, linear 512w. minatar: conv 16w, linear 128w (Young and
+    Tian 2019). mlp: two layers of 64w tanh units. auto: by the shape of the observation."""
+    critic: Critic = "shared"
+    """shared: the value head sits on the actor's trunk. split: the critic is a network of its own."""
+    critic_width: str = "1"
+    """Width of the critic where it is split."""
+
+
+class Size(NamedTuple):
+    """Size of the deployed actor: trunk and action head. The value head, or a split critic, stays behind."""
+
+    parameters: int
+    conv: int  # parameters in convolutions
+    linear: int  # parameters in linear layers
+    macs: int  # multiply-adds for one observation
+    bytes: int  # float32 parameters and the normalisation buffers
+
+
+def parse_width(text: str) -> Fraction:
+    """`1/8`, `0.125` or `2` as a fraction.
+
+    Raises:
+        InputError: not a number, or not positive.
+    """
+    try:
+        width = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"width {text!r} is not a number; write 1/8 or 0.125") from None
+    if not 0 < width <= 16:
+        raise InputError(f"width must be above 0 and at most 16, not {text}")
+    return width
+
+
+class Trunk(nn.Module):
+    """The hidden layers of one family at one width: prepared observations (B, ...) to features (B, `features`)."""
+
+    def __init__(self, family: Family, width: Fraction, observation_shape: tuple[int, ...]) -> None:
+        super().__init__()
+
+        def units(full: int) -> int:
+            return max(1, round(full * width))
+
+        self.family = family
+        if family == "nature":
+            frames, rows, columns = observation_shape
+            convs = [
+                nn.Conv2d(frames, units(32), 8, stride=4),
+                nn.Conv2d(units(32), units(64), 4, stride=2),
+                nn.Conv2d(units(64), units(64), 3),
+            ]
+            flat = _flat_size(convs, rows, columns)
+            self.features = units(512)
+        elif family == "minatar":
+            rows, columns, channels = observation_shape
+            convs = [nn.Conv2d(channels, units(16), 3)]
+            flat = _flat_size(convs, rows, columns)
+            self.features = units(128)
+        else:
+            convs = []
+            flat = int(torch.Size(observation_shape).numel())
+            self.features = units(64)
+        self.convs = nn.ModuleList(convs)
+        linears = [nn.Linear(flat, self.features)]
+        if family == "mlp":
+            linears.append(nn.Linear(self.features, self.features))
+        self.linears = nn.ModuleList(linears)
+
+    def forward(self, ready: Tensor) -> Tensor:
+        x = ready
+        for conv in self.convs:
+            x = relu(conv(x))
+        x = x.flatten(1)
+        for linear in self.linears:
+            x = torch.tanh(linear(x)) if self.family == "mlp" else relu(linear(x))
+        return x
+
+
+class Policy(nn.Module):
+    """Actor and critic with the input normalisation inside.
+
+    `forward` takes raw observations. Training calls `prepare` once per observation and `heads` as often as it needs:
+    preparing costs more than a small network's own pass.
+
+    Buffers (saved with the weights): `mean` and `scale`, per pixel or feature, shared by the frames of a stack;
+    `return_scale`, the unit of the value head in units of reward.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    return_scale: Tensor
+
+    def __init__(self, config: NetworkConfig, observation_shape: tuple[int, ...], num_actions: int) -> None:
+        super().__init__()
+        self.config = config
+        self.observation_shape = tuple(observation_shape)
+        self.num_actions = num_actions
+        self.family: Family = _resolve_family(config.family, self.observation_shape)
+        width = parse_width(config.width)
+        self.trunk = Trunk(self.family, width, self.observation_shape)
+        self.actor = nn.Linear(self.trunk.features, num_actions)
+        self.critic_trunk: Trunk | None = None
+        if config.critic == "split":
+            self.critic_trunk = Trunk(self.family, parse_width(config.critic_width), self.observation_shape)
+        self.critic = nn.Linear((self.critic_trunk or self.trunk).features, 1)
+        self.register_buffer("mean", torch.zeros(self.normalised_shape))
+        self.register_buffer("scale", torch.ones(self.normalised_shape))
+        self.register_buffer("return_scale", torch.ones(()))
+
+    @property
+    def normalised_shape(self) -> tuple[int, ...]:
+        """Shape of what is normalised together: one frame of a stack, or the whole observation."""
+        return self.observation_shape[1:] if self.family == "nature" else self.observation_shape
+
+    @property
+    def clip(self) -> float:
+        """Bound of a normalised input: pixels that a random policy never lit would otherwise be huge."""
+        return 5.0 if self.family == "nature" else float("inf")
+
+    def initialise(self, generator: torch.Generator) -> "Policy":
+        """Orthogonal weights, zero biases; gain sqrt(2) for hidden layers, 0.01 for the actor, 1 for the critic.
+
+        Source: Huang et al. 2022, "The 37 Implementation Details of PPO", detail 2.
+        """
+        heads = {self.actor: 0.01, self.critic: 1.0}
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.orthogonal_(layer.weight, heads.get(layer, 2**0.5), generator=generator)  # type: ignore[arg-type]
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def normalise_by(self, mean: Tensor, deviation: Tensor, floor: float) -> None:
+        """Sets the input normalisation; `floor` keeps a pixel that hardly ever changes from dividing by nothing."""
+        self.mean.copy_(mean)
+        self.scale.copy_(1.0 / deviation.clamp(min=floor))
+
+    def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Raw observations (B, *observation_shape) to normalised inputs for `heads`, channels last where convolved."""
+        x = ((observations.to(torch.float32) - self.mean) * self.scale).clamp_(-self.clip, self.clip).to(dtype)
+        if self.family == "nature":
+            return x.contiguous(memory_format=torch.channels_last)
+        return x.permute(0, 3, 1, 2) if self.family == "minatar" else x.flatten(1)
+
+    def heads(self, ready: Tensor) -> tuple[Tensor, Tensor]:
+        """Prepared inputs to logits (B, A) and value (B,), both float32, the value in units of `return_scale`.
+
+        The dtype of `ready` decides the arithmetic: bfloat16 inputs run under autocast.
+        """
+        with torch.autocast(ready.device.type, torch.bfloat16, enabled=ready.dtype == torch.bfloat16):
+            features = self.trunk(ready)
+            logits = self.actor(features)
+            value = self.critic(self.critic_trunk(ready) if self.critic_trunk is not None else features)
+        return logits.float(), value.squeeze(-1).float()
+
+    def logits(self, ready: Tensor) -> Tensor:
+        """Prepared inputs to logits (B, A) float32: what the deployed actor computes."""
+        with torch.autocast(ready.device.type, torch.bfloat16, enabled=ready.dtype == torch.bfloat16):
+            logits: Tensor = self.actor(self.trunk(ready))
+        return logits.float()
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw observations (B, *observation_shape) to logits (B, A) and value (B,) in units of reward, float32."""
+        logits, value = self.heads(self.prepare(observations))
+        return logits, value * self.return_scale
+
+    def size(self) -> Size:
+        """Counts the deployed actor."""
+        convs = list(self.trunk.convs)
+        linears = [*self.trunk.linears, self.actor]
+        conv = sum(p.numel() for layer in convs for p in layer.parameters())
+        linear = sum(p.numel() for layer in linears for p in layer.parameters())
+        macs = sum(layer.weight.numel() for layer in linears)
+        x = self.prepare(torch.zeros((1, *self.observation_shape), device=self.mean.device))
+        for layer in convs:
+            x = layer(x)
+            macs += layer.weight.numel() * x.shape[2] * x.shape[3]  # type: ignore[operator]
+        stored = conv + linear + self.mean.numel() + self.scale.numel()
+        return Size(conv + linear, conv, linear, int(macs), 4 * stored)
+
+
+def sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One action per row from softmax(logits), (B,) int64.
+
+    Raises:
+        DivergedError: the logits are no longer finite numbers.
+    """
+    probabilities = logits.softmax(-1)
+    if probabilities.isnan().any():
+        raise DivergedError("the policy's logits are no longer finite numbers: lower --learning-rate")
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of inputs and activations in training.
+
+    `auto` measures: a convolution's forward and backward pass in both. bfloat16 wins clearly where the hardware has it
+    (AVX-512 BF16, AMX, tensor cores) and loses many times over where it is emulated, so the choice is stable.
+    """
+    if precision != "auto":
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    if device.type == "mps":
+        return torch.float32
+    conv = nn.Conv2d(32, 64, 4, stride=2).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.zeros(128, 32, 20, 20, device=device).contiguous(memory_format=torch.channels_last)
+
+    def seconds(dtype: torch.dtype) -> float:
+        inputs = x.to(dtype)
+        best = float("inf")
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = conv(inputs).square().sum()
+            loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else torch.float32
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: the device is unknown or not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, there in available.items() if there))
+    if name not in available:
+        raise InputError(f"device {name!r} is unknown: use auto, cuda, mps or cpu")
+    if not available[name]:
+        raise InputError(f"device {name} is not available here: use --device cpu")
+    return torch.device(name)
+
+
+def _resolve_family(family: Family, shape: tuple[int, ...]) -> Family:
+    if family == "auto":
+        family = "mlp" if len(shape) != 3 else ("nature" if min(shape[1:]) >= 36 else "minatar")
+    if family in ("nature", "minatar") and len(shape) != 3:
+        raise InputError(f"the {family} family reads images; this task's observations have shape {shape}: use mlp")
+    return family
+
+
+def _flat_size(convs: list[nn.Conv2d], rows: int, columns: int) -> int:
+    x = torch.zeros(1, convs[0].in_channels, rows, columns)
+    for conv in convs:
+        x = conv(x)
+    return x.numel()

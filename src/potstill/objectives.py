@@ -1,0 +1,134 @@
+"""Distillation objectives: what a student pays, state by state, for not deciding as its teacher does."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+Objective = Callable[[Tensor, Tensor, float], Tensor]
+"""(student logits, teacher logits, temperature) -> loss per state, (B,)."""
+
+
+def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p || q) of the teacher's softmax policy p to the student's q, per state.
+
+    Mass-covering: every action the teacher takes must be paid for, those it never takes cost little. The gradient with
+    respect to the student's logits is (q - p) / temperature, bounded however far apart the two are.
+
+    Args:
+        student: logits, (B, A) float. Gradients flow here only.
+        teacher: logits, (B, A) float, the same actions in the same order.
+        temperature: divides both logits, so that equal logits remain the optimum at any temperature.
+
+    Returns:
+        Divergence in nats, (B,), not reduced: the caller weighs and averages.
+
+    Raises:
+        ValueError: the shapes differ or are not (B, A), or the temperature is not positive and finite.
+
+    Source: Rusu et al. 2015, "Policy Distillation", the KL loss. They divide the teacher's logits alone, by 0.01: the
+    Q-values of a DQN hardly differ between actions and have to be sharpened, PPO's logits are a policy already. Like
+    Hinton et al. 2015 we divide both; unlike them we do not multiply by temperature squared: the caller may weigh.
+    """
+    _check_logits(student, teacher, temperature)
+    log_p = log_softmax(teacher.detach() / temperature, dim=-1)
+    log_q = log_softmax(student / temperature, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(q || p) of the student's softmax policy q to the teacher's p, per state.
+
+    Mode-seeking: a student too small to copy all of p pays for what it does and p would not, and may drop what p does
+    seldom. The gradient carries a factor q, so it fades where the student is certain, right or wrong.
+
+    Args, returns and raises: as `forward_kl`.
+
+    Source: Gu et al. 2024, "MiniLLM", for the direction. We sum over all A actions instead of sampling one, and leave
+    out the policy gradient through the states the student visits: this is the divergence at the given states, whoever
+    chose them. Czarnecki et al. 2019, "Distilling Policy Distillation", show the price: a student-led update of this
+    kind need not be the gradient of anything.
+    """
+    _check_logits(student, teacher, temperature)
+    log_p = log_softmax(teacher.detach() / temperature, dim=-1)
+    log_q = log_softmax(student / temperature, dim=-1)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+
+
+def greedy_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """-log q(a*) of the student's softmax policy q, a* the teacher's greedy action: behavioural cloning, per state.
+
+    Ties in the teacher go to the first action. The loss never rests while the student has any doubt: its logits grow.
+
+    Args:
+        student, teacher: as `forward_kl`; of the teacher only the best action is used.
+        temperature: divides the student's logits; below 1 the student is rewarded less for growing them further.
+
+    Returns, raises: as `forward_kl`.
+
+    Source: Rusu et al. 2015, the NLL loss, there without a temperature. It is forward KL with the teacher cooled to 0.
+    """
+    _check_logits(student, teacher, temperature)
+    return cross_entropy(student / temperature, teacher.detach().argmax(dim=-1), reduction="none")
+
+
+def logit_mse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Squared distance of the two policies' logits, centred over actions, mean over actions, per state.
+
+    A softmax is the same for z and z + c, so c is no part of the policy: it is where training happened to leave it. We
+    subtract the mean over actions from both; else the student would spend its size on copying an accident.
+
+    Args:
+        student, teacher: as `forward_kl`.
+        temperature: divides both logits: a weight of 1 / temperature squared.
+
+    Returns:
+        Squared logits, (B,), not reduced.
+
+    Raises: as `forward_kl`.
+
+    Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?"; Rusu et al. 2015, the MSE loss, on Q-values,
+    whose level does matter: neither centres over actions. At high temperatures both divergences, times temperature
+    squared, tend to half of this (Hinton et al. 2015, section 2.1).
+    """
+    _check_logits(student, teacher, temperature)
+    difference = (student - teacher.detach()) / temperature
+    return (difference - difference.mean(dim=-1, keepdim=True)).square().mean(dim=-1)
+
+
+def value_mse(student_value: Tensor, teacher_value: Tensor) -> Tensor:
+    """Squared error of the student's value estimate, per state. Gradients flow to the student only.
+
+    Args:
+        student_value: (B,) float.
+        teacher_value: (B,) float, in the same units: if one is scaled by its deviation of returns, so is the other.
+
+    Returns:
+        Squared units, (B,), not reduced.
+
+    Raises:
+        ValueError: a shape is not (B,) or they differ; (B, 1) and (B,) would silently broadcast to (B, B).
+    """
+    if student_value.shape != teacher_value.shape or student_value.dim() != 1:
+        raise ValueError(f"values must both be (B,), not {tuple(student_value.shape)} and {tuple(teacher_value.shape)}")
+    return (student_value - teacher_value.detach()).square()
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "forward-kl": forward_kl,
+    "reverse-kl": reverse_kl,
+    "greedy-cross-entropy": greedy_cross_entropy,
+    "logit-mse": logit_mse,
+}
+
+
+def _check_logits(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the action sets differ: student has logits {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        )
+    if student.dim() != 2:
+        raise ValueError(f"logits must be (batch, actions), not {tuple(student.shape)}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, not {temperature}")

@@ -1,0 +1,367 @@
+"""Proximal policy optimisation: the expert, and the from-scratch baseline. Read from top to bottom.
+
+Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; details after Huang et al. 2022, "The 37
+Implementation Details of PPO". We depart from both where a comment says so.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill.collect import Inputs, collect, input_statistics
+from potstill.envs import PRESETS, Array, EnvConfig, Envs
+from potstill.errors import DivergedError, InputError
+from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision, sample
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Everything a training run depends on. The defaults are tuned on Pong; `PPO_PRESETS` has other tasks' settings."""
+
+    env: EnvConfig = PRESETS["pong"]
+    """The task."""
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(width="1/2"))
+    """The policy's shape."""
+    total_timesteps: int = 2_000_000
+    """Agent steps to train for, all environments together (an agent step is `frame_skip` emulator frames)."""
+    seed: int = 0
+    """Seeds the weights, the games and the sampling."""
+    num_envs: int = 32
+    """Environments stepped together."""
+    num_steps: int = 128
+    """Agent steps of each environment per rollout."""
+    epochs: int = 3
+    """Passes over each rollout."""
+    minibatch_size: int = 512
+    """Samples per gradient step."""
+    learning_rate: float = 5e-4
+    """Adam's rate at the start; afterwards it follows the KL divergence."""
+    max_learning_rate: float = 2.5e-3
+    """Upper bound of the rate at the start; it falls to zero with `anneal_from`."""
+    target_kl: float = 0.02
+    """The rate is divided by 1.3 after an update that moved the policy further than twice this, and multiplied by 1.3
+    after one that moved it less than half."""
+    anneal_from: float = 0.0
+    """Share of the training after which the rate's bound and the entropy bonus fall linearly to zero; 1 keeps them."""
+    clip: float = 0.2
+    """Clipping range of the probability ratio."""
+    entropy: float = 0.01
+    """Weight of the entropy bonus at the start."""
+    value_coefficient: float = 1.0
+    """Weight of the value loss, on targets divided by their running deviation."""
+    gamma: float = 0.99
+    """Discount per agent step."""
+    gae_lambda: float = 0.95
+    """Trace of generalised advantage estimation."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    clip_rewards: bool = True
+    """Learn from the sign of the reward, as is customary on Atari; scores are never clipped."""
+    normalise_inputs: int = 10_000
+    """Observations of a random policy to take the input normalisation from; 0 leaves inputs as they are."""
+    reseed_every: int = 2**19
+    """Agent steps after which all games start anew, which bounds how many a resumed run has to play again."""
+    precision: Precision = "auto"
+    """float32, bfloat16, or what measures faster here."""
+
+    def __post_init__(self) -> None:
+        positive = ("total_timesteps", "num_envs", "num_steps", "epochs", "minibatch_size", "reseed_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.minibatch_size > self.batch_size:
+            raise InputError(f"minibatch-size {self.minibatch_size} exceeds the rollout of {self.batch_size} samples")
+        if not 0 < self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
+            raise InputError(f"gamma and gae-lambda lie in [0, 1], not {self.gamma} and {self.gae_lambda}")
+        for name in ("learning_rate", "max_learning_rate", "target_kl", "clip", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
+        for name in ("entropy", "value_coefficient", "normalise_inputs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
+        if not 0 <= self.anneal_from <= 1:
+            raise InputError(f"anneal-from is a share between 0 and 1, not {self.anneal_from}")
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per rollout."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def updates(self) -> int:
+        return math.ceil(self.total_timesteps / self.batch_size)
+
+
+PPO_PRESETS: dict[str, PPOConfig] = {"pong": PPOConfig()}
+
+
+@dataclass
+class ReturnScale:
+    """Running deviation of the value targets (Welford): the unit the value head works in."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    square: float = 0.0  # sum of squared deviations
+
+    def include(self, returns: Tensor) -> float:
+        """Adds a batch of targets; returns the deviation so far, at least 1e-2 so that a silent reward stays finite."""
+        n, mean = returns.numel(), returns.mean().item()
+        delta, total = mean - self.mean, self.count + n
+        self.square += returns.var(correction=0).item() * n + delta**2 * self.count * n / total
+        self.mean += delta * n / total
+        self.count = total
+        return max(math.sqrt(self.square / self.count), 1e-2)
+
+
+@dataclass
+class TrainState:
+    """All that changes while training. With the environments' own state, it is what a resumed run needs."""
+
+    policy: Policy
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    learning_rate: float
+    returns: ReturnScale = field(default_factory=ReturnScale)
+    update: int = 0
+    games: int = 0
+    gradient_steps: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments."""
+
+    ready: Tensor  # (T, N, ...) prepared inputs, memory in the layout the network wants
+    actions: Tensor  # (T, N) int64
+    log_probs: Tensor  # (T, N) of these actions under the policy that took them
+    values: Tensor  # (T + 1, N) in units of reward; the last row bootstraps
+    rewards: Tensor  # (T, N), as learned from
+    ends: Tensor  # (T, N) float, 1 where a game ended on that step
+
+
+class Progress(NamedTuple):
+    """What `train` yields after each update."""
+
+    step: int  # agent steps so far
+    score: float  # mean of the last 100 finished games, sampled actions, unclipped; nan before the first
+    games: int
+    metrics: dict[str, float]
+
+
+def start(config: PPOConfig, envs: Envs, device: torch.device) -> TrainState:
+    """A fresh policy for `envs`, its input normalisation taken from a random policy's play."""
+    generator = torch.Generator().manual_seed(config.seed)
+    policy = Policy(config.network, envs.observation_shape, envs.num_actions).initialise(generator)
+    if config.normalise_inputs and policy.family != "minatar":  # MinAtar's inputs are 0 and 1
+        mean, deviation = input_statistics(envs, config.normalise_inputs, config.seed)
+        policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
+    policy.to(device)
+    return TrainState(policy, make_optimizer(policy, config), generator, config.learning_rate)
+
+
+def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Adam:
+    return torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+
+
+def train(config: PPOConfig, state: TrainState, envs: Envs, observations: Array | None = None) -> Iterator[Progress]:
+    """Trains until `config.total_timesteps`, yielding after each update; `state` is current whenever it yields.
+
+    Args:
+        observations: what `envs` showed last, for a run that goes on; None starts new games.
+
+    Raises:
+        DivergedError: a loss or a weight is no longer a finite number. The last saved checkpoint stands.
+    """
+    device = state.policy.mean.device
+    inputs = Inputs(state.policy, resolve_precision(config.precision, device))
+    segment = max(1, config.reseed_every // config.batch_size)
+    storage: Tensor | None = None
+    while state.update < config.updates:
+        if observations is None or state.update % segment == 0:
+            observations = envs.reset(seed=_segment_seed(config.seed, state.update // segment))
+        batch, storage, observations, scores = rollout(config, state, envs, inputs, observations, storage)
+        advantages, returns = gae(batch.rewards, batch.values, batch.ends, config.gamma, config.gae_lambda)
+        state.policy.return_scale.fill_(state.returns.include(returns))
+        decay = _decay(state.update / config.updates, config.anneal_from)
+        metrics = update(config, state, batch, advantages, returns, decay)
+        state.learning_rate = _follow_kl(state.learning_rate, metrics["kl"], config)
+        state.update += 1
+        state.games += len(scores)
+        state.recent.extend(scores)
+        score = float(np.mean(state.recent)) if state.recent else math.nan
+        yield Progress(state.update * config.batch_size, score, state.games, metrics)
+
+
+@torch.no_grad()
+def rollout(
+    config: PPOConfig, state: TrainState, envs: Envs, inputs: Inputs, observations: Array, storage: Tensor | None
+) -> tuple[Rollout, Tensor, Array, list[float]]:
+    """Plays `num_steps` vector steps with sampled actions.
+
+    Returns:
+        The rollout, the storage of its inputs (pass it back in to use the memory again), the last raw observations,
+        and the scores of the games that ended.
+    """
+    policy, (T, N) = state.policy, (config.num_steps, config.num_envs)
+    device = policy.mean.device
+    actions = torch.empty((T, N), dtype=torch.int64, device=device)
+    log_probs, rewards, ends = (torch.empty((T, N), device=device) for _ in range(3))
+    values = torch.empty((T + 1, N), device=device)
+    logits = torch.empty((N, policy.num_actions), device=device)
+    t, scores = 0, []
+
+    def act(ready: Tensor) -> Tensor:
+        nonlocal logits
+        logits, value = policy.heads(ready)
+        values[t] = value * policy.return_scale
+        return sample(logits.cpu(), state.generator)
+
+    for transition in collect(envs, inputs, observations, act):
+        if storage is None:
+            storage = _like_inputs(transition.ready, T)
+        step = transition.step
+        storage[t] = transition.ready
+        actions[t] = transition.actions
+        log_probs[t] = logits.log_softmax(-1).gather(1, actions[t, :, None]).squeeze(1)
+        reward = np.sign(step.rewards) if config.clip_rewards else step.rewards.copy()
+        for row in np.flatnonzero(step.truncated & ~step.terminated).tolist():  # truncated is not terminated: bootstrap
+            _, value = policy(torch.from_numpy(step.final_observations[row][None]).to(device))
+            reward[row] += config.gamma * value.item()
+        rewards[t] = torch.from_numpy(reward)
+        ends[t] = torch.from_numpy(step.terminated | step.truncated)
+        scores += [episode.score for episode in step.episodes]
+        observations = step.observations
+        t += 1
+        if t == T:
+            _, value = policy.heads(transition.next_ready)
+            values[T] = value * policy.return_scale
+            break
+    assert storage is not None
+    return Rollout(storage, actions, log_probs, values, rewards, ends), storage, observations, scores
+
+
+def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation.
+
+    Args:
+        rewards: (T, N), with the bootstrap of truncated games already added.
+        values: (T + 1, N) of the states acted from, and of the one after the last.
+        ends: (T, N), 1 where the game ended on that step.
+
+    Returns:
+        Advantages and value targets (lambda-returns), both (T, N).
+
+    Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using GAE", eq. 16.
+    """
+    advantages = torch.empty_like(rewards)
+    following = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        goes_on = 1.0 - ends[t]
+        delta = rewards[t] + gamma * values[t + 1] * goes_on - values[t]
+        following = delta + gamma * gae_lambda * goes_on * following
+        advantages[t] = following
+    return advantages, advantages + values[:-1]
+
+
+def update(
+    config: PPOConfig, state: TrainState, batch: Rollout, advantages: Tensor, returns: Tensor, decay: float
+) -> dict[str, float]:
+    """`epochs` passes of clipped policy and value steps over one rollout.
+
+    Args:
+        decay: in [0, 1], scales the learning rate's bound and the entropy bonus.
+    """
+    policy, optimizer = state.policy, state.optimizer
+    rate = min(state.learning_rate, config.max_learning_rate * decay)
+    entropy_weight = config.entropy * decay
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    ready = _flat(batch.ready)
+    actions, old_log_probs = batch.actions.flatten(), batch.log_probs.flatten()
+    advantages = advantages.flatten()
+    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    targets = returns.flatten() / policy.return_scale
+    inputs = torch.empty_like(ready[: config.minibatch_size])  # gathered into again and again: fresh pages are slow
+    sums: dict[str, float] = {}
+    minibatches = config.batch_size // config.minibatch_size
+    for epoch in range(config.epochs):
+        order = torch.randperm(config.batch_size, generator=state.generator).to(ready.device)
+        for chosen in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
+            torch.index_select(ready, 0, chosen, out=inputs)
+            logits, values = policy.heads(_as_inputs(inputs, policy))
+            log_probs = logits.log_softmax(-1)
+            log_ratio = log_probs.gather(1, actions[chosen, None]).squeeze(1) - old_log_probs[chosen]
+            ratio, advantage = log_ratio.exp(), advantages[chosen]
+            clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+            value_loss = 0.5 * (values - targets[chosen]).square().mean()
+            entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+            loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            if not torch.isfinite(norm):
+                raise DivergedError(
+                    f"the loss or its gradient is no longer finite at update {state.update} (loss {loss.item()},"
+                    f" learning rate {rate:.3g}); the weights before this step are kept: lower --learning-rate"
+                )
+            optimizer.step()
+            state.gradient_steps += 1
+            if epoch == config.epochs - 1:  # the last pass tells how far the whole update went
+                with torch.no_grad():
+                    # k3 estimator: http://joschu.net/blog/kl-approx.html
+                    kl = ((ratio - 1) - log_ratio).mean().item()
+                    far = ((ratio - 1).abs() > config.clip).float().mean().item()
+                for name, value in (
+                    ("kl", kl),
+                    ("clip_fraction", far),
+                    ("policy_loss", policy_loss.item()),
+                    ("value_loss", value_loss.item()),
+                    ("entropy", entropy.item()),
+                    ("grad_norm", norm.item()),
+                ):
+                    sums[name] = sums.get(name, 0.0) + value / minibatches
+    return sums | {"learning_rate": rate, "return_scale": policy.return_scale.item()}
+
+
+def _follow_kl(rate: float, kl: float, config: PPOConfig) -> float:
+    """Source: the adaptive schedule of rl_games and RSL-RL, after Schulman et al. 2017's adaptive penalty."""
+    if kl > 2.0 * config.target_kl:
+        return max(rate / 1.3, 1e-6)
+    if kl < 0.5 * config.target_kl:
+        return min(rate * 1.3, config.max_learning_rate)
+    return rate
+
+
+def _decay(progress: float, anneal_from: float) -> float:
+    return 1.0 if progress < anneal_from or anneal_from >= 1.0 else (1.0 - progress) / (1.0 - anneal_from)
+
+
+def _segment_seed(seed: int, segment: int) -> int:
+    return int(np.random.SeedSequence([seed, segment]).generate_state(1)[0])
+
+
+def _like_inputs(ready: Tensor, steps: int) -> Tensor:
+    """(T, N, ...) storage with the memory layout of `ready` (N, ...): channels last for images."""
+    if ready.dim() != 4:
+        return torch.empty((steps, *ready.shape), dtype=ready.dtype, device=ready.device)
+    n, channels, rows, columns = ready.shape
+    nhwc = torch.empty((steps, n, rows, columns, channels), dtype=ready.dtype, device=ready.device)
+    return nhwc.permute(0, 1, 4, 2, 3)
+
+
+def _flat(storage: Tensor) -> Tensor:
+    """(T, N, ...) storage as contiguous rows (T * N, ...), NHWC for images: what index_select copies fastest."""
+    if storage.dim() != 5:
+        return storage.flatten(0, 1)
+    return storage.permute(0, 1, 3, 4, 2).flatten(0, 1)
+
+
+def _as_inputs(rows: Tensor, policy: Policy) -> Tensor:
+    return rows.permute(0, 3, 1, 2) if policy.family in ("nature", "minatar") else rows

@@ -1,0 +1,231 @@
+"""Run directories -> tables: a row per run, per game and per metrics record. Figures and reports read nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from polars.datatypes import DataType, DataTypeClass
+
+from potstill import telemetry
+from potstill.checkpoints import write_atomically
+from potstill.errors import InputError, reason
+from potstill.runs import Run
+
+COLUMNS = {
+    "run": "directory name",
+    "status": "done, failed, interrupted, running or new; only a run that is done has scores",
+    "kind": "train or distill",
+    "arm": "rl, rl-split, distill-student, distill-teacher or distill-mixed: how the policy came to be",
+    "env": "the task: an ALE ROM or a Gymnasium id",
+    "width": "multiplier on the units of every hidden layer, as a fraction",
+    "parameters": "parameters of the deployed actor: trunk and action head",
+    "conv": "of these, in convolutions",
+    "linear": "of these, in linear layers",
+    "macs": "multiply-adds of the deployed actor for one observation",
+    "bytes": "size of the deployed actor: float32 parameters and normalisation",
+    "latency_ms": "milliseconds from one raw observation to its logits, batch 1, one thread: median",
+    "latency_p95_ms": "the same, 95th percentile",
+    "seed": "the run's seed",
+    "teacher": "where the teacher lay; empty for an arm without one",
+    "lead": "who acted during distillation: student, teacher or mixed",
+    "objective": "distillation loss",
+    "mode": "when the student was updated",
+    "env_steps": "agent steps played in training",
+    "gradient_steps": "optimiser steps",
+    "wall_seconds": "seconds of training, evaluation not included",
+    "score": "mean score of whole games, greedy, sticky as trained; in curves.csv of the last 100 training games",
+    "ci95_low": "lower end of the 95 % interval of score, over distinct games of this one run",
+    "ci95_high": "its upper end",
+    "median": "median score of a game",
+    "std": "standard deviation of a game's score",
+    "p_negative": "share of games with a score below 0",
+    "distinct": "games that differ from every other one",
+    "episodes": "games played for the evaluation",
+    "point_win_rate": "points scored of all points played, 0 to 1",
+    "score_sampled": "mean score with sampled actions, sticky as trained",
+    "score_nosticky": "mean greedy score without sticky actions; empty where the task has none",
+    "teacher_score": "the teacher's mean score, greedy, sticky as trained",
+    "teacher_point_win_rate": "the teacher's share of the points",
+    "random_score": "mean score of a uniformly random policy, where it was measured",
+    "agreement": "share of the policy's own states where its greedy action is the teacher's; in curves.csv of a batch",
+    "kl": "KL(teacher || policy) on the policy's own states, nats; in curves.csv of PPO between old and new policy",
+    "agreement_teacher_states": "agreement on the teacher's states",
+    "kl_teacher_states": "KL(teacher || policy) on the teacher's states, nats",
+    "command": "what was run",
+    "commit": "the code's commit",
+    "machine": "where it ran",
+    "threads": "CPU threads it used",
+    "precision": "arithmetic in training: float32 or bfloat16",
+    "error": "why the run failed",
+    "game": "number of the game within the run's evaluation, from 0",
+    "step": "agent steps so far",
+    "seconds": "seconds of training so far",
+    "games": "games finished so far",
+    "loss": "distillation loss of a batch",
+    "policy_loss": "PPO's clipped policy loss",
+    "value_loss": "loss of the value head",
+    "entropy": "entropy of the policy, nats",
+    "clip_fraction": "share of samples whose probability ratio was clipped",
+    "grad_norm": "norm of the gradient before clipping",
+    "learning_rate": "the optimiser's",
+    "return_scale": "unit of the value head: running deviation of the returns",
+}
+"""Every column of every table: what it holds, and its unit where it has one."""
+
+_NAMES = tuple(COLUMNS)
+TABLE = _NAMES[: _NAMES.index("game")]
+EPISODES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "game", "score")
+CURVES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "step", "seconds", "games", "score")
+CURVES += ("agreement", "kl", *_NAMES[_NAMES.index("loss") :])
+
+_TEXT = {"run", "status", "kind", "arm", "env", "width", "teacher", "lead", "objective", "mode"}
+_TEXT |= {"command", "commit", "machine", "precision", "error"}
+_INTEGER = {"parameters", "conv", "linear", "macs", "bytes", "seed", "env_steps", "gradient_steps"}
+_INTEGER |= {"distinct", "episodes", "threads", "game", "games", "step"}
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """One record per run, by directory name: `run`, `path`, `status`, what config.json knows, and result.json's keys.
+
+    Unfinished and failed runs are there too, with their status; folders that are no runs are not. `folder` may itself
+    be a run.
+
+    Raises:
+        InputError: no run there, or a file of one is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: a folder of runs is needed")
+    places = [folder] if _is_run(folder) else sorted(path for path in folder.iterdir() if _is_run(path))
+    if not places:
+        raise InputError(f"{folder} holds no runs: no directory in it has a config.json or a result.json")
+    return [_read_run(path) for path in places]
+
+
+def runs_table(folder: Path) -> pl.DataFrame:
+    """A row per run, columns `TABLE`; what a run does not know is null. Raises InputError as `read_runs` does."""
+    return _runs_frame(read_runs(folder))
+
+
+def episodes_table(folder: Path) -> pl.DataFrame:
+    """A row per game of the runs' main evaluations, columns `EPISODES`. Raises InputError as `read_runs` does."""
+    return _episodes_frame(read_runs(folder))
+
+
+def curves_table(folder: Path) -> pl.DataFrame:
+    """A row per metrics.jsonl record of all runs, unfinished ones included, columns `CURVES`.
+
+    Raises:
+        InputError: as `read_runs`, or a metrics.jsonl is damaged.
+    """
+    return _curves_frame(read_runs(folder))
+
+
+def write_tables(folder: Path) -> None:
+    """Writes table.csv, episodes.csv and curves.csv into `folder`, each atomically, from the runs in it.
+
+    Raises:
+        InputError: as `curves_table`, or the folder cannot be written.
+    """
+    records = read_runs(folder)
+    frames = {"table": _runs_frame(records), "episodes": _episodes_frame(records), "curves": _curves_frame(records)}
+    for name, frame in frames.items():
+        write_atomically(Path(folder) / f"{name}.csv", frame.write_csv().encode())
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+    """The table with `columns` (TABLE, EPISODES or CURVES) from a CSV of `write_tables`, or from a folder of runs.
+
+    Raises:
+        InputError: nothing to read there, or another table.
+    """
+    path = Path(path)
+    if path.is_dir():
+        frames = {TABLE: _runs_frame, EPISODES: _episodes_frame, CURVES: _curves_frame}
+        return frames[columns](read_runs(path))
+    try:
+        # From bytes: polars' own file errors say less than the system's.
+        frame = pl.read_csv(path.read_bytes(), schema_overrides=_schema(columns))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path} is not a table of potstill's: {str(error).splitlines()[0]}") from error
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}: name the folder of runs, and the right table is made")
+    return frame.select(columns)
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.json", "result.json"))
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {"run": path.resolve().name, "path": path, "status": "done"}
+    if (path / "config.json").is_file():
+        run = Run.open(path)
+        record |= {"status": run.status, **_planned(run.config)}
+    if (path / "result.json").is_file():
+        record |= _read_result(path / "result.json")
+    low, high = record.get("ci95") or (None, None)
+    return record | {"ci95_low": low, "ci95_high": high}
+
+
+def _planned(document: dict[str, Any]) -> dict[str, Any]:
+    """What a run's config.json tells before there is a result: enough to know the row that is missing."""
+    config = document.get("config", {})
+    network = config.get("network", {})
+    facts = {key: document.get(key) for key in ("kind", "teacher", "command", "commit", "machine", "threads")}
+    facts |= {key: config.get(key) for key in ("seed", "lead", "objective", "mode", "precision")}
+    facts |= {"width": network.get("width"), "env": config.get("env", {}).get("id")}
+    split = "-split" if network.get("critic") == "split" else ""
+    return facts | {"arm": f"rl{split}" if document.get("kind") == "train" else f"distill-{config.get('lead')}"}
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(result, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object")
+    return result
+
+
+def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+    return _frame(records, TABLE)
+
+
+def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+    games = [
+        record | {"game": game, "score": score}
+        for record in records
+        for game, score in enumerate(record.get("returns") or [])
+    ]
+    return _frame(games, EPISODES)
+
+
+def _curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+    whose = ("run", "arm", "env", "width", "parameters", "seed")
+    points = [
+        {key: record.get(key) for key in whose} | point
+        for record in records
+        if (record["path"] / "metrics.jsonl").is_file()
+        for point in telemetry.read(record["path"] / "metrics.jsonl")
+    ]
+    return _frame(points, CURVES)
+
+
+def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:
+    schema = _schema(columns)
+    try:
+        return pl.DataFrame([{name: record.get(name) for name in columns} for record in records], schema=schema)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"the runs' records do not fit a table: {str(error).splitlines()[0]}") from error
+
+
+def _schema(columns: tuple[str, ...]) -> dict[str, DataType | DataTypeClass]:
+    return {c: pl.String if c in _TEXT else pl.Int64 if c in _INTEGER else pl.Float64 for c in columns}

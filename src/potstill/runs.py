@@ -1,0 +1,308 @@
+"""Runs: a directory each, its identity, its lock and its life (new, running, interrupted, failed, done)."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from potstill.checkpoints import write_atomically
+from potstill.errors import InputError, reason
+
+Status = Literal["new", "running", "interrupted", "failed", "done"]
+GRACE = 600.0  # seconds without a sign of life after which a lock of another host is stale
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory. Made by `Run.create` or `Run.open`, never directly."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def create(cls, out: Path, config: dict[str, Any]) -> "Run":
+        """A new directory `out`, parents included, that holds config.json and nothing else.
+
+        Raises:
+            InputError: `out` exists, whatever it is, or cannot be made.
+            ValueError, TypeError: the config is not strict JSON; nothing was made.
+        """
+        out, data = Path(out), _to_json(config)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.mkdir()
+        except OSError as error:
+            if os.path.lexists(out):
+                raise InputError(f"{out} exists: {_way_on(out)}") from error
+            raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
+        try:
+            write_atomically(out / "config.json", data)
+        except BaseException:
+            with suppress(OSError):
+                out.rmdir()
+            raise
+        return cls(out, json.loads(data))  # as `open` reads it: tuples are lists in both
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """The run in an existing directory. Raises InputError that says what is missing."""
+        path = Path(path)
+        if not path.is_dir():
+            what = "is a file, not a run directory" if path.exists() else "does not exist: a run directory is needed"
+            raise InputError(f"{path} {what}")
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} is not a run directory: it has no config.json")
+        return cls(path, _read_json(path / "config.json"))
+
+    @property
+    def policy_path(self) -> Path:
+        """The deployable policy."""
+        return self.path / "policy.safetensors"
+
+    @property
+    def resume_path(self) -> Path:
+        """Everything needed to continue."""
+        return self.path / "resume.safetensors"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_path(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
+    def status(self) -> Status:
+        """Where the run is in its life, from its files alone. Raises InputError if result.json is damaged."""
+        if self.result_path.exists():
+            status = _read_json(self.result_path).get("status")
+            if status not in ("done", "failed"):
+                raise InputError(f"{self.result_path} has status {status!r}: should be 'done' or 'failed'")
+            return "done" if status == "done" else "failed"
+        with suppress(FileNotFoundError):
+            if _is_held(self.lock_path.read_text(), self.lock_path.stat().st_mtime, GRACE):
+                return "running"
+        return "interrupted" if self.resume_path.exists() else "new"
+
+    @contextmanager
+    def lock(self, grace: float = GRACE) -> Iterator[None]:
+        """Hold run.lock, so that no second process writes into this directory.
+
+        The lock of a dead process on this host is taken over at once; that of another host, where we cannot look, after
+        `grace` seconds without a `touch_lock`.
+
+        Raises:
+            InputError: a live process holds it (named by pid and host), or the file cannot be written.
+        """
+        mine = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "born": _born(os.getpid()),
+        }
+        try:
+            while not _try_lock(self.lock_path, mine, grace):
+                pass
+        except OSError as error:
+            raise InputError(f"cannot lock {self.path}: {reason(error)}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if self._holds_lock():
+                    self.lock_path.unlink()
+
+    def touch_lock(self) -> None:
+        """A sign of life, to be given at each checkpoint. Raises InputError if the lock is no longer this process's."""
+        if not self._holds_lock():
+            raise InputError(f"{self.path} was taken over by another process: this one stops and leaves it alone")
+        os.utime(self.lock_path)
+
+    def write_result(self, record: dict[str, Any]) -> None:
+        """Write result.json atomically: the run is over, as `record["status"]` ("done" or "failed") says.
+
+        Raises:
+            InputError: it cannot be written; an older result is intact.
+            ValueError, TypeError: another status, or not strict JSON (NaN is not).
+        """
+        if record.get("status") not in ("done", "failed"):
+            raise ValueError(f"status must be 'done' or 'failed', not {record.get('status')!r}")
+        write_atomically(self.result_path, _to_json(record))
+
+    def _holds_lock(self) -> bool:
+        try:
+            holder = _parse_holder(self.lock_path.read_text())
+        except OSError:
+            return False
+        return holder is not None and (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+
+
+def next_directory(root: Path, stem: str) -> Path:
+    """A directory name under `root` that nobody has, such as `pong_run/2026-11-22T16-05-10_seed-0`. Local time."""
+    name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}_{stem}"
+    path, number = Path(root) / name, 2
+    while os.path.lexists(path):
+        path, number = Path(root) / f"{name}_{number}", number + 1
+    return path
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """A run's identity: 12 hex digits of the SHA-256 of its canonical JSON, whatever the order of its keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class StopRequested:
+    """Whether the user, or the system, has asked this process to stop."""
+
+    requested: signal.Signals | None = None
+    """The first SIGINT or SIGTERM received; the exit code is 128 + this."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequested]:
+    """Turn the first SIGINT or SIGTERM into a request, for the loop to finish its step and save.
+
+    A SIGINT after that raises KeyboardInterrupt at once. Earlier handlers are restored on exit. Outside the main
+    thread, where Python allows no handlers, nothing is ever requested.
+    """
+    stop = StopRequested()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested is None:
+            stop.requested = signal.Signals(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _way_on(out: Path) -> str:
+    """What to do about an existing `out`."""
+    with suppress(InputError):
+        run = Run.open(out)
+        if run.resume_path.exists() and run.status != "done":
+            return f"choose another --out, or continue it with --resume {out}"
+    return "choose another --out"
+
+
+def _to_json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object")
+    return document
+
+
+def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
+    """Write `mine` into a new or stale lock file. False: the file went away meanwhile, try again."""
+    try:
+        descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+    except FileExistsError:
+        try:
+            descriptor, fresh = os.open(path, os.O_RDWR), False
+        except FileNotFoundError:
+            return False
+    with open(descriptor, "r+") as file:
+        # Two processes may find the same stale lock: they look and write one after the other, in place.
+        if sys.platform != "win32":
+            import fcntl
+
+            with suppress(OSError):  # network file systems may not have it
+                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return False
+        except FileNotFoundError:
+            return False
+        text = file.read()
+        if (text or not fresh) and _is_held(text, os.fstat(file.fileno()).st_mtime, grace):
+            holder = _parse_holder(text)
+            if holder is None:
+                raise InputError(
+                    f"{path.parent} is being locked by another process: try again, or choose another --out"
+                )
+            raise InputError(
+                f"{path.parent} is in use by process {holder['pid']} on {holder['host']} (since {holder['started']}): "
+                f"wait for it, or choose another --out"
+            )
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(mine))
+        try:
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    return True
+
+
+def _is_held(text: str, modified: float, grace: float) -> bool:
+    """Whether a lock file with this text, last modified at `modified` (seconds since 1970), has a live holder."""
+    holder = _parse_holder(text)
+    # Half a text is a lock being written. Of another host, or on Windows (os.kill(pid, 0) kills), we know the age.
+    if holder is None or holder["host"] != socket.gethostname() or sys.platform == "win32":
+        return time.time() - modified < grace
+    try:
+        os.kill(holder["pid"], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # alive, and another user's
+        pass
+    born = _born(holder["pid"])
+    return None in (born, holder["born"]) or bool(born == holder["born"])  # another process may have got the pid since
+
+
+def _parse_holder(text: str) -> dict[str, Any] | None:
+    """The holder that a lock file names: pid, host, started, born. None if the text is torn."""
+    try:
+        holder = json.loads(text)
+        known = {key: holder[key] for key in ("pid", "host", "started", "born")}
+    except (ValueError, KeyError, TypeError):
+        return None
+    return known if type(known["pid"]) is int and known["pid"] > 0 else None
+
+
+def _born(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; 0 for a zombie, None where there is no /proc."""
+    try:
+        # The name, in brackets, may itself hold spaces and brackets.
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return 0 if state == b"Z" else int(fields[18])

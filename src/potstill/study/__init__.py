@@ -1,0 +1,1 @@
+"""A grid of runs: what to run, and running it on all cores."""

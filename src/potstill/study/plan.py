@@ -1,0 +1,66 @@
+"""What to run: teachers x widths x leads x seeds, each one distillation in a directory of its own."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from potstill.distill import DistillConfig, Lead
+from potstill.errors import InputError
+from potstill.networks import parse_width
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison of distillations. Every combination is run once."""
+
+    teachers: tuple[Path, ...] = (Path("experts/pong/seed-0"),)
+    """Run directories, expert directories or checkpoints."""
+    widths: tuple[str, ...] = ("1/4", "1/8", "1/16")
+    """Widths of the students."""
+    leads: tuple[Lead, ...] = ("student",)
+    """Whose states the students learn from."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the students."""
+    base: DistillConfig = field(default_factory=DistillConfig)
+    """What all runs have in common."""
+
+    def cells(self) -> list["Cell"]:
+        """Every combination, largest students last so that a table fills from the quick end.
+
+        Raises:
+            InputError: an axis of the grid is empty or names something twice.
+        """
+        for name in ("teachers", "widths", "leads", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InputError(
+                    f"{name} must name at least one, and none twice: {' '.join(map(str, values)) or 'none'}"
+                )
+        widths = sorted(self.widths, key=parse_width)
+        several = len(self.teachers) > 1
+        return [
+            Cell(
+                "_".join(
+                    [
+                        *([f"teacher-{number}"] if several else []),
+                        f"width-{width.replace('/', '_')}",
+                        lead,
+                        f"seed-{seed}",
+                    ]
+                ),
+                teacher,
+                replace(self.base, network=replace(self.base.network, width=width), lead=lead, seed=seed),
+            )
+            for width in widths
+            for lead in self.leads
+            for number, teacher in enumerate(self.teachers)
+            for seed in self.seeds
+        ]
+
+
+class Cell(NamedTuple):
+    """One run of the grid."""
+
+    name: str  # of its directory
+    teacher: Path
+    config: DistillConfig

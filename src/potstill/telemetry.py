@@ -1,0 +1,275 @@
+"""What a run tells: metrics.jsonl is the truth; progress, TensorBoard and W&B are sinks of it."""
+
+import errno
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import rich.progress
+from rich.console import Console
+from rich.text import Text
+
+from potstill.checkpoints import write_atomically
+from potstill.errors import InputError, reason
+
+
+class Sink(Protocol):
+    """Something that metrics go to: one flat record with an int "step" per write."""
+
+    def write(self, record: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """Appends records to a metrics.jsonl, one JSON object a line, each line in one system call. A `Sink`.
+
+    A line torn by an earlier crash is removed on entry, so that it never ends up in the middle.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            if not _ends_with_newline(self.path):
+                truncate_after(self.path, math.inf)
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record; its "step" (int) comes first, non-finite floats become null.
+
+        Raises:
+            InputError: the disk is full.
+            ValueError: there is no int "step".
+        """
+        line = _line(record)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _failure(self, error: OSError) -> InputError:
+        return InputError(f"cannot write {self.path}: {reason(error)}; earlier lines are intact")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, oldest first. A torn last line is dropped.
+
+    Raises:
+        InputError: no such file, or a bad line before the last, by its number.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if type(record["step"]) is not int:
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines):  # what follows the last newline: nothing, or a line cut short
+                break
+            raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step'") from error
+        records.append(record)
+    return records
+
+
+def truncate_after(path: Path, step: float) -> None:
+    """Drop the records whose step is greater than `step`, atomically: an exact resume writes them again."""
+    if Path(path).exists():
+        write_atomically(path, b"".join(_line(record) for record in read(path) if record["step"] <= step))
+
+
+class Progress:
+    """How far a loop is, on stderr: a bar on a terminal, else a plain line every `interval` seconds, for log files.
+
+    Args:
+        description: what is running, e.g. "train pong".
+        total: steps at the end.
+        start: steps done by an earlier process; they do not count for the speed.
+        quiet: print nothing.
+        interval: seconds between plain lines.
+    """
+
+    def __init__(
+        self, description: str, total: int, start: int = 0, quiet: bool = False, interval: float = 10.0
+    ) -> None:
+        self.description, self.total, self.start, self.quiet, self.interval = description, total, start, quiet, interval
+        self._step, self._fields = start, ""
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Self:
+        self._began = self._printed = time.monotonic()
+        if self.quiet or not sys.stderr.isatty():
+            return self
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}", markup=False),
+            _Speed(),
+            rich.progress.TextColumn("{task.fields[shown]}", markup=False),
+            rich.progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            redirect_stdout=False,  # stdout belongs to --json
+            refresh_per_second=2,
+        )
+        self._task = self._bar.add_task(self.description, total=self.total, completed=self.start, shown="")
+        self._bar.start()
+        return self
+
+    def update(self, step: int, **fields: float | str | None) -> None:
+        """Show that `step` steps are done, and the latest fields, e.g. score=12.5; None hides a field."""
+        self._step = step
+        self._fields = "  ".join(f"{name} {_short(value)}" for name, value in fields.items() if value is not None)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, shown=self._fields)
+        elif not self.quiet and time.monotonic() - self._printed >= self.interval:
+            self._print_line()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif not self.quiet and self._step > self.start:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._printed = time.monotonic()
+        done = self._step - self.start
+        speed = done / max(self._printed - self._began, 1e-9)
+        left = max(self.total - self._step, 0) / speed if done > 0 else math.nan
+        parts = [self.description, f"{self._step:,}/{self.total:,} steps", f"{speed:,.0f} steps/s", self._fields]
+        parts.append(f"{_clock(left)} left" if math.isfinite(left) else "")
+        with suppress(OSError):  # a full disk under a log file must not end the run
+            print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -> list[Sink]:
+    """Where metrics go besides metrics.jsonl: nowhere, or with `track` to TensorBoard (`directory`/tensorboard).
+
+    W&B is added where it is installed and set up (WANDB_API_KEY or WANDB_MODE in the environment).
+
+    Args:
+        track: what --track says.
+        directory: the run's.
+        config: the run's, shown beside the curves.
+        step: where a resumed run goes on; TensorBoard forgets later points.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    if not track:
+        return []
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("--track needs TensorBoard: pip install 'potstill[track]'") from error
+    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step or None)
+    writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
+    found: list[Sink] = [_TensorBoard(writer)]
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"):
+        with suppress(ImportError):
+            wandb = importlib.import_module("wandb")
+            found.append(_WandB(wandb.init(project="potstill", name=directory.name, dir=str(directory), config=config)))
+    return found
+
+
+class _TensorBoard:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write(self, record: dict[str, Any]) -> None:
+        for name, value in _numbers(record):
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._run.log(dict(_numbers(record)), step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Speed(rich.progress.ProgressColumn):
+    """Steps per second over the last half minute."""
+
+    def render(self, task: rich.progress.Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} steps/s")
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    if type(record.get("step")) is not int:
+        raise ValueError(f"a record needs an int 'step', not {record.get('step')!r}")
+    ordered = {"step": record["step"]} | {name: _plain(value) for name, value in record.items()}
+    return (json.dumps(ordered, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """A value for strict JSON: scalars of numpy and torch become Python's, non-finite floats None, inside lists too."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(record: dict[str, Any]) -> Iterable[tuple[str, float]]:
+    """The finite numbers of a record, without its step: what a curve can show."""
+    for name, value in record.items():
+        value = _plain(value)
+        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    """Whether a file is empty, missing, or ends with a whole line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

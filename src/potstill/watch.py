@@ -1,0 +1,313 @@
+"""Policies -> a film of the games they play, side by side.
+
+A policy plays in `Envs`, where it was trained and is evaluated, so it sees exactly what it always saw. What the film
+shows is the same game a second time: another emulator with the same seed, given the same actions, that draws in colour.
+"""
+
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from potstill import telemetry
+from potstill.collect import Inputs, collect
+from potstill.envs import Array, EnvConfig, Envs
+from potstill.errors import InputError, reason
+from potstill.evaluation import Actions, check_fit
+from potstill.networks import sample
+from potstill.policies import LoadedPolicy
+
+ENCODERS = {
+    # yuv420p and the index at the front are what browsers ask for.
+    ".mp4": ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart"],
+    # A palette of its own for each frame: exact colours, and no frame is kept waiting for the last one.
+    ".gif": ["-lavfi", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"],
+}
+BACKGROUND = (24, 24, 24)
+TWO_SIDED = {"pong", "tennis", "boxing", "ice_hockey", "double_dunk"}  # the opponent's points are worth showing
+
+
+@torch.no_grad()
+def film(
+    policies: Sequence[tuple[str, LoadedPolicy]],
+    out: Path,
+    *,
+    seed: int,
+    max_steps: int,
+    fps: int | None = None,
+    actions: Actions = "greedy",
+    scale: int | None = None,
+    quiet: bool = False,
+) -> None:
+    """Films one game of each policy, all from the same seed, side by side and as fast as a person would play it.
+
+    A game that is over stays on its last frame until all are; then the last frame stays for a second.
+
+    Args:
+        policies: (title, policy); each plays the task it was trained on.
+        out: .mp4 or .gif; must not exist. It appears when it is complete.
+        max_steps: agent steps after which a game is cut.
+        fps: frames per second of the film. Default 30, in a GIF 20: it counts in hundredths of a second.
+        scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF.
+
+    Raises:
+        InputError: `out` exists, is of another kind or cannot be written, or a task cannot be drawn.
+    """
+    out = Path(out)
+    kind = out.suffix.lower()
+    if kind not in ENCODERS:
+        raise InputError(f"{out}: films are written as .mp4 or .gif")
+    if out.exists():
+        raise InputError(f"{out} exists: choose another --out")
+    if actions not in ("greedy", "sampled"):
+        raise InputError(f"actions are greedy or sampled, not {actions!r}")
+    if not policies or max_steps < 1 or (fps or 1) < 1 or (scale or 1) < 1:
+        raise InputError("a film needs a policy, and at least 1 step, 1 frame a second and scale 1")
+    fps = fps or (20 if kind == ".gif" else 30)
+    width = 320 if kind == ".gif" else 480
+    games = [_play(title, loaded, seed, max_steps, fps, actions, scale, width) for title, loaded in policies]
+    temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{kind}")
+    try:
+        with telemetry.Progress(f"film {policies[0][1].env.id}", max_steps, quiet=quiet) as bar:
+            _encode(temporary, kind, fps, _side_by_side(games, fps, bar))
+        temporary.rename(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _play(
+    title: str,
+    loaded: LoadedPolicy,
+    seed: int,
+    max_steps: int,
+    fps: int,
+    actions: Actions,
+    scale: int | None,
+    width: int,
+) -> Iterator[tuple[int, Array]]:
+    """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
+    policy, config = loaded.policy, loaded.env
+    details = f"width {policy.config.width}, {policy.size().parameters:,} parameters"
+    generator = torch.Generator().manual_seed(seed)
+
+    def act(ready: Tensor) -> Tensor:
+        logits = policy.logits(ready).cpu()
+        return logits.argmax(-1) if actions == "greedy" else sample(logits, generator)
+
+    with closing(Envs(config, 1)) as envs:
+        check_fit(policy, envs)
+        observations = envs.reset(seed)
+        screen = _screen(config, seed)
+        first = screen.first()
+        scale = scale or max(1, round(width / first.shape[1]))
+        won = lost = due = 0.0
+
+        def drawn(picture: Array, ended: bool = False) -> Array:
+            score = f"won {won:g}, lost {lost:g}" if config.id in TWO_SIDED else f"score {won - lost:g}"
+            return _captioned(picture, scale, title, details, f"final: {score}" if ended else score)
+
+        yield 0, drawn(first)
+        for step, transition in enumerate(collect(envs, Inputs(policy), observations, act), start=1):
+            pictures, reward = screen.step(int(transition.actions[0]))
+            assert reward == transition.step.rewards[0], "the film shows another game than the policy plays"
+            won, lost = won + max(reward, 0.0), lost + max(-reward, 0.0)
+            ended = bool(transition.step.terminated[0] or transition.step.truncated[0])
+            for picture in pictures:
+                due += fps / screen.rate
+                for _ in range(int(due)):
+                    yield step, drawn(picture)
+                due %= 1.0
+            if ended or step == max_steps:
+                yield step, drawn(pictures[-1], ended)
+                return
+
+
+class _Screen(Protocol):
+    """A game drawn in colour, in step with the one that is played."""
+
+    rate: float  # pictures per second of play
+
+    def first(self) -> Array: ...  # (H, W, 3) uint8
+
+    def step(self, action: int) -> tuple[list[Array], float]: ...  # the pictures of one agent step, its reward
+
+
+def _screen(config: EnvConfig, seed: int) -> _Screen:
+    own = int(np.random.SeedSequence(seed).generate_state(1)[0] & 0x7FFFFFFF)  # as Envs seeds its first environment
+    if config.atari:
+        return _AtariScreen(config, own)
+    return _MinAtarScreen(config, own) if config.id.startswith("MinAtar/") else _GymnasiumScreen(config, own)
+
+
+class _AtariScreen:
+    """The emulator's own 160x210 pictures, each of its 60 a second: the frames a policy's frame skip hides are here."""
+
+    rate = 60.0
+
+    def __init__(self, config: EnvConfig, seed: int) -> None:
+        from ale_py.vector_env import AtariVectorEnv
+
+        self._config, self._seed = config, seed
+        self._venv = AtariVectorEnv(
+            config.id,
+            1,
+            num_threads=1,
+            repeat_action_probability=config.sticky,
+            frameskip=1,
+            stack_num=1,
+            img_height=210,
+            img_width=160,
+            grayscale=False,
+            maxpool=False,
+            noop_max=config.noop_max,
+            use_fire_reset=config.fire_on_reset,
+            max_num_frames_per_episode=config.max_frames,
+            reward_clipping=False,
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+        )
+
+    def first(self) -> Array:
+        observations, _ = self._venv.reset(seed=np.array([self._seed]))
+        return np.asarray(observations[0, 0])
+
+    def step(self, action: int) -> tuple[list[Array], float]:
+        own = np.array([action if self._config.actions is None else self._config.actions[action]])
+        pictures, total = [], 0.0
+        for _ in range(self._config.frame_skip):
+            observations, rewards, terminated, truncated, _ = self._venv.step(own)
+            pictures.append(np.array(observations[0, 0]))
+            total += float(rewards[0])
+            if terminated[0] or truncated[0]:
+                break
+        return pictures, total
+
+
+class _GymnasiumScreen:
+    """What the task itself draws."""
+
+    def __init__(self, config: EnvConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+        self._env = gymnasium.make(config.id, render_mode="rgb_array", disable_env_checker=True)
+        self.rate = float(self._env.metadata.get("render_fps", 30))
+
+    def first(self) -> Array:
+        self._env.reset(seed=self._seed)
+        return self._render()
+
+    def step(self, action: int) -> tuple[list[Array], float]:
+        own = action if self._config.actions is None else self._config.actions[action]
+        _, reward, *_ = self._env.step(own)
+        return [self._render()], float(np.float32(reward))
+
+    def _render(self) -> Array:
+        try:
+            picture = self._env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise InputError(f"drawing {self._config.id} needs a package that is not installed: {error}") from error
+        if not isinstance(picture, np.ndarray):
+            raise InputError(f"{self._config.id} draws no pictures: it cannot be filmed")
+        return picture
+
+
+class _MinAtarScreen:
+    """The grid of a MinAtar game, a colour per channel, ten steps a second."""
+
+    rate = 10.0
+    # Black, then Okabe & Ito 2008 and three greys: Seaquest has ten channels.
+    palette = bytes.fromhex("000000 56b4e9 e69f00 009e73 d55e00 f0e442 cc79a7 0072b2 ffffff bbbbbb 777777")
+
+    def __init__(self, config: EnvConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+        self._env = gymnasium.make(config.id, sticky_action_prob=config.sticky, disable_env_checker=True)
+
+    def first(self) -> Array:
+        return self._draw(self._env.reset(seed=self._seed)[0])
+
+    def step(self, action: int) -> tuple[list[Array], float]:
+        own = action if self._config.actions is None else self._config.actions[action]
+        state, reward, *_ = self._env.step(own)
+        return [self._draw(state)], float(np.float32(reward))
+
+    def _draw(self, state: Array) -> Array:
+        top = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1)
+        return np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[top]
+
+
+def _captioned(picture: Array, scale: int, title: str, details: str, score: str) -> Array:
+    """`picture` (H, W, 3) magnified, under a strip with title, details and score."""
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    width = picture.shape[1]
+    size = max(10, width // 22)
+    font = ImageFont.load_default(size)
+    strip = Image.new("RGB", (width, 3 * size), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    room = width - draw.textlength(score, font) - 2 * size
+    while title and draw.textlength(title, font) > room:
+        title = title.rstrip("…")[:-1] + "…" if len(title) > 1 else ""
+    draw.text((size // 2, size // 3), title, "white", font)
+    draw.text((width - size // 2, size // 3), score, "#f0e442", font, anchor="ra")
+    draw.text((size // 2, size * 5 // 3), details, "#bbbbbb", ImageFont.load_default(0.8 * size))
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress) -> Iterator[Array]:
+    """One picture of all games for each film frame, (H, W, 3) uint8, H and W even."""
+    latest = [next(game) for game in games]
+    while True:
+        bar.update(max(step for step, _ in latest))
+        tiled = _tiled([picture for _, picture in latest])
+        yield tiled
+        news = [next(game, None) for game in games]
+        if not any(news):
+            break
+        latest = [new or old for new, old in zip(news, latest, strict=True)]
+    for _ in range(fps):
+        yield tiled
+
+
+def _tiled(pictures: Sequence[Array], gap: int = 8) -> Array:
+    """Pictures in a row of up to three, or in a grid."""
+    columns = len(pictures) if len(pictures) <= 3 else int(np.ceil(np.sqrt(len(pictures))))
+    rows = -(-len(pictures) // columns)
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    whole = (rows * (height + gap) - gap, columns * (width + gap) - gap)
+    sheet = np.full((*(n + n % 2 for n in whole), 3), BACKGROUND, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * (height + gap), place % columns * (width + gap)
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def _encode(path: Path, kind: str, fps: int, frames: Iterator[Array]) -> None:
+    """Writes frames (H, W, 3) uint8 of one size as a film.
+
+    Raises:
+        InputError: the encoder gave up, a full disk for instance.
+    """
+    frame = next(frames)
+    size = f"{frame.shape[1]}x{frame.shape[0]}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size]
+    command += ["-r", str(fps), "-i", "-", *ENCODERS[kind], str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as encoder:
+        assert encoder.stdin is not None
+        try:
+            encoder.stdin.write(frame.tobytes())
+            for frame in frames:
+                encoder.stdin.write(frame.tobytes())
+        except BrokenPipeError:
+            pass  # it says below why it left
+        errors = encoder.communicate()[1].decode(errors="replace").strip()
+    if encoder.returncode:
+        raise InputError(f"the film could not be written: {errors.splitlines()[-1] if errors else 'ffmpeg failed'}")

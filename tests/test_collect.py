@@ -1,0 +1,97 @@
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.collect import Inputs, collect, input_statistics
+from potstill.envs import PRESETS, Envs
+from potstill.networks import NetworkConfig, Policy
+
+SHORT = replace(PRESETS["pong"], max_frames=60)  # games of 15 agent steps
+TASKS = pytest.mark.parametrize(
+    "config", [SHORT, PRESETS["cartpole"], PRESETS["minatar-breakout"]], ids=["pong", "cartpole", "minatar"]
+)
+
+
+def normalised_policy(envs, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions).initialise(generator)
+    shape = policy.normalised_shape
+    policy.normalise_by(200 * torch.rand(shape, generator=generator), 60 * torch.rand(shape, generator=generator), 1.0)
+    return policy
+
+
+def randomly(envs, seed=0):
+    """Acts uniformly at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda ready: torch.randint(0, envs.num_actions, (len(ready),), generator=generator)
+
+
+@TASKS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inputs_made_from_the_newest_frame_alone_equal_those_of_the_whole_stack_bit_for_bit(config, dtype):
+    envs = Envs(config, 3)
+    inputs = Inputs(normalised_policy(envs), dtype)
+    resets = 0
+    for transition in islice(collect(envs, inputs, envs.reset(0), randomly(envs)), 50):
+        whole = inputs.first(transition.step.observations)
+        assert transition.next_ready.dtype == dtype
+        assert torch.equal(transition.next_ready, whole)
+        assert transition.next_ready.stride() == whole.stride()
+        resets += len(transition.step.episodes)
+    assert resets >= 3
+
+
+@TASKS
+def test_a_transition_holds_what_the_action_was_chosen_from_and_what_it_led_to(config):
+    envs, again = Envs(config, 2), Envs(config, 2)
+    inputs = Inputs(normalised_policy(envs))
+    seen, asked = again.reset(0), []
+
+    def act(ready):
+        asked.append(ready)
+        return torch.tensor([len(asked) % 2, 1])
+
+    for t, transition in enumerate(islice(collect(envs, inputs, envs.reset(0), act), 20)):
+        assert transition.actions.tolist() == [(t + 1) % 2, 1]
+        assert np.array_equal(transition.observations, seen)
+        assert transition.ready is asked[-1]
+        assert torch.equal(transition.ready, inputs.first(seen))
+        seen = again.step(transition.actions.numpy()).observations
+        assert np.array_equal(transition.step.observations, seen)
+
+
+def test_no_more_steps_are_played_than_transitions_are_taken():
+    envs = Envs(PRESETS["cartpole"], 2)
+    transitions = collect(envs, Inputs(normalised_policy(envs)), envs.reset(0), randomly(envs))
+    taken = list(islice(transitions, 7))
+    assert len(taken) == len(envs.state()[1]) == 7
+    assert envs.state()[1].tolist() == [transition.actions.tolist() for transition in taken]
+
+
+def test_earlier_inputs_are_left_alone():
+    envs = Envs(SHORT, 2)
+    transitions = islice(collect(envs, Inputs(normalised_policy(envs)), envs.reset(0), randomly(envs)), 20)
+    kept = [(transition.ready, transition.ready.clone()) for transition in transitions]
+    assert all(torch.equal(ready, copy) for ready, copy in kept)
+
+
+@TASKS
+def test_input_statistics_are_the_mean_and_deviation_of_random_play(config):
+    mean, deviation = input_statistics(Envs(config, 4), 200, seed=3)
+    envs, rng = Envs(config, 4), np.random.default_rng(3)
+    envs.reset(3)
+    steps = [envs.step(rng.integers(0, envs.num_actions, 4)).observations for _ in range(50)]
+    frames = np.concatenate([seen[:, -1] if config.atari else seen for seen in steps]).astype(np.float64)
+    assert mean.dtype == deviation.dtype == torch.float32
+    assert np.allclose(mean, frames.mean(axis=0), atol=1e-4)
+    assert np.allclose(deviation, frames.std(axis=0), atol=1e-4)
+
+
+def test_the_seed_decides_the_input_statistics():
+    envs = Envs(SHORT, 2)
+    first, again, other = (input_statistics(envs, 60, seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,0 +1,275 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from potstill.envs import PRESETS, Envs
+from potstill.errors import DivergedError, InputError
+from potstill.networks import NetworkConfig, Policy, parse_width, resolve_device, resolve_precision, sample
+
+PONG = ((4, 84, 84), 3)
+CARTPOLE = ((4,), 2)
+MINATAR = ((10, 10, 4), 3)
+TASKS = pytest.mark.parametrize("task", [PONG, CARTPOLE, MINATAR], ids=["nature", "mlp", "minatar"])
+
+
+def make(task=PONG, seed=0, **config):
+    return Policy(NetworkConfig(**config), *task).initialise(torch.Generator().manual_seed(seed))
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def some_observations(task, batch=5, seed=0):
+    return torch.randint(0, 256, (batch, *task[0]), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def normalised(policy, seed=0):
+    """`policy` with some mean and deviation per pixel or feature."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = policy.normalised_shape
+    policy.normalise_by(200 * torch.rand(shape, generator=generator), 60 * torch.rand(shape, generator=generator), 1.0)
+    return policy
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("width", "parameters"),
+    [("1", 1_686_180), ("1/2", 424_276), ("1/4", 107_436), ("1/8", 27_544), ("1/16", 7_230), ("1/32", 1_981)],
+)
+def test_the_pong_family_has_these_sizes_with_its_value_head(width, parameters):
+    assert count(make(width=width)) == parameters
+
+
+def test_the_size_of_a_nature_cnn_is_that_of_the_deployed_actor_worked_out_by_hand():
+    conv = (4 * 4 * 64 + 4) + (8 * 4 * 16 + 8) + (8 * 8 * 9 + 8)
+    linear = (392 * 64 + 64) + (64 * 3 + 3)
+    macs = 20 * 20 * 4 * 4 * 64 + 9 * 9 * 8 * 4 * 16 + 7 * 7 * 8 * 8 * 9 + 392 * 64 + 64 * 3
+    policy = make(width="1/8")
+    assert policy.size() == (conv + linear, conv, linear, macs, 4 * (conv + linear + 2 * 84 * 84))
+    assert count(policy) - policy.size().parameters == 64 + 1  # the value head
+
+
+def test_the_size_of_an_mlp_worked_out_by_hand():
+    linear = (4 * 16 + 16) + (16 * 16 + 16) + (16 * 2 + 2)
+    assert make(CARTPOLE, width="1/4").size() == (linear, 0, linear, 4 * 16 + 16 * 16 + 16 * 2, 4 * (linear + 2 * 4))
+
+
+def test_the_size_of_a_minatar_network_worked_out_by_hand():
+    conv, linear = 16 * 4 * 9 + 16, (1024 * 128 + 128) + (128 * 3 + 3)
+    macs = 8 * 8 * 16 * 4 * 9 + 1024 * 128 + 128 * 3
+    assert make(MINATAR).size() == (conv + linear, conv, linear, macs, 4 * (conv + linear + 2 * 400))
+
+
+@TASKS
+def test_a_split_critic_is_a_network_of_its_own_and_no_part_of_the_size(task):
+    shared, split = make(task, width="1/4"), make(task, width="1/4", critic="split", critic_width="1/2")
+    assert split.size() == shared.size()
+    half = make(task, width="1/2")
+    assert count(split) == count(shared.trunk) + count(shared.actor) + count(half.trunk) + count(half.critic)
+
+
+def test_the_loss_of_a_split_critic_does_not_reach_the_actors_trunk():
+    policy = make(CARTPOLE, critic="split")
+    policy(torch.randn(3, 4))[1].sum().backward()
+    assert all(parameter.grad is None for parameter in [*policy.trunk.parameters(), *policy.actor.parameters()])
+    assert all(parameter.grad is not None for parameter in policy.critic_trunk.parameters())
+
+
+def test_every_layer_has_at_least_one_unit():
+    logits, value = make(width="1/10000")(some_observations(PONG))
+    assert logits.shape == (5, 3)
+    assert value.shape == (5,)
+
+
+def test_widths_are_fractions_decimals_or_whole_numbers():
+    assert parse_width("1/8") == parse_width("0.125") == parse_width(" 1/8 ")
+    assert parse_width("2") == 2
+
+
+@pytest.mark.parametrize(
+    ("width", "complaint"),
+    [
+        ("wide", "width 'wide' is not a number; write 1/8 or 0.125"),
+        ("1/0", "width '1/0' is not a number"),
+        ("", "width '' is not a number"),
+        ("nan", "width 'nan' is not a number"),
+        ("0", "width must be above 0 and at most 16, not 0"),
+        ("-1/2", "width must be above 0"),
+        ("17", "at most 16, not 17"),
+    ],
+)
+def test_other_widths_are_refused(width, complaint):
+    with pytest.raises(InputError, match=complaint):
+        Policy(NetworkConfig(width=width), *PONG)
+
+
+def test_a_cnn_for_a_vector_is_refused():
+    with pytest.raises(InputError, match=r"nature family reads images; .* shape \(4,\): use mlp"):
+        Policy(NetworkConfig(family="nature"), *CARTPOLE)
+
+
+@pytest.mark.parametrize(("task", "family"), [(PONG, "nature"), (CARTPOLE, "mlp"), (MINATAR, "minatar")])
+def test_the_family_follows_from_the_shape_of_the_observation(task, family):
+    assert make(task).family == family
+
+
+# Initialisation
+
+
+@TASKS
+def test_the_generator_alone_decides_the_weights(task):
+    first, again, other = make(task, seed=0), make(task, seed=0), make(task, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.actor.weight, other.actor.weight)
+
+
+@TASKS
+def test_weights_are_orthogonal_with_their_layers_gain_and_biases_zero(task):
+    policy = make(task, width="1/4", critic="split")
+    gains = {policy.actor: 0.01, policy.critic: 1.0}
+    for layer in policy.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            singular = torch.linalg.svdvals(layer.weight.flatten(1))
+            assert torch.allclose(singular, torch.full_like(singular, gains.get(layer, 2**0.5)), rtol=1e-4)
+            assert not layer.bias.any()
+
+
+@TASKS
+def test_a_fresh_policy_is_nearly_uniform(task):
+    probabilities = make(task)(some_observations(task) % 2)[0].softmax(-1)
+    assert torch.allclose(probabilities, torch.full_like(probabilities, 1 / task[1]), atol=0.1)
+
+
+# Normalisation
+
+
+@TASKS
+def test_prepared_inputs_are_centred_scaled_and_clipped(task):
+    policy, raw = normalised(make(task)), some_observations(task)
+    expected = (raw.double() - policy.mean.double()) * policy.scale.double()
+    if policy.family == "nature":
+        expected = expected.clamp(-5, 5)
+        assert (expected.abs() == 5).any()
+    if policy.family == "minatar":
+        expected = expected.permute(0, 3, 1, 2)
+    assert torch.allclose(policy.prepare(raw).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_deviation_below_the_floor_counts_as_the_floor():
+    policy = make(CARTPOLE)
+    policy.normalise_by(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0.05, 0.1, 4.0]), floor=0.1)
+    assert torch.allclose(policy.prepare(torch.tensor([[1.0, 2.0, 3.0, 5.0]])), torch.tensor([[10.0, 10.0, 10.0, 0.5]]))
+
+
+def test_the_frames_of_a_stack_share_one_normalisation():
+    policy = normalised(make())
+    assert policy.mean.shape == policy.scale.shape == (84, 84)
+    frame = some_observations(PONG, 1)[:, :1]
+    ready = policy.prepare(frame.expand(1, 4, 84, 84))
+    assert all(torch.equal(ready[:, 0], ready[:, i]) for i in (1, 2, 3))
+
+
+def test_prepared_images_lie_in_memory_channels_last():
+    ready = make().prepare(some_observations(PONG))
+    assert ready.shape == (5, 4, 84, 84)
+    assert ready.is_contiguous(memory_format=torch.channels_last)
+    ready = make(MINATAR).prepare(some_observations(MINATAR))
+    assert ready.shape == (5, 4, 10, 10)
+    assert ready.is_contiguous(memory_format=torch.channels_last)
+
+
+@TASKS
+@pytest.mark.parametrize("critic", ["shared", "split"])
+def test_forward_is_prepare_and_heads_with_the_value_in_units_of_reward(task, critic):
+    policy, raw = normalised(make(task, width="1/8", critic=critic)), some_observations(task)
+    policy.return_scale.fill_(7.0)
+    logits, value = policy(raw)
+    ready_logits, ready_value = policy.heads(policy.prepare(raw))
+    assert torch.equal(logits, ready_logits)
+    assert torch.equal(value, 7.0 * ready_value)
+    assert torch.equal(logits, policy.logits(policy.prepare(raw)))
+    assert (logits.shape, value.shape) == ((5, task[1]), (5,))
+
+
+def test_the_normalisation_travels_with_the_weights():
+    policy, copy = normalised(make()), make(seed=1)
+    policy.return_scale.fill_(3.0)
+    copy.load_state_dict(policy.state_dict())
+    for mine, theirs in zip(policy(some_observations(PONG)), copy(some_observations(PONG)), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@TASKS
+def test_bfloat16_inputs_give_float32_outputs_close_to_those_of_float32(task):
+    policy, raw = normalised(make(task, width="1/4")), some_observations(task)
+    nn.init.orthogonal_(policy.actor.weight, generator=torch.Generator().manual_seed(2))
+    exact, value = policy.heads(policy.prepare(raw))
+    rough, rough_value = policy.heads(policy.prepare(raw, torch.bfloat16))
+    assert rough.dtype == rough_value.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert torch.allclose(exact, rough, atol=0.05 * exact.abs().max().item())
+    assert torch.allclose(value, rough_value, atol=0.05 * value.abs().max().item())
+
+
+# Sampling
+
+
+def test_actions_are_drawn_as_often_as_they_are_probable():
+    logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20_000, 3)
+    drawn = sample(logits, torch.Generator().manual_seed(0))
+    shares = drawn.bincount(minlength=3) / len(drawn)
+    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01)  # about three standard errors
+
+
+def test_the_generator_decides_the_draw():
+    logits = torch.zeros(100, 4)
+    first, again, other = (sample(logits, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (100,)
+    assert first.dtype == torch.int64
+
+
+def test_logits_that_are_no_numbers_are_no_policy():
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(DivergedError, match="logits are no longer finite numbers: lower --learning-rate"):
+            sample(torch.tensor([[0.0, broken]]), None)
+    assert sample(torch.tensor([[0.0, -float("inf")]]), None).tolist() == [0]
+
+
+# Precision and device
+
+
+def test_a_precision_that_is_asked_for_is_taken():
+    assert resolve_precision("float32", torch.device("cpu")) == torch.float32
+    assert resolve_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+def test_auto_takes_a_device_that_is_there_and_cpu_always_is():
+    assert torch.zeros(1, device=resolve_device("auto")).sum() == 0
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_an_unknown_or_absent_device_is_refused(monkeypatch):
+    with pytest.raises(InputError, match="device 'tpu' is unknown: use auto, cuda, mps or cpu"):
+        resolve_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device cuda is not available here: use --device cpu"):
+        resolve_device("cuda")
+
+
+# With a real environment
+
+
+def test_a_policy_fits_what_its_environment_shows():
+    envs = Envs(replace(PRESETS["pong"], frame_stack=2), 2)
+    policy = make((envs.observation_shape, envs.num_actions), width="1/32")
+    logits, value = policy(torch.from_numpy(np.asarray(envs.reset(0))))
+    assert (logits.shape, value.shape) == ((2, 3), (2,))

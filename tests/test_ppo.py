@@ -1,0 +1,420 @@
+import math
+from dataclasses import replace
+from itertools import islice
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from potstill.collect import Inputs
+from potstill.envs import PRESETS, EnvConfig, Envs
+from potstill.errors import DivergedError, InputError
+from potstill.networks import NetworkConfig
+from potstill.ppo import (
+    PPOConfig,
+    ReturnScale,
+    Rollout,
+    TrainState,
+    _decay,
+    _follow_kl,
+    gae,
+    make_optimizer,
+    rollout,
+    start,
+    train,
+    update,
+)
+
+CPU = torch.device("cpu")
+CARTPOLE = PPOConfig(
+    env=PRESETS["cartpole"],
+    network=NetworkConfig(width="1"),
+    total_timesteps=40_000,
+    num_envs=8,
+    num_steps=128,
+    epochs=4,
+    minibatch_size=256,
+    learning_rate=1e-3,
+    max_learning_rate=5e-3,
+    entropy=0.0,
+    normalise_inputs=2_000,
+    precision="float32",
+)
+TINY = replace(
+    CARTPOLE, total_timesteps=6 * 64, num_envs=4, num_steps=16, minibatch_size=32, epochs=2, normalise_inputs=200
+)
+TINY_PONG = replace(
+    TINY, env=replace(PRESETS["pong"], max_frames=80), network=NetworkConfig(width="1/32"), precision="bfloat16"
+)
+BOTH = pytest.mark.parametrize("config", [TINY, TINY_PONG], ids=["cartpole", "pong"])
+
+
+class Clock(gymnasium.Env):
+    """Shows how much of the game is over, in tenths, and pays 3 for every step, whatever one does."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, ends_at=None):
+        self.ends_at = ends_at
+
+    def seen(self):
+        return np.array([self.time / 10], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.seen(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.seen(), 3.0, self.time == self.ends_at, False, {}
+
+
+@pytest.fixture
+def clocks():
+    gymnasium.register("Truncated-v0", Clock, max_episode_steps=10)
+    gymnasium.register("Terminated-v0", Clock, kwargs={"ends_at": 10})
+    yield
+    del gymnasium.registry["Truncated-v0"], gymnasium.registry["Terminated-v0"]
+
+
+def clock_config(name):
+    return replace(TINY, env=EnvConfig(name), num_steps=25, minibatch_size=50, gamma=0.9, normalise_inputs=0)
+
+
+def begin(config):
+    envs = Envs(config.env, config.num_envs)
+    return envs, start(config, envs, CPU)
+
+
+def trained(config):
+    envs, state = begin(config)
+    list(train(config, state, envs))
+    return state
+
+
+def same_weights(policy, other):
+    return all(torch.equal(mine, other.state_dict()[name]) for name, mine in policy.state_dict().items())
+
+
+def column(*numbers):
+    return torch.tensor(numbers)[:, None]
+
+
+# Generalised advantage estimation
+
+
+def test_gae_of_three_steps_worked_out_by_hand():
+    advantages, returns = gae(column(1.0, 0.0, 2.0), column(0.5, 1.0, 1.5, 2.0), torch.zeros(3, 1), 0.9, 0.8)
+    # TD errors 1.4, 0.35, 2.3; each advantage adds 0.72 of the next.
+    assert torch.allclose(advantages, column(1.4 + 0.72 * 2.006, 0.35 + 0.72 * 2.3, 2.3))
+    assert torch.allclose(returns, advantages + column(0.5, 1.0, 1.5))
+
+
+def test_the_end_of_a_game_cuts_the_trace_and_the_next_value():
+    advantages, _ = gae(column(1.0, 0.0, 2.0), column(0.5, 1.0, 1.5, 2.0), column(0.0, 1.0, 0.0), 0.9, 0.8)
+    assert torch.allclose(advantages, column(1.4 + 0.72 * -1.0, -1.0, 2.3))
+
+
+def random_play(seed=0, steps=12, envs=3):
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = (torch.randn(n, envs, generator=generator) for n in (steps, steps + 1))
+    return rewards, values, (torch.rand(steps, envs, generator=generator) < 0.2).float()
+
+
+def test_with_lambda_0_the_advantage_is_the_td_error():
+    rewards, values, ends = random_play()
+    advantages, _ = gae(rewards, values, ends, 0.97, 0.0)
+    assert torch.allclose(advantages, rewards + 0.97 * (1 - ends) * values[1:] - values[:-1])
+
+
+def test_with_lambda_1_the_target_is_the_discounted_return_of_the_game():
+    rewards, values, ends = random_play()
+    expected, following = torch.empty_like(rewards), values[-1]
+    for t in reversed(range(len(rewards))):
+        expected[t] = following = rewards[t] + 0.97 * (1 - ends[t]) * following
+    assert torch.allclose(gae(rewards, values, ends, 0.97, 1.0)[1], expected, atol=1e-6)
+
+
+def test_what_happens_after_a_game_does_not_matter_to_it():
+    rewards, values, _ = random_play()
+    ends = torch.zeros_like(rewards)
+    ends[5] = 1.0
+    other_rewards, other_values = rewards.clone(), values.clone()
+    other_rewards[6:] += 10.0
+    other_values[6:] -= 10.0
+    advantages, others = (gae(r, v, ends, 0.97, 0.9)[0] for r, v in ((rewards, values), (other_rewards, other_values)))
+    assert torch.equal(advantages[:6], others[:6])
+    assert not torch.equal(advantages[6:], others[6:])
+
+
+# The unit of the value head
+
+
+def test_the_return_scale_is_the_deviation_of_all_targets_so_far():
+    scale, rng = ReturnScale(), np.random.default_rng(0)
+    batches = [rng.normal(loc, 1 + loc, (7, n)) for loc, n in ((5.0, 4), (-3.0, 1), (0.0, 9))]
+    for so_far in range(1, 4):
+        deviation = scale.include(torch.from_numpy(batches[so_far - 1]))
+        assert deviation == pytest.approx(np.concatenate([b.ravel() for b in batches[:so_far]]).std())
+
+
+def test_targets_that_are_all_alike_still_have_a_unit():
+    assert ReturnScale().include(torch.zeros(5, 2)) == 0.01
+
+
+# Learning rate and decay
+
+
+@pytest.mark.parametrize(
+    ("kl", "rate", "then"),
+    [
+        (0.041, 1e-3, 1e-3 / 1.3),
+        (0.039, 1e-3, 1e-3),
+        (0.011, 1e-3, 1e-3),
+        (0.009, 1e-3, 1.3e-3),
+        (0.009, 2e-3, 2.5e-3),
+        (0.041, 1e-6, 1e-6),
+    ],
+)
+def test_the_learning_rate_holds_the_kl_near_its_target(kl, rate, then):
+    assert _follow_kl(rate, kl, PPOConfig(target_kl=0.02, max_learning_rate=2.5e-3)) == pytest.approx(then)
+
+
+def test_the_decay_waits_then_falls_linearly_to_zero():
+    assert [_decay(progress, 0.5) for progress in (0.0, 0.49, 0.5, 0.75, 1.0)] == [1.0, 1.0, 1.0, 0.5, 0.0]
+    assert [_decay(progress, 0.0) for progress in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+    assert _decay(0.99, 1.0) == 1.0
+
+
+# Rollouts
+
+
+@BOTH
+def test_a_rollout_holds_the_policys_own_probabilities_and_values(config):
+    envs, state = begin(config)
+    state.policy.return_scale.fill_(3.0)
+    inputs = Inputs(state.policy, torch.float32)
+    batch, _, observations, _ = rollout(config, state, envs, inputs, envs.reset(0), None)
+    with torch.no_grad():
+        for t in range(config.num_steps):
+            logits, values = state.policy.heads(batch.ready[t])
+            log_probs = logits.log_softmax(-1).gather(1, batch.actions[t, :, None]).squeeze(1)
+            assert torch.allclose(batch.log_probs[t], log_probs, atol=1e-6)
+            assert torch.allclose(batch.values[t], 3.0 * values, atol=1e-5)
+        last = state.policy(torch.from_numpy(observations))[1]
+    assert torch.allclose(batch.values[-1], last, atol=1e-5)
+    assert np.array_equal(envs.state()[1], batch.actions.numpy())
+
+
+def test_a_truncated_game_is_worth_what_its_last_state_promises(clocks):
+    config = clock_config("Truncated-v0")
+    envs, state = begin(config)
+    state.policy.return_scale.fill_(5.0)
+    batch, _, _, scores = rollout(config, state, envs, Inputs(state.policy), envs.reset(0), None)
+    promised = state.policy(torch.ones(1, 1))[1].item()  # the final observation, not the first of the next game
+    expected = torch.ones(25, 4)
+    expected[[9, 19]] += 0.9 * promised
+    assert abs(promised) > 0.01
+    assert torch.allclose(batch.rewards, expected)
+    assert batch.ends.sum(1).nonzero().flatten().tolist() == [9, 19]
+    assert scores == [30.0] * 8  # never clipped, never bootstrapped
+
+
+def test_a_terminated_game_is_worth_nothing_more(clocks):
+    config = clock_config("Terminated-v0")
+    envs, state = begin(config)
+    batch, _, _, _ = rollout(config, state, envs, Inputs(state.policy), envs.reset(0), None)
+    assert torch.equal(batch.rewards, torch.ones(25, 4))
+    assert batch.ends.sum(1).nonzero().flatten().tolist() == [9, 19]
+
+
+def test_rewards_are_clipped_only_where_asked(clocks):
+    config = replace(clock_config("Terminated-v0"), clip_rewards=False)
+    envs, state = begin(config)
+    batch, _, _, _ = rollout(config, state, envs, Inputs(state.policy), envs.reset(0), None)
+    assert torch.equal(batch.rewards, torch.full((25, 4), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "worth"), [("Truncated-v0", [10.0] * 10), ("Terminated-v0", [10 * (1 - 0.9**k) for k in range(10, 0, -1)])]
+)
+def test_values_come_to_what_the_game_is_worth(clocks, name, worth):
+    config = replace(clock_config(name), total_timesteps=25_000, learning_rate=3e-3, max_learning_rate=3e-3)
+    state = trained(config)
+    values = state.policy(torch.arange(10.0)[:, None] / 10)[1]
+    assert torch.allclose(values, torch.tensor(worth), atol=0.7)
+
+
+# Updates
+
+
+def one_state(policy, advantage_of_action_0):
+    """32 times the same state, each action in half of them."""
+    ready = torch.full((8, 4, 4), 0.5)
+    actions = torch.arange(32).view(8, 4) % 2
+    log_probs = policy.logits(ready[0, :1]).log_softmax(-1).detach().flatten()[actions]
+    batch = Rollout(ready, actions, log_probs, torch.zeros(9, 4), torch.zeros(8, 4), torch.zeros(8, 4))
+    return batch, torch.where(actions == 0, advantage_of_action_0, -advantage_of_action_0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_update_makes_the_better_action_likelier_but_only_about_as_far_as_the_clip_allows(sign):
+    probability = {}
+    for clip in (0.2, 1e6):
+        config = replace(TINY, clip=clip, epochs=30, num_steps=8, minibatch_size=32, value_coefficient=0.0)
+        envs, state = begin(config)
+        state.learning_rate = 2e-3
+        batch, advantages = one_state(state.policy, torch.tensor(sign))
+        update(config, state, batch, advantages, torch.zeros(8, 4), decay=1.0)
+        probability[clip] = state.policy.logits(batch.ready[0, :1]).softmax(-1)[0, 0 if sign > 0 else 1].item()
+    assert 0.55 < probability[0.2] < 0.65  # it was 0.5: the ratio passes 1.2 and stops
+    assert probability[1e6] > 0.9
+
+
+def test_the_first_pass_over_a_rollout_sees_no_divergence():
+    config = replace(TINY, epochs=1, minibatch_size=64)
+    envs, state = begin(config)
+    metrics = next(train(config, state, envs)).metrics
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["clip_fraction"] == 0.0
+    assert metrics["entropy"] == pytest.approx(math.log(2), abs=1e-2)
+    assert state.gradient_steps == 1
+
+
+def test_the_rate_used_is_bounded_by_its_decaying_maximum():
+    config = replace(TINY, learning_rate=1e-3, max_learning_rate=1e-3, target_kl=1e3)  # a KL always far below target
+    envs, state = begin(config)
+    rates = [progress.metrics["learning_rate"] for progress in train(config, state, envs)]
+    assert rates == pytest.approx([1e-3 * (1 - k / 6) for k in range(6)])
+    assert state.optimizer.param_groups[0]["lr"] == rates[-1]
+
+
+# Training
+
+
+def test_it_learns_to_balance_the_cartpole():
+    envs, state = begin(CARTPOLE)
+    progress = list(train(CARTPOLE, state, envs))
+    assert progress[-1].score > 150  # mean of the last 100 games; a random policy has 22
+    assert progress[-1].step == state.update * CARTPOLE.batch_size >= CARTPOLE.total_timesteps
+    assert progress[-1].games == state.games > 100
+    assert len(progress) == state.update == 40
+
+
+@BOTH
+def test_a_repeated_run_ends_with_the_same_weights_and_another_seed_with_others(config):
+    first, again, other = (trained(c) for c in (config, config, replace(config, seed=1)))
+    assert same_weights(first.policy, again.policy)
+    assert not torch.equal(first.policy.actor.weight, other.policy.actor.weight)
+
+
+def test_training_leaves_torchs_global_generator_alone_and_does_not_depend_on_it():
+    torch.manual_seed(1)
+    first = trained(TINY)
+    expected = torch.Generator().manual_seed(1)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=expected))
+    assert same_weights(first.policy, trained(TINY).policy)
+
+
+def resumed(state, config):
+    """A state made anew, filled with what a checkpoint would hold."""
+    envs = Envs(config.env, config.num_envs)
+    copy = start(config, envs, CPU)
+    policy = copy.policy
+    policy.load_state_dict({name: tensor.clone() for name, tensor in state.policy.state_dict().items()})
+    optimizer = make_optimizer(policy, config)
+    optimizer.load_state_dict(state.optimizer.state_dict())
+    generator = torch.Generator()
+    generator.set_state(state.generator.get_state())
+    counts = (state.update, state.games, state.gradient_steps)
+    return envs, TrainState(
+        policy, optimizer, generator, state.learning_rate, replace(state.returns), *counts, state.recent.copy()
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("reseed_every", [2**19, 128], ids=["one segment", "segments of two updates"])
+@pytest.mark.parametrize("stop_after", [2, 3])
+def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(config, reseed_every, stop_after):
+    config = replace(config, reseed_every=reseed_every)
+    envs, whole = begin(config)
+    progress = list(train(config, whole, envs))
+
+    envs, state = begin(config)
+    before = list(islice(train(config, state, envs), stop_after))
+    fresh_envs, state = resumed(state, config)
+    *_, observations = fresh_envs.replay(*envs.state())
+    after = list(train(config, state, fresh_envs, observations))
+
+    assert [repr(p) for p in before + after] == [repr(p) for p in progress]  # repr: nan equals nan
+    assert same_weights(state.policy, whole.policy)
+    assert (state.returns, state.learning_rate, state.recent) == (whole.returns, whole.learning_rate, whole.recent)
+    assert torch.equal(state.generator.get_state(), whole.generator.get_state())
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_run_that_diverges_says_so_and_keeps_the_last_finite_weights(epochs):
+    config = replace(TINY, learning_rate=1e20, max_learning_rate=1e20, epochs=epochs, minibatch_size=64)
+    envs, state = begin(config)
+    with pytest.raises(DivergedError, match=r"no longer finite at update [01] .* lower --learning-rate"):
+        list(train(config, state, envs))
+    assert all(parameter.isfinite().all() for parameter in state.policy.parameters())
+
+
+def test_a_policy_that_overflows_while_playing_says_so_too():
+    config = replace(TINY_PONG, learning_rate=1e20, max_learning_rate=1e20, epochs=1, minibatch_size=64)
+    envs, state = begin(config)
+    with pytest.raises(DivergedError, match="no longer finite"):
+        list(train(config, state, envs))
+
+
+def test_a_network_with_a_split_critic_trains():
+    state = trained(replace(TINY, network=NetworkConfig(width="1/4", critic="split")))
+    assert state.gradient_steps == 6 * 2 * 2
+
+
+def test_inputs_are_normalised_by_random_play_once():
+    envs, state = begin(replace(TINY, normalise_inputs=2_000))
+    seen = [envs.reset(9)]
+    rng = np.random.default_rng(9)
+    for _ in range(400):
+        seen.append(envs.step(rng.integers(0, 2, 4)).observations)
+    ready = state.policy.prepare(torch.from_numpy(np.concatenate(seen)))
+    assert torch.allclose(ready.mean(0), torch.zeros(4), atol=0.3)
+    assert torch.allclose(ready.std(0), torch.ones(4), atol=0.3)
+    before = state.policy.mean.clone()
+    list(train(TINY, state, envs))
+    assert torch.equal(state.policy.mean, before)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"total_timesteps": 0}, "total-timesteps must be at least 1, not 0"),
+        ({"total_timesteps": -5}, "total-timesteps must be at least 1, not -5"),
+        ({"num_envs": 0}, "num-envs must be at least 1"),
+        ({"minibatch_size": 4_097}, "minibatch-size 4097 exceeds the rollout of 4096 samples"),
+        ({"gamma": 1.1}, r"gamma and gae-lambda lie in \[0, 1\], not 1.1 and 0.95"),
+        ({"gae_lambda": -0.1}, "gamma and gae-lambda"),
+        ({"learning_rate": 0.0}, "learning-rate must be positive and finite, not 0.0"),
+        ({"learning_rate": math.nan}, "learning-rate must be positive and finite, not nan"),
+        ({"max_learning_rate": -1.0}, "max-learning-rate must be positive"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"entropy": -0.1}, "entropy must not be negative"),
+        ({"anneal_from": 1.5}, "anneal-from is a share between 0 and 1, not 1.5"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, complaint):
+    with pytest.raises(InputError, match=complaint):
+        PPOConfig(**settings)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match="the seed must not be negative, not -1"):
+        begin(replace(TINY, seed=-1))

@@ -1,0 +1,320 @@
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from potstill import runs
+from potstill.errors import InputError
+from potstill.runs import Run, config_hash, next_directory, stop_on_signals
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create(tmp_path / "run", {"seed": 0})
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def write_lock(run: Run, **changes: object) -> None:
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": "then", "born": runs._born(os.getpid())}
+    run.lock_path.write_text(json.dumps(holder | changes))
+
+
+def age_lock(run: Run, seconds: float) -> None:
+    os.utime(run.lock_path, (time.time() - seconds,) * 2)
+
+
+def test_a_created_run_opens_as_it_was_created(tmp_path):
+    created = Run.create(tmp_path / "a" / "b", {"sizes": (1, 2), "env": {"name": "pong"}})
+    assert created.config == {"sizes": [1, 2], "env": {"name": "pong"}}
+    assert Run.open(tmp_path / "a" / "b") == created
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+
+
+def test_an_existing_directory_or_file_is_never_used(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("folder", "file", "link"):
+        with pytest.raises(InputError, match=f"{name} exists: choose another --out$"):
+            Run.create(tmp_path / name, {})
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_resuming_is_offered_where_there_is_something_to_resume(run):
+    run.resume_path.touch()
+    with pytest.raises(InputError, match=f"choose another --out, or continue it with --resume {run.path}"):
+        Run.create(run.path, {})
+    run.write_result({"status": "done"})
+    with pytest.raises(InputError, match=r"choose another --out$"):
+        Run.create(run.path, {})
+
+
+def test_a_parent_that_is_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot make .*run: .*choose another --out"):
+        Run.create(tmp_path / "file" / "run", {})
+
+
+def test_a_parent_that_may_not_be_written_is_one_clear_line(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot make .*run: permission denied; choose another --out"):
+        Run.create(tmp_path / "run", {})
+
+
+def test_a_full_disk_leaves_no_half_made_run(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="no space left on device"):
+        Run.create(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_is_not_strict_json_makes_no_directory(tmp_path):
+    with pytest.raises(ValueError, match="Out of range float"):
+        Run.create(tmp_path / "run", {"rate": float("inf")})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.touch(), "is a file, not a run directory"),
+        (lambda path: path.mkdir(), "has no config.json"),
+        (lambda path: (path.mkdir(), (path / "config.json").write_text('{"se')), "config.json is damaged"),
+        (lambda path: (path.mkdir(), (path / "config.json").write_text("[]")), "config.json is damaged"),
+    ],
+)
+def test_what_is_not_a_run_says_what_is_missing(tmp_path, make, message):
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        Run.open(tmp_path / "run")
+
+
+def test_a_fresh_directory_is_never_one_that_exists(tmp_path, monkeypatch):
+    class Stopped(runs.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 11, 22, 16, 5, 10)
+
+    monkeypatch.setattr(runs, "datetime", Stopped)
+    names = []
+    for _ in range(3):
+        path = next_directory(tmp_path / "pong_run", "seed-0")
+        path.mkdir(parents=True)
+        names.append(path.name)
+    stamp = "2026-11-22T16-05-10_seed-0"
+    assert names == [stamp, f"{stamp}_2", f"{stamp}_3"]
+
+
+def test_a_life_is_new_running_interrupted_and_done(run):
+    assert run.status == "new"
+    with run.lock():
+        assert run.status == "running"
+        run.resume_path.touch()
+        assert run.status == "running"
+    assert run.status == "interrupted"
+    run.write_result({"status": "done", "score": 20.5})
+    assert run.status == "done"
+    run.write_result({"status": "failed", "error": "loss is not finite"})
+    assert run.status == "failed"
+
+
+def test_the_lock_of_a_dead_process_is_no_life(run):
+    write_lock(run, pid=dead_pid())
+    assert run.status == "new"
+
+
+@pytest.mark.parametrize("record", [{}, {"status": "running"}])
+def test_a_result_without_an_outcome_is_refused(run, record):
+    with pytest.raises(ValueError, match="status must be 'done' or 'failed'"):
+        run.write_result(record)
+    run.result_path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="should be 'done' or 'failed'"):
+        run.status  # noqa: B018
+
+
+def test_a_result_that_is_not_strict_json_leaves_the_older_one(run):
+    run.write_result({"status": "done", "score": 1.0})
+    with pytest.raises(ValueError, match="Out of range float"):
+        run.write_result({"status": "done", "score": float("nan")})
+    assert json.loads(run.result_path.read_text()) == {"status": "done", "score": 1.0}
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_lock(run):
+    script = f"""
+from pathlib import Path
+from potstill.errors import InputError
+from potstill.runs import Run
+try:
+    with Run.open(Path({str(run.path)!r})).lock():
+        print("in")
+except InputError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def second() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    with run.lock():
+        assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in second()
+        assert run.lock_path.exists()
+    assert not run.lock_path.exists()
+    assert second() == "in\n"
+
+
+def test_the_lock_is_given_back_after_an_error(run):
+    with pytest.raises(ZeroDivisionError), run.lock():
+        1 / 0  # noqa: B018
+    assert not run.lock_path.exists()
+
+
+def test_a_process_cannot_lock_twice(run):
+    with run.lock():
+        with pytest.raises(InputError, match="in use"), run.lock():
+            pass
+        assert run.lock_path.exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(run):
+    write_lock(run, pid=dead_pid(), started="x" * 1000)
+    with run.lock():
+        assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_a_process_that_got_the_pid_of_a_dead_holder_is_not_taken_for_it(run):
+    write_lock(run, pid=os.getppid(), born=runs._born(os.getppid()))
+    with pytest.raises(InputError, match="in use"), run.lock():
+        pass
+    write_lock(run, pid=os.getppid(), born=runs._born(os.getppid()) - 1)
+    with run.lock():
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_a_killed_holder_that_nobody_has_waited_for_is_dead(run):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    write_lock(run, pid=process.pid, born=runs._born(process.pid))
+    assert run.status == "running"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert run.status == "new"
+    process.wait()
+
+
+def test_where_the_start_of_a_process_is_unknown_its_pid_decides(run, monkeypatch):
+    monkeypatch.setattr(runs, "_born", lambda pid: None)
+    write_lock(run, born=None)
+    assert run.status == "running"
+
+
+def test_another_host_holds_its_lock_until_the_grace_has_passed(run):
+    write_lock(run, pid=dead_pid(), host="elsewhere")
+    age_lock(run, 550)
+    with pytest.raises(InputError, match="on elsewhere"), run.lock():
+        pass
+    age_lock(run, 650)
+    assert run.status == "new"
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize("text", ["", '{"pid": 1', "[]", '{"pid": 0, "host": "a", "started": "b", "born": null}'])
+def test_a_torn_lock_is_respected_while_young_and_taken_over_when_old(run, text):
+    run.lock_path.write_text(text)
+    with pytest.raises(InputError, match="being locked by another process"), run.lock():
+        pass
+    age_lock(run, 650)
+    with run.lock():
+        pass
+
+
+def test_touching_the_lock_is_a_sign_of_life(run):
+    with run.lock():
+        age_lock(run, 650)
+        run.touch_lock()
+        assert time.time() - run.lock_path.stat().st_mtime < 60
+
+
+def test_a_holder_that_was_taken_over_stops_and_leaves_the_lock_of_the_other(run):
+    with run.lock():
+        write_lock(run, host="elsewhere")
+        with pytest.raises(InputError, match="was taken over by another process"):
+            run.touch_lock()
+    assert json.loads(run.lock_path.read_text())["host"] == "elsewhere"
+
+
+def test_of_many_that_find_a_stale_lock_one_gets_it(run):
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": "", "born": runs._born(os.getpid())}
+    for _ in range(20):
+        write_lock(run, pid=2**22 + 1)  # beyond the largest pid of Linux
+        barrier = threading.Barrier(8)
+
+        def attempt(_: int, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            try:
+                return runs._try_lock(run.lock_path, mine, 600.0)
+            except InputError:
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(attempt, range(8))) == 1
+
+
+def test_a_directory_that_has_gone_cannot_be_locked(tmp_path):
+    with pytest.raises(InputError, match="cannot lock"), Run(tmp_path / "gone", {}).lock():
+        pass
+
+
+def test_a_config_has_one_hash_whatever_the_order_of_its_keys():
+    assert config_hash({"b": [1, 2], "a": 0.5}) == config_hash({"a": 0.5, "b": (1, 2)}) == "e6ed64e48f9b"
+    assert config_hash({"a": 0.5, "b": [2, 1]}) != config_hash({"a": 0.5, "b": [1, 2]})
+    assert re.fullmatch("[0-9a-f]{12}", config_hash({}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request_and_the_handlers_come_back(number):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with stop_on_signals() as stop:
+        assert stop.requested is None
+        signal.raise_signal(number)
+        assert stop.requested is number
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested is number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_outside_the_main_thread_nothing_is_requested_and_nothing_fails():
+    def work() -> object:
+        with stop_on_signals() as stop:
+            return stop.requested
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() is None
