@@ -48,8 +48,14 @@ class Dataset:
                 return np.zeros(shape, dtype)
             if mode == "r":
                 stored: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                if stored.shape != shape or stored.dtype != dtype:
+                    raise InputError(f"{folder} is of another task: its {name} are {stored.shape}, not {shape}")
                 return stored
-            return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+            made = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # else a full disk is a SIGBUS on the first page it has no room for
+                with (folder / f"{name}.npy").open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            return made
 
         self._frames = array("frames", (rows, *frame), envs.observation_dtype)
         self._ages = array("ages", (rows,), np.uint8)  # frames of the same game that precede it, up to the stack
@@ -115,11 +121,12 @@ def open_dataset(folder: Path, envs: Envs) -> Dataset:
     """
     try:
         document = json.loads((folder / "dataset.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is not a data set: {error}") from error
-    if document["num_envs"] != envs.num_envs:
-        raise InputError(f"{folder} was made with {document['num_envs']} environments, not {envs.num_envs}")
-    return Dataset(envs, document["states"], folder, mode="r", size=document["states"])
+        num_envs, states = document["num_envs"], document["states"]
+        if num_envs != envs.num_envs:
+            raise InputError(f"{folder} was made with {num_envs} environments, not {envs.num_envs}")
+        return Dataset(envs, states, folder, mode="r", size=states)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is not a data set, or not a whole one: {error}") from error
 
 
 class DatasetWriter:
@@ -129,7 +136,11 @@ class DatasetWriter:
         self._folder = folder
         self._unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         self._unfinished.mkdir(parents=True)
-        self.dataset = Dataset(envs, states, self._unfinished)
+        try:
+            self.dataset = Dataset(envs, states, self._unfinished)
+        except BaseException:
+            self.discard()
+            raise
         self._description = description | {"num_envs": envs.num_envs, "states": self.dataset.capacity}
 
     def finish(self) -> None:

@@ -45,7 +45,7 @@ class DistillConfig:
     value_coefficient: float = 0.0
     """Weight of regressing the teacher's value beside its policy, for a student that will go on with PPO."""
     mode: Literal["buffer", "stepwise"] = "buffer"
-    """buffer: minibatches from all states so far. stepwise: one update on each vector step's own batch, then forget it."""
+    """buffer: minibatches from all states so far. stepwise: one update on each vector step's own batch, once."""
     act: Literal["before", "after"] = "before"
     """Stepwise only: the student chooses its action before or after the update on that state."""
     num_envs: int = 32
@@ -75,8 +75,12 @@ class DistillConfig:
         for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.temperature <= 0 or self.learning_rate <= 0 or self.updates_per_step <= 0:
-            raise InputError("temperature, learning-rate and updates-per-step must be positive")
+        for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
+        for name in ("seed", "value_coefficient"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
         if self.objective not in OBJECTIVES:
             raise InputError(f"no objective is called {self.objective!r}; known: {', '.join(OBJECTIVES)}")
         if not 0 <= self.noise <= 1 or not 0 <= self.beta_until <= 1:
@@ -138,13 +142,18 @@ class Progress(NamedTuple):
 
 
 def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
-    """A fresh student that sees what the teacher sees, normalised as the teacher normalises it."""
+    """A fresh student that sees what the teacher sees, normalised as the teacher normalises it.
+
+    Raises:
+        InputError: the two are of different families, which lay out their inputs differently.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     student = Policy(config.network, teacher.observation_shape, teacher.num_actions).initialise(generator)
-    if student.normalised_shape == teacher.normalised_shape:
-        student.mean.copy_(teacher.mean)
-        student.scale.copy_(teacher.scale)
-        student.return_scale.copy_(teacher.return_scale)
+    if student.family != teacher.family:
+        raise InputError(f"the teacher is of the {teacher.family} family: use --family {teacher.family}")
+    student.mean.copy_(teacher.mean)
+    student.scale.copy_(teacher.scale)
+    student.return_scale.copy_(teacher.return_scale)
     student.to(device)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
     return DistillState(student, optimizer, generator)
@@ -186,9 +195,9 @@ def distill(
         own = sample(state.student.logits(ready).cpu(), state.generator)
         if config.lead == "student":
             return own
-        beta = max(0.0, 1.0 - state.vector_steps / (config.beta_until * config.vector_steps + 1e-9))
         shown = sample(logits.cpu(), state.generator)
-        return torch.where(torch.rand(len(own), generator=state.generator) < beta, shown, own)
+        teachers_turn = torch.rand(len(own), generator=state.generator) < beta(config, state.vector_steps)
+        return torch.where(teachers_turn, shown, own)
 
     ages = envs.ages.copy()
     for transition in collect(envs, inputs, observations, act):
@@ -250,6 +259,12 @@ def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, se
             yield Progress(data.added, float(np.mean(recent)) if recent else math.nan, games, {})
         if data.added >= data.capacity:
             return
+
+
+def beta(config: DistillConfig, vector_step: int) -> float:
+    """Mixed lead: the probability that an environment's action is the teacher's, falling linearly from 1 to 0."""
+    until = config.beta_until * config.vector_steps
+    return max(0.0, 1.0 - vector_step / until) if until else 0.0
 
 
 @torch.no_grad()

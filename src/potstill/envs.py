@@ -258,21 +258,30 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
     _register_minatar(config.id)
     kwargs = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
     options = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    wrappers: list[Any] = [_NothingSticks] if config.id.startswith("MinAtar/") else []
     try:
-        unlimited = gymnasium.spec(config.id).max_episode_steps is None
-        limit = partial(TimeLimit, max_episode_steps=config.max_frames // config.frame_skip)
+        if gymnasium.spec(config.id).max_episode_steps is None:
+            wrappers.append(partial(TimeLimit, max_episode_steps=config.max_frames // config.frame_skip))
         return gymnasium.make_vec(
             config.id,
             num_envs,
             vectorization_mode="sync",
             vector_kwargs=options,
-            wrappers=[limit] if unlimited else None,
+            wrappers=wrappers,
             **kwargs,
         )
     except gymnasium.error.DependencyNotInstalled as error:
         raise InputError(f"{config.id} needs a package that is not installed: {error}") from error
     except gymnasium.error.Error as error:
         raise InputError(f"Gymnasium cannot make {config.id!r}: {error}") from error
+
+
+class _NothingSticks(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Starts a game without the sticky action of the last, which MinAtar remembers even across a seeded reset."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        self.get_wrapper_attr("game").last_action = 0
+        return super().reset(**options)
 
 
 def _register_minatar(name: str) -> None:

@@ -99,6 +99,8 @@ def play(
     num_envs = max(n for n in range(1, min(episodes, 32) + 1) if episodes % n == 0)
     envs = Envs(env, num_envs, threads=threads, fingerprint=True)
     check_fit(policy, envs)
+    if start.policy is not None:
+        check_fit(start.policy, envs)
     generator = torch.Generator().manual_seed(seed)
     evaluation = Evaluation(env, actions, seed, start.steps)
     played = [0] * num_envs
@@ -109,12 +111,15 @@ def play(
         chosen = logits.argmax(-1) if actions == "greedy" else sample(logits, generator)
         early = torch.from_numpy(envs.ages < start.steps)
         if early.any():
-            first = start.policy.logits(ready).cpu() if start.policy is not None else torch.zeros_like(logits)
+            first = torch.zeros_like(logits)
+            if start.policy is not None:  # which normalises in its own way
+                first = start.policy.logits(Inputs(start.policy).first(observations)).cpu()
             chosen = torch.where(early, sample(first, generator), chosen)
         return chosen
 
     try:
         for transition in collect(envs, Inputs(policy), observations, act):
+            observations = transition.step.observations
             for episode in transition.step.episodes:
                 if played[episode.row] < episodes // num_envs:
                     played[episode.row] += 1
@@ -160,7 +165,8 @@ def compare(
         agree, divergence, count = 0.0, 0.0, 0
         observations = envs.reset(seed)
         mine, theirs = Inputs(policy), Inputs(teacher)
-        shared = bool(torch.equal(policy.mean, teacher.mean) and torch.equal(policy.scale, teacher.scale))
+        alike = torch.equal(policy.mean, teacher.mean) and torch.equal(policy.scale, teacher.scale)
+        shared = policy.family == teacher.family and alike
         inputs = mine if player is policy else theirs
 
         def act(ready: Tensor, player: Policy = player) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from potstill import checkpoints, distill, evaluation, ppo, telemetry
 from potstill.dataset import Dataset, DatasetWriter, open_dataset
-from potstill.envs import Array, Envs, with_sticky
+from potstill.envs import Array, EnvConfig, Envs, with_sticky
 from potstill.errors import DivergedError, InputError
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
@@ -129,7 +129,8 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
             state.learning_rate = document["learning_rate"]
             state.returns = ppo.ReturnScale(**document["returns"])
             seconds = document["seconds"]
-            observations = _replayed(envs, document["env_seed"], tensors["env.log"].numpy(), machine)
+            if state.update < config.updates:
+                observations = _replayed(envs, document["env_seed"], tensors["env.log"].numpy(), machine)
         else:
             state = ppo.start(config, envs, device)
 
@@ -266,12 +267,14 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
 
 def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None) -> dict[str, Any]:
     """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher."""
-    common = {"episodes": machine.evaluate, "seed": 1, "threads": machine.cores}
     title = f"evaluate {loaded.env.id} {loaded.policy.config.width}"
 
-    def games(policy: Policy, env: Any, actions: evaluation.Actions, what: str) -> dict[str, Any]:
-        with telemetry.Progress(f"{title} {what}", machine.evaluate, quiet=machine.quiet) as bar:
-            for so_far in evaluation.play(policy, env, actions=actions, **common):  # type: ignore[arg-type]
+    def games(
+        policy: Policy, env: EnvConfig, actions: evaluation.Actions, what: str, episodes: int = machine.evaluate
+    ) -> dict[str, Any]:
+        play = evaluation.play(policy, env, episodes=episodes, seed=1, actions=actions, threads=machine.cores)
+        with telemetry.Progress(f"{title} {what}", episodes, quiet=machine.quiet) as bar:
+            for so_far in play:
                 bar.update(len(so_far.episodes))
         return so_far.summary()
 
@@ -281,7 +284,11 @@ def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None)
     record["score_sampled"] = games(loaded.policy, loaded.env, "sampled", "sampled")["mean"]
     record["score_nosticky"] = None
     if loaded.env.sticky:
-        record["score_nosticky"] = games(loaded.policy, with_sticky(loaded.env, 0.0), "greedy", "not sticky")["mean"]
+        # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
+        exact = with_sticky(loaded.env, 0.0)
+        record["score_nosticky"] = games(loaded.policy, exact, "greedy", "not sticky", min(machine.evaluate, 30))[
+            "mean"
+        ]
     if teacher is not None:
         theirs = _recorded(teacher) or games(teacher.policy, teacher.env, "greedy", "teacher")
         record |= {"teacher_score": theirs["mean"], "teacher_point_win_rate": theirs["point_win_rate"]}

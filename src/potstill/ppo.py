@@ -36,7 +36,7 @@ class PPOConfig:
     """Environments stepped together."""
     num_steps: int = 128
     """Agent steps of each environment per rollout."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over each rollout."""
     minibatch_size: int = 512
     """Samples per gradient step."""
@@ -47,7 +47,7 @@ class PPOConfig:
     target_kl: float = 0.02
     """The rate is divided by 1.3 after an update that moved the policy further than twice this, and multiplied by 1.3
     after one that moved it less than half."""
-    anneal_from: float = 0.0
+    anneal_from: float = 0.5
     """Share of the training after which the rate's bound and the entropy bonus fall linearly to zero; 1 keeps them."""
     clip: float = 0.2
     """Clipping range of the probability ratio."""
@@ -82,7 +82,7 @@ class PPOConfig:
         for name in ("learning_rate", "max_learning_rate", "target_kl", "clip", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
-        for name in ("entropy", "value_coefficient", "normalise_inputs"):
+        for name in ("seed", "entropy", "value_coefficient", "normalise_inputs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
         if not 0 <= self.anneal_from <= 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import gymnasium
-import imageio_ffmpeg
+import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
@@ -33,7 +33,7 @@ ENCODERS = {
     # A palette of its own for each frame: exact colours, and no frame is kept waiting for the last one.
     ".gif": ["-lavfi", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"],
 }
-BACKGROUND = (24, 24, 24)
+BACKGROUND = (16, 16, 16)
 TWO_SIDED = {"pong", "tennis", "boxing", "ice_hockey", "double_dunk"}  # the opponent's points are worth showing
 
 
@@ -242,14 +242,14 @@ class _MinAtarScreen:
 
     def _draw(self, state: Array) -> Array:
         top = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1)
-        return np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[top]
+        return np.asarray(np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[top])
 
 
 def _captioned(picture: Array, scale: int, title: str, details: str, score: str) -> Array:
     """`picture` (H, W, 3) magnified, under a strip with title, details and score."""
     picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     width = picture.shape[1]
-    size = max(10, width // 22)
+    size = max(10, width // 20)
     font = ImageFont.load_default(size)
     strip = Image.new("RGB", (width, 3 * size), BACKGROUND)
     draw = ImageDraw.Draw(strip)
@@ -259,7 +259,8 @@ def _captioned(picture: Array, scale: int, title: str, details: str, score: str)
     draw.text((size // 2, size // 3), title, "white", font)
     draw.text((width - size // 2, size // 3), score, "#f0e442", font, anchor="ra")
     draw.text((size // 2, size * 5 // 3), details, "#bbbbbb", ImageFont.load_default(0.8 * size))
-    return np.concatenate([np.asarray(strip), picture])
+    few = np.asarray(strip) & 0xF0  # with few shades of grey, a whole frame fits a GIF's 256 colours exactly
+    return np.concatenate([few, picture])
 
 
 def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress) -> Iterator[Array]:

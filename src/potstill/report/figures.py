@@ -193,6 +193,7 @@ def agreement_score(table: pl.DataFrame) -> Figure:
     Raises:
         InputError: no run has been compared with a teacher, or several tasks.
     """
+    table = table.filter(~pl.col("arm").str.starts_with("rl"))  # without a teacher, nothing is missing
     done = _scored(table, "agreement")
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.4))
@@ -214,12 +215,12 @@ def agreement_score(table: pl.DataFrame) -> Figure:
         # What matters is how many of the disagreements are gone: 99 % is as far from 90 % as 90 % from 0.
         nines = (lambda a: -np.log10(np.clip(1.001 - a, 1e-4, None)), lambda x: 1.001 - 10**-x)
         ax.set_xscale("function", functions=nines)
-        low = float(done["agreement"].to_numpy().min())
-        ax.set_xticks([tick for tick in (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0) if tick >= low - 0.1])
+        ax.margins(x=0.06, y=0.1)
+        low, high = ax.get_xlim()
+        ax.set_xticks([tick for tick in (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0) if low <= tick <= high])
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         ax.set_xlabel("states where both would act the same (greedy, on the student's own states)")
         ax.set_ylabel("mean score of a game")
-        ax.margins(x=0.06, y=0.1)
         _label_right(ax, labels)
         _label_points(ax, names)
     return figure

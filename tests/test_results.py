@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill import results
+from potstill.errors import InputError
+from potstill.results import COLUMNS, CURVES, EPISODES, TABLE
+
+
+def write_run(path: Path, result: dict[str, Any] | None, config: dict[str, Any] | None = None) -> Path:
+    path.mkdir(parents=True)
+    plan = {"seed": 3, "lead": "student", "network": {"width": "1/8", "critic": "shared"}, "env": {"id": "pong"}}
+    document = {"kind": "distill", "config": plan | (config or {}), "teacher": "experts/pong/seed-0"}
+    (path / "config.json").write_text(json.dumps(document))
+    if result is not None:
+        (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+RESULT = {
+    "status": "done", "kind": "distill", "arm": "distill-student", "env": "pong", "width": "1/8", "parameters": 27_544,
+    "seed": 3, "score": 18.5, "ci95": [17.25, 19.75], "returns": [18, 19.0], "agreement": None, "unheard_of": [1, 2],
+}  # fmt: skip
+
+
+def test_a_run_is_a_row_named_by_its_directory_with_its_interval_in_two_columns(tmp_path):
+    write_run(tmp_path / "a", RESULT)
+    (row,) = results.runs_table(tmp_path).to_dicts()
+    expected = {"run": "a", "status": "done", "arm": "distill-student", "parameters": 27_544, "score": 18.5}
+    expected |= {"ci95_low": 17.25, "ci95_high": 19.75, "agreement": None}
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_a_run_without_a_result_is_a_row_with_its_status_and_its_plan(tmp_path):
+    write_run(tmp_path / "a", None)
+    (write_run(tmp_path / "b", None) / "resume.safetensors").touch()
+    rows = results.runs_table(tmp_path).to_dicts()
+    assert [(row["run"], row["status"], row["arm"], row["width"], row["seed"], row["score"]) for row in rows] == [
+        ("a", "new", "distill-student", "1/8", 3, None),
+        ("b", "interrupted", "distill-student", "1/8", 3, None),
+    ]
+
+
+def test_a_failed_run_is_a_row_with_its_reason_and_its_plan(tmp_path):
+    write_run(tmp_path / "a", {"status": "failed", "kind": "distill", "error": "the loss is not finite"})
+    (row,) = results.runs_table(tmp_path).to_dicts()
+    assert (row["status"], row["error"], row["width"]) == ("failed", "the loss is not finite", "1/8")
+
+
+def test_a_training_run_with_a_critic_of_its_own_is_another_arm(tmp_path):
+    path = write_run(tmp_path / "a", None)
+    network = {"width": "1/8", "critic": "split"}
+    document = {"kind": "train", "config": {"seed": 0, "network": network, "env": {"id": "pong"}}}
+    (path / "config.json").write_text(json.dumps(document))
+    assert results.runs_table(tmp_path)["arm"].to_list() == ["rl-split"]
+
+
+def test_every_game_is_a_row_of_the_episodes(tmp_path):
+    write_run(tmp_path / "a", RESULT)
+    write_run(tmp_path / "b", None)
+    assert results.episodes_table(tmp_path).rows() == [
+        ("a", "distill-student", "pong", "1/8", 27_544, 3, 0, 18.0),
+        ("a", "distill-student", "pong", "1/8", 27_544, 3, 1, 19.0),
+    ]
+
+
+def test_the_curves_of_an_unfinished_run_are_there_up_to_its_last_whole_line(tmp_path):
+    path = write_run(tmp_path / "a", None)
+    lines = ['{"step": 100, "seconds": 2, "score": null, "loss": 0.5}', '{"step": 200, "score": -20.5}', '{"step": 3']
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+    curves = results.curves_table(tmp_path).to_dicts()
+    assert [(row["step"], row["seconds"], row["score"], row["loss"]) for row in curves] == [
+        (100, 2.0, None, 0.5),
+        (200, None, -20.5, None),
+    ]
+    assert {(row["run"], row["arm"], row["width"], row["seed"]) for row in curves} == {
+        ("a", "distill-student", "1/8", 3)
+    }
+
+
+def test_every_column_of_every_table_is_described():
+    assert set(TABLE) | set(EPISODES) | set(CURVES) == set(COLUMNS)
+    assert all(COLUMNS.values())
+
+
+def test_a_written_table_is_read_back_as_it_was(tmp_path):
+    write_run(tmp_path / "a", RESULT)
+    (write_run(tmp_path / "b", None) / "metrics.jsonl").write_text('{"step": 1, "score": -1.5}\n')
+    results.write_tables(tmp_path)
+    for name, columns in (("table", TABLE), ("episodes", EPISODES), ("curves", CURVES)):
+        assert results.read_table(tmp_path / f"{name}.csv", columns).equals(results.read_table(tmp_path, columns))
+
+
+def test_a_run_may_be_read_by_itself(tmp_path):
+    write_run(tmp_path / "a", RESULT)
+    assert results.runs_table(tmp_path / "a").equals(results.runs_table(tmp_path))
+
+
+def test_folders_that_are_no_runs_are_passed_over(tmp_path):
+    write_run(tmp_path / "a", RESULT)
+    (tmp_path / "data").mkdir()
+    assert results.runs_table(tmp_path)["run"].to_list() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda p: p, "is not a folder: a folder of runs is needed"),
+        (lambda p: p.mkdir(), "holds no runs: no directory in it has a config.json or a result.json"),
+        (lambda p: write_run(p / "a", {}) and (p / "a" / "result.json").write_text("{"), "damaged: it is not JSON"),
+        (lambda p: write_run(p / "a", RESULT | {"score": "high"}), "do not fit a table"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused_in_one_line(tmp_path, make, line):
+    make(tmp_path / "runs")
+    with pytest.raises(InputError, match=line) as caught:
+        results.runs_table(tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_table_is_refused_by_the_column_it_lacks(tmp_path):
+    write_run(tmp_path / "a", RESULT)
+    results.write_tables(tmp_path)
+    with pytest.raises(InputError, match="no column 'game'"):
+        results.read_table(tmp_path / "table.csv", EPISODES)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "table.csv").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe\n")
+    with pytest.raises(InputError, match="not a table of potstill's"):
+        results.read_table(tmp_path / "table.csv", TABLE)
