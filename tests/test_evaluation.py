@@ -18,7 +18,7 @@ CARTPOLE = PRESETS["cartpole"]
 PONG = replace(PRESETS["pong"], max_frames=160)  # games of 40 agent steps
 
 
-def make_policy(env=CARTPOLE, seed=0, sharpness=1.0):
+def make_policy(env=CARTPOLE, seed=6, sharpness=1.0):
     """An untrained network that likes different actions in different states."""
     envs = Envs(env, 8)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_games_and_another_seed_others(actions):
 def test_greedy_play_takes_the_most_probable_action_and_sampled_play_does_not_always():
     policy, sharp = make_policy(), make_policy()
     with torch.no_grad():
-        sharp.actor.weight.mul_(1e4)  # the same preferences, without doubt
+        sharp.actor.weight.mul_(2.0**40)  # the same preferences to the last bit, without doubt
     assert episodes_of(policy) == episodes_of(sharp) == episodes_of(sharp, actions="sampled")
     assert episodes_of(policy, actions="sampled") != episodes_of(policy)
 
@@ -118,7 +118,7 @@ def test_with_stickiness_every_game_is_another(pong_policy):
 
 
 def test_a_random_start_does_not_depend_on_the_policy_until_it_takes_over():
-    policy, other = make_policy(seed=0), make_policy(seed=1)
+    policy, other = make_policy(seed=6), make_policy(seed=3)
     assert episodes_of(policy) != episodes_of(other)
     whole_game = Start(steps=500)
     assert episodes_of(policy, start=whole_game) == episodes_of(other, start=whole_game)
@@ -132,7 +132,7 @@ def test_a_random_start_changes_the_games():
 
 
 def test_a_start_by_another_policy_is_as_that_policy_plays_with_its_own_normalisation():
-    policy, other = make_policy(seed=0), make_policy(seed=1, sharpness=8.0)
+    policy, other = make_policy(seed=6), make_policy(seed=3, sharpness=8.0)
     other.mean.add_(0.05)
     started = episodes_of(policy, start=Start(steps=500, policy=other))
     assert started == episodes_of(other, actions="sampled")
@@ -225,7 +225,7 @@ def by_hand(player, policy, teacher, steps):
 
 
 def test_agreement_and_divergence_are_measured_on_the_states_of_each_with_the_normalisation_of_each():
-    policy, teacher = make_policy(seed=0), make_policy(seed=1)
+    policy, teacher = make_policy(seed=6), make_policy(seed=3)
     assert not torch.equal(policy.mean, teacher.mean)
     figures = compare(policy, teacher, CARTPOLE, steps=320, seed=5)
     own, theirs = (by_hand(player, policy, teacher, 20) for player in (policy, teacher))

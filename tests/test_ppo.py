@@ -37,6 +37,7 @@ CARTPOLE = PPOConfig(
     minibatch_size=256,
     learning_rate=1e-3,
     max_learning_rate=5e-3,
+    anneal_from=0.0,
     entropy=0.0,
     normalise_inputs=2_000,
     precision="float32",

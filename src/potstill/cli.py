@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
 
 COMMANDS = {
     "train": "an expert, from scratch, with PPO",
@@ -32,30 +32,49 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
         _refuse(f"no command is called {command!r}; {hint}")
-    from potstill import commands
-
-    guarded(getattr(commands, command), rest)
+    _call(command, rest)
 
 
-def guarded(command: Any, arguments: list[str]) -> None:
+def _call(command: str, arguments: list[str]) -> None:
     """Calls a command; what the user can mend is one line on stderr and exit code 2, never a traceback."""
-    from potstill.errors import DivergedError, InputError
+    import signal
+
+    from potstill.errors import DivergedError, InputError, Terminated, reason
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
 
     try:
-        command(arguments)
+        signal.signal(signal.SIGTERM, terminate)
+        from potstill import commands
+
+        getattr(commands, command)(arguments)
+        sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
     except InputError as error:
         _refuse(str(error))
     except DivergedError as error:
         print(f"potstill: training failed: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("potstill: stopped at once; the last save stands", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print("potstill: stopped", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        sys.stderr.close()
+        _drop_output()
         sys.exit(0)
     except OSError as error:
-        _refuse(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        _drop_output()
+        _refuse(reason(error) + (f": {error.filename}" if error.filename else ""))
+
+
+def _drop_output() -> None:
+    """Where stdout takes nothing more, Python would say so a second time on its way out."""
+    import os
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(line: str) -> None:

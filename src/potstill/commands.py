@@ -101,6 +101,9 @@ def compare(arguments: Sequence[str]) -> None:
     from potstill.study.execute import StudyInterrupted
     from potstill.study.execute import execute as execute_study
 
+    for one in ("--width", "--lead", "--seed"):
+        if _peek(arguments, one, ""):
+            raise InputError(f"{one} is of a single distillation: write {one}s and what to compare")
     options = _parse(_Compare, arguments, "compare", _Compare())
     out = options.out or next_directory(Path("distill_run"), "comparison")
     cells = options.plan.cells()
@@ -120,8 +123,11 @@ def compare(arguments: Sequence[str]) -> None:
     ):
         if done:
             path = out / f"{draw.__name__}.png"
-            figures.save(draw(table(out)), path)
-            print(path)
+            try:
+                figures.save(draw(table(out)), path)
+                print(path)
+            except InputError as error:  # not evaluated, or of several tasks: the table stands without the figure
+                print(f"potstill: no {path}: {error}", file=sys.stderr)
     if failed:
         print(
             f"potstill: {len(failed)} of {len(cells)} runs failed: {', '.join(failed)} (see log.txt there)",
@@ -138,6 +144,8 @@ def _print_table(table: "pl.DataFrame") -> None:
         "run": "run",
         "parameters": "parameters",
         "score": "score",
+        "ci95_low": "from",
+        "ci95_high": "to",
         "score_sampled": "sampled",
         "score_nosticky": "not sticky",
         "teacher_score": "teacher",
@@ -181,7 +189,6 @@ class _Evaluate:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """`potstill evaluate`."""
-    import torch
 
     from potstill import evaluation, telemetry
     from potstill.policies import load_policy
@@ -190,12 +197,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.actions not in ("greedy", "sampled"):
         raise InputError(f"actions are greedy or sampled, not {options.actions!r}")
     device = str(resolve_device(options.device))
-    threads = Machine(threads=options.threads).cores
-    torch.set_num_threads(threads)
+    machine = Machine(threads=options.threads)
+    machine.settle()
+    threads = machine.cores
     loaded = load_policy(options.policy, device)
     teacher = load_policy(options.teacher, device) if options.teacher else None
     env = with_sticky(loaded.env, options.sticky)
     start = _start(options.start, device)
+    beside = {}  # first: a teacher of another task is refused before the games
+    if teacher is not None:
+        beside = evaluation.compare(loaded.policy, teacher.policy, env, seed=options.seed, threads=threads)
     title = f"evaluate {env.id} {loaded.policy.config.width}"
     with telemetry.Progress(title, options.episodes, quiet=options.json and not sys.stderr.isatty()) as bar:
         games = evaluation.play(
@@ -211,9 +222,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             bar.update(len(so_far.episodes))
     size = loaded.policy.size()
     record = so_far.summary() | {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
-    record |= evaluation.latency(loaded.policy)
-    if teacher is not None:
-        record |= evaluation.compare(loaded.policy, teacher.policy, env, seed=options.seed, threads=threads)
+    record |= evaluation.latency(loaded.policy) | beside
     print(json.dumps(record, allow_nan=False) if options.json else _describe(record))
 
 
@@ -328,7 +337,7 @@ def _start(text: str | None, device: str) -> Any:
     if text is None:
         return None
     who, _, steps = text.rpartition(":")
-    if not who or not steps.isdigit():
+    if not who or not steps.isdecimal():
         raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
     return Start(int(steps), None if who == "random" else load_policy(Path(who), device).policy)
 
@@ -341,9 +350,9 @@ def _parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = 
 
 def _peek(arguments: Sequence[str], flag: str, default: str) -> str:
     """The value of `flag`, before the defaults that depend on it are known."""
-    for position, word in enumerate(arguments):
-        if word == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
+    for word, following in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):  # the last one counts
+        if word == flag:
+            return following
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
     return default

@@ -108,8 +108,8 @@ class DistillConfig:
         return min(math.ceil(max(self.warmup_steps, self.batch_size) / self.num_envs), self.vector_steps - 1)
 
 
-#: SPEC.md's own loop: 50 environments, every vector step one update on that step's batch, Adam at 1e-4.
-SPEC_LOOP = DistillConfig(
+#: The loop this project began with: 50 environments, every vector step one update on that step's batch, Adam at 1e-4.
+ORIGINAL_LOOP = DistillConfig(
     network=NetworkConfig(width="1"),
     total_timesteps=1_000_000,
     mode="stepwise",

@@ -12,6 +12,10 @@ class DivergedError(Exception):
     """Training left the finite numbers. Says at which step and why; what was saved before stands."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where no loop waits for it to save first: unwinds what is open, as Ctrl-C does."""
+
+
 def reason(error: OSError) -> str:
     """'no space left on device': why the system refused, without error number or path."""
     text = error.strerror or str(error)

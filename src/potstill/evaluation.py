@@ -146,7 +146,7 @@ def check_fit(policy: Policy, envs: Envs) -> None:
 
 @torch.no_grad()
 def compare(
-    policy: Policy, teacher: Policy, env: EnvConfig, *, steps: int = 4_096, seed: int = 0, threads: int = 1
+    policy: Policy, teacher: Policy, env: EnvConfig, *, steps: int = 16_384, seed: int = 0, threads: int = 1
 ) -> dict[str, float]:
     """How often, and how far, a policy departs from its teacher: on its own states and on the teacher's.
 

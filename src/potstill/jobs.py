@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,10 +23,10 @@ from torch import Tensor
 from potstill import checkpoints, distill, evaluation, ppo, telemetry
 from potstill.dataset import Dataset, DatasetWriter, open_dataset
 from potstill.envs import Array, EnvConfig, Envs, with_sticky
-from potstill.errors import DivergedError, InputError
+from potstill.errors import DivergedError, InputError, Terminated
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
-from potstill.runs import Run, StopRequested, config_hash, stop_on_signals
+from potstill.runs import Run, config_hash, stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,30 @@ class Machine:
     save_every: float = 60.0
     """Seconds between two saves of the resume state."""
 
+    def __post_init__(self) -> None:
+        for name in ("threads", "evaluate", "save_every"):
+            if not getattr(self, name) >= 0:  # NaN is refused too
+                raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
+
     @property
     def cores(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """CPU threads to use: those asked for, or as many as this process may run on."""
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def settle(self) -> None:
+        """Tells torch how to use the processor; denormal numbers would slow the smallest networks."""
+        torch.set_num_threads(self.cores)
+        torch.set_flush_denormal(True)
 
 
 class Interrupted(Exception):
     """The run was asked to stop, and is saved."""
 
-    def __init__(self, run: Run, stop: StopRequested) -> None:
-        assert stop.requested is not None
-        self.code = 128 + stop.requested.value
-        super().__init__(f"stopped by {stop.requested.name}; continue with --resume {run.path}")
+    def __init__(self, run: Run, number: signal.Signals) -> None:
+        self.code = 128 + number
+        super().__init__(f"stopped by {number.name}; continue with --resume {run.path}")
 
 
 class _Progress(Protocol):
@@ -80,8 +93,8 @@ def new_training(config: ppo.PPOConfig, out: Path, machine: Machine) -> Run:
 def new_distillation(config: distill.DistillConfig, teacher: Path, out: Path, machine: Machine) -> Run:
     """The directory of a distillation, with everything that decides its outcome in config.json."""
     loaded = load_policy(teacher)
-    Policy(config.network, loaded.policy.observation_shape, loaded.policy.num_actions)
-    document = {"teacher": str(teacher), "teacher_hash": _file_hash(loaded.path), "config": resolved(config, machine)}
+    distill.start(config, loaded.policy, torch.device("cpu"))
+    document = {"teacher": str(teacher), "teacher_hash": file_hash(loaded.path), "config": resolved(config, machine)}
     return Run.create(out, {"kind": "distill", **document, **_provenance(machine)})
 
 
@@ -104,16 +117,21 @@ def execute(run: Run, machine: Machine, data_root: Path | None = None) -> dict[s
         DivergedError: the run is marked failed; its last checkpoint stands.
         InputError: the run is finished, held by another process, or its directory cannot be written.
     """
-    if run.status == "done":
-        raise InputError(f"{run.path} is finished: its result is in result.json")
-    torch.set_num_threads(machine.cores)
-    torch.set_flush_denormal(True)
+    kind = run.config.get("kind")
+    if kind not in ("train", "distill"):
+        raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
+    machine.settle()
     with run.lock():
+        if run.status == "done":
+            raise InputError(f"{run.path} is finished: its result is in result.json")
+        run.result_path.unlink(missing_ok=True)  # of an attempt that failed
         try:
-            return _train(run, machine) if run.config["kind"] == "train" else _distill(run, machine, data_root)
+            return _train(run, machine) if kind == "train" else _distill(run, machine, data_root)
         except DivergedError as error:
-            run.write_result({"status": "failed", "kind": run.config["kind"], "error": str(error)})
+            run.write_result({"status": "failed", "kind": kind, "error": str(error)})
             raise
+        except KeyboardInterrupt as stop:  # while recording, replaying or evaluating: what was saved is enough
+            raise Interrupted(run, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT) from stop
 
 
 def _train(run: Run, machine: Machine) -> dict[str, Any]:
@@ -160,7 +178,7 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
     config = rebuild(distill.DistillConfig, run.config["config"])
     device = resolve_device(machine.device)
     teacher = load_policy(Path(run.config["teacher"]), str(device))
-    if _file_hash(teacher.path) != run.config["teacher_hash"]:
+    if file_hash(teacher.path) != run.config["teacher_hash"]:
         raise InputError(f"{teacher.path} is no longer the teacher this run began with")
     state = distill.start(config, teacher.policy, device)
     tensors: dict[str, Tensor] = {}
@@ -176,6 +194,8 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
         else:
             replayed = (document["env_seed"], tensors["env.log"].numpy()) if tensors else None
             steps = distill.distill(config, state, teacher.policy, envs, replayed)
+            if state.vector_steps >= config.vector_steps:
+                steps = iter(())  # stopped between training and result: only the evaluation is left
 
         def pack() -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors, document = _pack(state, state.student, envs if config.lead != "teacher" else None)
@@ -232,8 +252,8 @@ def _drive(
                 tensors, document = pack()
                 checkpoints.save(run.resume_path, tensors, document | {"kind": "resume", "seconds": elapsed})
                 saved = time.perf_counter()
-            if stop.requested and progress.step < total:
-                raise Interrupted(run, stop)
+            if stop.requested:
+                raise Interrupted(run, stop.requested)
     return time.perf_counter() - began
 
 
@@ -259,7 +279,8 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
     record |= {key: run.config[key] for key in ("command", "commit", "machine", "threads")}
     record |= {"precision": run.config["config"]["precision"]}
     if machine.evaluate:
-        record |= assess(loaded, machine, teacher)
+        beside = load_policy(teacher.path) if teacher is not None else None  # on the CPU, as `loaded` is
+        record |= assess(loaded, machine, beside)
     run.write_result(record)
     run.resume_path.unlink(missing_ok=True)
     return record
@@ -301,7 +322,10 @@ def _recorded(teacher: LoadedPolicy) -> dict[str, Any] | None:
     result = teacher.path.with_name("result.json")
     if teacher.path.name != "policy.safetensors" or not result.exists():
         return None
-    record = json.loads(result.read_text())
+    try:
+        record = json.loads(result.read_bytes())
+    except ValueError:  # damaged: its games are played again
+        return None
     return {"mean": record["score"], "point_win_rate": record["point_win_rate"]} if "score" in record else None
 
 
@@ -312,7 +336,7 @@ def _teacher_data(
     states = config.vector_steps * config.num_envs
     seed = 0  # one data set per teacher: students differ by their own seed
     description = {
-        "teacher_hash": _file_hash(teacher.path),
+        "teacher_hash": file_hash(teacher.path),
         "env": asdict(teacher.env),
         "states": states,
         "num_envs": config.num_envs,
@@ -388,10 +412,10 @@ def _probe(envs: Envs, player: Policy) -> Array:
 
 def _provenance(machine: Machine) -> dict[str, Any]:
     device = resolve_device(machine.device)
+    started = Path(sys.argv[0]).name
+    script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
     return {
-        "command": shlex.join(
-            ["potstill" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name, *sys.argv[1:]]
-        ),
+        "command": shlex.join([*(["python", started] if script else ["potstill"]), *sys.argv[1:]]),
         "commit": _commit(),
         "machine": f"{_processor()}, {machine.cores} threads, {device}, torch {torch.__version__}",
         "threads": machine.cores,
@@ -416,10 +440,11 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a package installed inside another checkout is not it
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()[:12]

@@ -151,7 +151,6 @@ class Policy(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, heads.get(layer, 2**0.5), generator=generator)  # type: ignore[arg-type]
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def normalise_by(self, mean: Tensor, deviation: Tensor, floor: float) -> None:

@@ -25,11 +25,6 @@ class LoadedPolicy:
     document: dict[str, Any]
     path: Path
 
-    @property
-    def name(self) -> str:
-        """The run's directory name."""
-        return self.path.parent.name or self.path.stem
-
 
 def save_policy(path: Path, policy: Policy, env: EnvConfig, probe: Array, provenance: dict[str, Any]) -> None:
     """Writes one file that `load_policy` reads.
@@ -74,12 +69,12 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
         policy = Policy(network, tuple(document["observation_shape"]), int(document["num_actions"])).to(device)
         weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
         policy.load_state_dict(weights)
-        observations, expected = tensors["probe.observations"], tensors["probe.logits"]
+        policy.eval()
+        expected, actual = tensors["probe.logits"], _logits(policy, tensors["probe.observations"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
+        why = " ".join(str(error).split())
         raise InputError(f"{file} does not hold the policy its own description speaks of: {why}") from error
-    policy.eval()
-    verify_probe(expected, _logits(policy, observations), device, file)
+    verify_probe(expected, actual, device, file)
     return LoadedPolicy(policy, env, document, file)
 
 

@@ -40,7 +40,7 @@ COLUMNS = {
     "median": "median score of a game",
     "std": "standard deviation of a game's score",
     "p_negative": "share of games with a score below 0",
-    "distinct": "games that differ from every other one",
+    "distinct": "distinct games: repeats of a game are counted once",
     "episodes": "games played for the evaluation",
     "point_win_rate": "points scored of all points played, 0 to 1",
     "score_sampled": "mean score with sampled actions, sticky as trained",

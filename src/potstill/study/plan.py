@@ -32,7 +32,8 @@ class Plan:
         """
         for name in ("teachers", "widths", "leads", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            meant = {parse_width(value) if name == "widths" else value for value in values}  # 1/8 is 0.125
+            if not values or len(meant) < len(values):
                 raise InputError(
                     f"{name} must name at least one, and none twice: {' '.join(map(str, values)) or 'none'}"
                 )

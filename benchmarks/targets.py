@@ -1,0 +1,81 @@
+"""Measures what the README promises, with the commands a user types, and writes it to benchmarks/results/.
+
+python benchmarks/targets.py expert [--seeds 0 1 2]          `python pong.py` with its defaults: score, minutes, memory
+python benchmarks/targets.py student experts/pong/seed-0     width 1/8, one core: share of its point-win rate kept
+python benchmarks/targets.py help                            seconds until `potstill --help` has answered
+
+Run it on an otherwise quiet machine; runs go to a temporary folder and stay there.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("expert").add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    student = what.add_parser("student")
+    student.add_argument("teacher", type=Path)
+    student.add_argument("--seeds", type=int, nargs="+", default=[0])
+    what.add_parser("help")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="potstill-"))
+    if options.what == "expert":
+        rows = [_run(["pong.py", "--seed", str(seed)], folder / f"seed-{seed}") for seed in options.seeds]
+        keys = ["score", "ci95", "score_nosticky"]
+    elif options.what == "student":
+        command = ["distill.py", str(options.teacher.resolve()), "--width", "1/8", "--threads", "1"]
+        rows = [_run([*command, "--seed", str(seed)], folder / f"seed-{seed}") for seed in options.seeds]
+        for row in rows:
+            row["kept"] = row["point_win_rate"] / row["teacher_point_win_rate"]
+        keys = ["kept", "score", "teacher_score"]
+    else:
+        rows, keys = [_help()], []
+    _publish(options.what, rows, ["seed", "minutes", "peak_gib", *keys] if keys else ["seconds"])
+
+
+def _run(command: list[str], out: Path) -> dict[str, Any]:
+    """One run to its end; its result with the minutes of training and the peak memory of the process."""
+    process = subprocess.Popen([sys.executable, *command, "--out", str(out)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed; see {out}")
+    result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    del result["returns"]
+    return result | {"minutes": result["wall_seconds"] / 60, "peak_gib": usage.ru_maxrss / 2**20}
+
+
+def _help() -> dict[str, Any]:
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "potstill", "--help"], check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - begin)
+    return {"seconds": sorted(times)[2], "command": "potstill --help"}
+
+
+def _publish(what: str, rows: list[dict[str, Any]], keys: list[str]) -> None:
+    """Prints a Markdown table and keeps the whole records beside this script."""
+    commit = subprocess.check_output(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], text=True)
+    path = ROOT / "benchmarks" / "results" / f"{what}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"commit": commit.strip(), "runs": rows}, indent=1) + "\n")
+    print("| " + " | ".join(keys) + " |\n" + "|---" * len(keys) + "|")
+    for row in rows:
+        cells = [f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in keys]
+        print("| " + " | ".join(cells) + " |")
+    print(f"\n{path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
