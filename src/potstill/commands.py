@@ -160,7 +160,7 @@ def _print_table(table: "pl.DataFrame") -> None:
         output.add_column(heading, justify="left" if name in ("run", "status") else "right")
     for row in table.sort("parameters", nulls_last=True).iter_rows(named=True):
         output.add_row(*(_describe_value(row.get(name)) for name in shown))
-    Console(width=max(120, Console().width)).print(output)
+    Console(width=1_000).print(output)  # as wide as it comes: a run's name cut short is no name
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     if teacher is not None:
         beside = evaluation.compare(loaded.policy, teacher.policy, env, seed=options.seed, threads=threads)
     title = f"evaluate {env.id} {loaded.policy.config.width}"
-    with telemetry.Progress(title, options.episodes, quiet=options.json and not sys.stderr.isatty()) as bar:
+    quiet = options.json and not sys.stderr.isatty()
+    with telemetry.Progress(title, options.episodes, quiet=quiet, unit="games") as bar:
         games = evaluation.play(
             loaded.policy,
             env,

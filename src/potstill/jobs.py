@@ -93,6 +93,8 @@ def new_training(config: ppo.PPOConfig, out: Path, machine: Machine) -> Run:
 def new_distillation(config: distill.DistillConfig, teacher: Path, out: Path, machine: Machine) -> Run:
     """The directory of a distillation, with everything that decides its outcome in config.json."""
     loaded = load_policy(teacher)
+    if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
+        raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     distill.start(config, loaded.policy, torch.device("cpu"))
     document = {"teacher": str(teacher), "teacher_hash": file_hash(loaded.path), "config": resolved(config, machine)}
     return Run.create(out, {"kind": "distill", **document, **_provenance(machine)})
@@ -294,7 +296,7 @@ def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None)
         policy: Policy, env: EnvConfig, actions: evaluation.Actions, what: str, episodes: int = machine.evaluate
     ) -> dict[str, Any]:
         play = evaluation.play(policy, env, episodes=episodes, seed=1, actions=actions, threads=machine.cores)
-        with telemetry.Progress(f"{title} {what}", episodes, quiet=machine.quiet) as bar:
+        with telemetry.Progress(f"{title} {what}", episodes, quiet=machine.quiet, unit="games") as bar:
             for so_far in play:
                 bar.update(len(so_far.episodes))
         return so_far.summary()

@@ -262,6 +262,8 @@ def resolve_device(name: str) -> torch.device:
 def _resolve_family(family: Family, shape: tuple[int, ...]) -> Family:
     if family == "auto":
         family = "mlp" if len(shape) != 3 else ("nature" if min(shape[1:]) >= 36 else "minatar")
+    if family == "mlp" and len(shape) == 3 and min(shape[1:]) >= 36:
+        raise InputError("the mlp family reads features or small grids, not images: use nature")
     if family in ("nature", "minatar") and len(shape) != 3:
         raise InputError(f"the {family} family reads images; this task's observations have shape {shape}: use mlp")
     return family

@@ -7,7 +7,7 @@ Implementation Details of PPO". We depart from both where a comment says so.
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,38 @@ class PPOConfig:
         return math.ceil(self.total_timesteps / self.batch_size)
 
 
-PPO_PRESETS: dict[str, PPOConfig] = {"pong": PPOConfig()}
+_CONTROL = PPOConfig(
+    network=NetworkConfig(width="1"),
+    num_envs=16,
+    epochs=4,
+    minibatch_size=256,
+    learning_rate=1e-3,
+    max_learning_rate=5e-3,
+    anneal_from=0.0,
+    normalise_inputs=2_000,
+    precision="float32",  # these networks are too small to gain from less
+)
+_MINATAR = PPOConfig(
+    network=NetworkConfig(width="1"),
+    total_timesteps=1_000_000,
+    num_envs=64,
+    num_steps=64,
+    epochs=3,
+    learning_rate=2e-3,
+    max_learning_rate=1e-2,
+    target_kl=0.03,
+    anneal_from=0.3,
+    precision="float32",
+)
+PPO_PRESETS: dict[str, PPOConfig] = {
+    "pong": PPOConfig(),
+    "cartpole": replace(_CONTROL, total_timesteps=60_000, num_envs=8, entropy=0.0),
+    "acrobot": replace(_CONTROL, total_timesteps=200_000),
+    "lunarlander": replace(_CONTROL, total_timesteps=500_000, clip_rewards=False),
+    "minatar-breakout": _MINATAR,
+    "minatar-space-invaders": _MINATAR,
+}
+"""Settings by the name of an environment's preset; other tasks take Pong's."""
 
 
 @dataclass
@@ -190,7 +221,9 @@ def train(config: PPOConfig, state: TrainState, envs: Envs, observations: Array 
         state.policy.return_scale.fill_(state.returns.include(returns))
         decay = _decay(state.update / config.updates, config.anneal_from)
         metrics = update(config, state, batch, advantages, returns, decay)
-        state.learning_rate = _follow_kl(state.learning_rate, metrics["kl"], config)
+        state.learning_rate = _follow_kl(metrics["learning_rate"], metrics["kl"], config)
+        if not all(bool(parameter.isfinite().all()) for parameter in state.policy.parameters()):
+            raise DivergedError(f"a weight is no longer finite after update {state.update}: lower --max-learning-rate")
         state.update += 1
         state.games += len(scores)
         state.recent.extend(scores)

@@ -112,12 +112,20 @@ class Progress:
         start: steps done by an earlier process; they do not count for the speed.
         quiet: print nothing.
         interval: seconds between plain lines.
+        unit: what is counted.
     """
 
     def __init__(
-        self, description: str, total: int, start: int = 0, quiet: bool = False, interval: float = 10.0
+        self,
+        description: str,
+        total: int,
+        start: int = 0,
+        quiet: bool = False,
+        interval: float = 10.0,
+        unit: str = "steps",
     ) -> None:
-        self.description, self.total, self.start, self.quiet, self.interval = description, total, start, quiet, interval
+        self.description, self.total, self.start, self.unit = description, total, start, unit
+        self.quiet, self.interval = quiet, interval
         self._step, self._fields = start, ""
         self._bar: rich.progress.Progress | None = None
 
@@ -129,7 +137,7 @@ class Progress:
             rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}", markup=False),
-            _Speed(),
+            _Speed(self.unit),
             rich.progress.TextColumn("{task.fields[shown]}", markup=False),
             rich.progress.TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -162,7 +170,7 @@ class Progress:
         done = self._step - self.start
         speed = done / max(self._printed - self._began, 1e-9)
         left = max(self.total - self._step, 0) / speed if done > 0 else math.nan
-        parts = [self.description, f"{self._step:,}/{self.total:,} steps", f"{speed:,.0f} steps/s", self._fields]
+        parts = [self.description, f"{self._step:,}/{self.total:,} {self.unit}", _speed(speed, self.unit), self._fields]
         parts.append(f"{_clock(left)} left" if math.isfinite(left) else "")
         with suppress(OSError):  # a full disk under a log file must not end the run
             print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
@@ -222,11 +230,19 @@ class _WandB:
 
 
 class _Speed(rich.progress.ProgressColumn):
-    """Steps per second over the last half minute."""
+    """Units per second over the last half minute."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
     def render(self, task: rich.progress.Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} steps/s")
+        return Text("" if speed is None else _speed(speed, self.unit))
+
+
+def _speed(speed: float, unit: str) -> str:
+    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
 
 
 def _line(record: dict[str, Any]) -> bytes:
