@@ -351,8 +351,8 @@ def _parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = 
 
 def _peek(arguments: Sequence[str], flag: str, default: str) -> str:
     """The value of `flag`, before the defaults that depend on it are known."""
-    for word, following in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):  # the last one counts
-        if word == flag:
+    for word, following in reversed(list(zip(arguments, [*arguments[1:], None], strict=True))):  # the last one counts
+        if word == flag and following is not None:
             return following
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
