@@ -1,0 +1,430 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import checkpoints, distill, evaluation, jobs, telemetry
+from potstill.distill import DistillConfig
+from potstill.envs import PRESETS
+from potstill.errors import DivergedError, InputError, Terminated
+from potstill.jobs import Interrupted, Machine, assess, execute, new_distillation, new_training
+from potstill.networks import NetworkConfig
+from potstill.policies import load_policy
+from potstill.ppo import PPOConfig
+from potstill.runs import Run
+
+MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=0, save_every=0)
+EVALUATED = replace(MACHINE, evaluate=4)
+TRAIN = PPOConfig(
+    env=PRESETS["cartpole"],
+    network=NetworkConfig(width="1/2"),
+    total_timesteps=4 * 512,
+    num_envs=8,
+    num_steps=64,
+    minibatch_size=128,
+    learning_rate=2e-3,
+    normalise_inputs=160,
+    reseed_every=3 * 512,
+    precision="float32",
+)
+PONG = replace(
+    TRAIN,
+    env=PRESETS["pong"],
+    network=NetworkConfig(width="1/32"),
+    total_timesteps=4 * 128,
+    num_envs=4,
+    num_steps=32,
+    minibatch_size=64,
+    epochs=1,
+    normalise_inputs=40,
+)
+STUDENT = DistillConfig(
+    network=NetworkConfig(width="1/8"),
+    total_timesteps=2_048,
+    num_envs=8,
+    batch_size=32,
+    warmup_steps=64,
+    precision="float32",
+)
+CONFIGS = {
+    "cartpole": TRAIN,
+    "pong": PONG,
+    "student": STUDENT,
+    "teacher": replace(STUDENT, lead="teacher"),
+    "mixed": replace(STUDENT, lead="mixed"),
+    "stepwise": replace(STUDENT, mode="stepwise", act="after", constant_learning_rate=True),
+}
+
+RUN = {"status", "kind", "arm", "env", "width", "seed", "teacher", "env_steps", "gradient_steps", "wall_seconds"}
+RUN |= {"parameters", "conv", "linear", "macs", "bytes", "latency_ms", "latency_p95_ms"}
+RUN |= {"command", "commit", "machine", "threads", "precision"}
+SCORES = {"score", "ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns"}
+SCORES |= {"score_sampled", "score_nosticky"}
+BESIDE_TEACHER = {"teacher_score", "teacher_point_win_rate", "agreement", "kl"}
+BESIDE_TEACHER |= {"agreement_teacher_states", "kl_teacher_states"}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The run directory of a CartPole expert, of sorts."""
+    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", EVALUATED)
+    execute(run, EVALUATED)
+    return run.path
+
+
+def new_run(name, teacher, out, machine=MACHINE):
+    config = CONFIGS[name]
+    make = new_training(config, out, machine) if isinstance(config, PPOConfig) else None
+    return make or new_distillation(config, teacher, out, machine)
+
+
+def outcome(run):
+    """What must not depend on how often a run was stopped: the policy's bits, and all metrics but the clock."""
+    tensors, _ = checkpoints.load(run.policy_path)
+    records = telemetry.read(run.metrics_path)
+    assert all(record.pop("seconds") > 0 for record in records)
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
+
+
+def at_line(number, what):
+    """A `telemetry.Metrics.write` that does `what` after it has written that many lines."""
+    write, written = telemetry.Metrics.write, 0
+
+    def interrupting_write(self, record):
+        nonlocal written
+        write(self, record)
+        written += 1
+        if written == number:
+            what()
+
+    return interrupting_write
+
+
+def stopped(run, line, number, monkeypatch):
+    """Runs until a signal comes after a line of metrics; returns what is said about it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(telemetry.Metrics, "write", at_line(line, lambda: signal.raise_signal(number)))
+        with pytest.raises(Interrupted) as stop:
+            execute(run, MACHINE)
+    return stop.value
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_training_leaves_its_config_metrics_policy_and_result_and_nothing_else(teacher):
+    assert names(teacher) == ["config.json", "metrics.jsonl", "policy.safetensors", "result.json"]
+    result = json.loads((teacher / "result.json").read_text())
+    assert set(result) == RUN | SCORES
+    assert (result["status"], result["kind"], result["arm"], result["env"]) == ("done", "train", "rl", "CartPole-v1")
+    assert (result["width"], result["seed"], result["teacher"], result["precision"]) == ("1/2", 0, None, "float32")
+    assert (result["env_steps"], result["gradient_steps"]) == (2048, 4 * 2 * 4)
+    assert result["episodes"] == len(result["returns"]) == 4
+    assert result["score"] == sum(result["returns"]) / 4 > 8
+    assert result["score_nosticky"] is None  # CartPole has no sticky actions
+    assert result["parameters"] == 4 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2
+    records = telemetry.read(teacher / "metrics.jsonl")
+    assert [record["step"] for record in records] == [512, 1024, 1536, 2048]
+    assert {"seconds", "score", "games", "kl", "clip_fraction", "entropy", "learning_rate"} <= set(records[0])
+    provenance = load_policy(teacher).document["provenance"]
+    assert (provenance["seed"], provenance["env_steps"]) == (0, 2048)
+
+
+@pytest.mark.parametrize("lead", ["student", "teacher"])
+def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teacher, tmp_path, lead):
+    run = new_distillation(CONFIGS[lead], teacher, tmp_path / "run", EVALUATED)
+    result = execute(run, EVALUATED)
+    assert names(run.path) == ["config.json", "metrics.jsonl", "policy.safetensors", "result.json"]
+    assert result == json.loads(run.result_path.read_text())
+    assert set(result) == RUN | SCORES | BESIDE_TEACHER | {"lead", "objective", "mode"}
+    assert (result["arm"], result["lead"], result["mode"]) == (f"distill-{lead}", lead, "buffer")
+    assert (result["teacher"], result["env_steps"]) == (str(teacher), 2048)
+    assert result["teacher_score"] == json.loads((teacher / "result.json").read_text())["score"]
+    assert 0 <= result["agreement"] <= 1
+    assert result["kl"] > 0
+    assert telemetry.read(run.metrics_path)[-1]["step"] == 2048
+    assert run.status == "done"
+
+
+def test_without_evaluation_a_result_has_no_scores(teacher, tmp_path):
+    result = execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
+    assert set(result) == RUN
+
+
+def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path):
+    shutil.copy(teacher / "policy.safetensors", tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    again = assess(load_policy(tmp_path), EVALUATED, load_policy(tmp_path))
+    assert again["teacher_score"] == again["score"]
+    assert (again["agreement"], again["kl"]) == (1.0, pytest.approx(0, abs=1e-6))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_stopped_and_resumed_ends_with_the_same_bits_as_one_that_was_not(name, teacher, tmp_path, monkeypatch):
+    whole = new_run(name, teacher, tmp_path / "whole")
+    execute(whole, MACHINE)
+    expected = outcome(whole)
+    assert len(expected[1]) == 4
+
+    run = new_run(name, teacher, tmp_path / "stopped")
+    stop = stopped(run, 2, signal.SIGTERM, monkeypatch)
+    assert stop.code == 143
+    assert str(stop) == f"stopped by SIGTERM; continue with --resume {run.path}"
+    assert names(run.path) == ["config.json", "metrics.jsonl", "resume.safetensors"]
+    assert run.status == "interrupted"
+    stop = stopped(Run.open(run.path), 2, signal.SIGINT, monkeypatch)  # the fourth line: trained, not evaluated
+    assert stop.code == 130
+    execute(Run.open(run.path), MACHINE)
+    assert outcome(run) == expected
+    assert names(run.path) == names(whole.path)
+
+
+def test_another_seed_ends_with_other_bits(teacher, tmp_path):
+    run = new_training(replace(TRAIN, seed=1), tmp_path / "run", MACHINE)
+    execute(run, MACHINE)
+    assert outcome(run) != outcome(Run.open(teacher))
+
+
+def test_a_run_killed_at_once_goes_on_from_its_last_save(teacher, tmp_path):
+    run = new_run("cartpole", teacher, tmp_path / "run")
+    script = """
+import os, signal, sys
+from pathlib import Path
+from potstill import jobs, telemetry
+from potstill.runs import Run
+write, lines = telemetry.Metrics.write, []
+def killing_write(self, record):
+    write(self, record)
+    lines.append(record)
+    if len(lines) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+telemetry.Metrics.write = killing_write
+jobs.execute(Run.open(Path(sys.argv[1])), jobs.Machine(device="cpu", threads=1, quiet=True, evaluate=0, save_every=0))
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(run.path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(telemetry.read(run.metrics_path)) == 3  # one more than was saved
+    assert run.lock_path.exists()
+    assert run.status == "interrupted"
+    execute(Run.open(run.path), MACHINE)
+    assert outcome(run) == outcome(Run.open(teacher))
+
+
+@pytest.mark.parametrize(("error", "code"), [(Terminated, 143), (KeyboardInterrupt, 130)])
+def test_an_evaluation_stops_at_once_and_is_done_again(error, code, teacher, tmp_path, monkeypatch):
+    run = new_run("cartpole", teacher, tmp_path / "run")
+
+    def stopping(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "latency", stopping)
+        with pytest.raises(Interrupted, match="continue with --resume") as stop:
+            execute(run, MACHINE)
+    assert stop.value.code == code
+    assert run.status == "interrupted"
+    execute(run, MACHINE)
+    assert outcome(run) == outcome(Run.open(teacher))
+
+
+def test_a_finished_run_is_not_run_again(teacher):
+    before = {path: path.stat().st_mtime_ns for path in teacher.iterdir()}
+    with pytest.raises(InputError, match=r"run is finished: its result is in result.json"):
+        execute(Run.open(teacher), MACHINE)
+    assert {path: path.stat().st_mtime_ns for path in teacher.iterdir()} == before
+
+
+def test_an_existing_directory_is_never_used(teacher, tmp_path):
+    for make in (lambda: new_training(TRAIN, teacher, MACHINE), lambda: new_run("student", teacher, teacher)):
+        with pytest.raises(InputError, match="exists: choose another --out"):
+            make()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot make .*choose another --out"):
+        new_training(TRAIN, tmp_path / "file" / "run", MACHINE)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "student"])
+def test_a_full_disk_is_one_clear_line_and_what_was_saved_stands(name, teacher, tmp_path, monkeypatch):
+    whole = new_run(name, teacher, tmp_path / "whole")
+    execute(whole, MACHINE)
+    run = new_run(name, teacher, tmp_path / "run")
+    stopped(run, 1, signal.SIGTERM, monkeypatch)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["resume.safetensors"]), hard))
+    try:
+        with pytest.raises(InputError) as error:
+            execute(run, MACHINE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == f"cannot write {run.resume_path}: file too large; nothing was changed"
+    after = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    assert after.pop("metrics.jsonl").startswith(before.pop("metrics.jsonl"))
+    assert after == before
+    execute(run, MACHINE)
+    assert outcome(run) == outcome(whole)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "student"])
+def test_a_run_that_diverges_is_marked_failed_and_may_be_tried_again(name, teacher, tmp_path):
+    config = CONFIGS[name]
+    if isinstance(config, PPOConfig):
+        config = replace(config, learning_rate=1e20, max_learning_rate=1e20)
+        run = new_training(config, tmp_path / "run", MACHINE)
+    else:
+        run = new_distillation(replace(config, learning_rate=1e39), teacher, tmp_path / "run", MACHINE)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="lower --learning-rate"):
+            execute(run, MACHINE)
+        result = json.loads(run.result_path.read_text())
+        assert result["status"] == run.status == "failed"
+        assert "--learning-rate" in result["error"]
+        assert not run.policy_path.exists()
+        assert not run.lock_path.exists()
+
+
+def test_a_second_attempt_is_no_longer_failed(teacher, tmp_path, monkeypatch):
+    run, during = new_run("cartpole", teacher, tmp_path / "run"), []
+    run.write_result({"status": "failed", "kind": "train", "error": "the sun"})
+    monkeypatch.setattr(telemetry.Metrics, "write", at_line(1, lambda: during.append(run.status)))
+    execute(run, MACHINE)
+    assert [*during, run.status] == ["running", "done"]
+    assert "error" not in json.loads(run.result_path.read_text())
+
+
+def test_a_run_does_not_go_on_with_another_teacher(teacher, tmp_path, monkeypatch):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    run = new_run("student", tmp_path / "teacher", tmp_path / "run")
+    stopped(run, 1, signal.SIGTERM, monkeypatch)
+    shutil.copy(tmp_path / "teacher" / "policy.safetensors", tmp_path / "kept.safetensors")
+    tensors, document = checkpoints.load(teacher / "policy.safetensors")
+    checkpoints.save(tmp_path / "teacher" / "policy.safetensors", tensors, document | {"provenance": {"seed": 9}})
+    with pytest.raises(InputError, match="is no longer the teacher this run began with"):
+        execute(run, MACHINE)
+    shutil.copy(tmp_path / "kept.safetensors", tmp_path / "teacher" / "policy.safetensors")
+    assert execute(run, MACHINE)["status"] == "done"
+
+
+def test_students_of_one_teacher_share_the_data_that_the_first_one_made(teacher, tmp_path):
+    made = []
+    for seed in (0, 1):
+        config = replace(CONFIGS["teacher"], seed=seed)
+        execute(new_distillation(config, teacher, tmp_path / str(seed), MACHINE), MACHINE)
+        made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")})
+    assert made[0] == made[1]
+    assert names(tmp_path) == ["0", "1", "data"]
+    assert len(names(tmp_path / "data")) == 1
+    noisy = replace(CONFIGS["teacher"], noise=0.5)
+    execute(new_distillation(noisy, teacher, tmp_path / "noisy", MACHINE), MACHINE, tmp_path / "data")
+    assert len(names(tmp_path / "data")) == 2  # other play is other data
+
+
+def test_a_recording_that_is_stopped_leaves_nothing_behind(teacher, tmp_path, monkeypatch):
+    run = new_run("teacher", teacher, tmp_path / "run")
+
+    def stopping(*_):
+        assert len(names(tmp_path / "data")) == 1
+        raise Terminated
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "record", stopping)
+        with pytest.raises(Interrupted):
+            execute(run, MACHINE)
+    assert names(tmp_path / "data") == []
+    assert execute(run, MACHINE)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threads", -1), ("evaluate", -1), ("save_every", -1.0), ("save_every", float("nan"))]
+)
+def test_a_machine_with_nonsense_settings_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{name.replace('_', '-')} must be 0 or more, not {value}"):
+        Machine(**{name: value})
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_made(teacher, tmp_path):
+    images = NetworkConfig(width="1/8", family="nature")
+    with pytest.raises(InputError, match="reads images"):
+        new_training(replace(TRAIN, network=images), tmp_path / "run", MACHINE)
+    with pytest.raises(InputError, match="reads images"):
+        new_distillation(replace(STUDENT, network=images), teacher, tmp_path / "run", MACHINE)
+    with pytest.raises(InputError, match="has no sticky actions"):
+        new_training(replace(TRAIN, env=replace(TRAIN.env, sticky=0.25)), tmp_path / "run", MACHINE)
+    with pytest.raises(InputError, match="device 'tpu' is unknown"):
+        new_training(TRAIN, tmp_path / "run", replace(MACHINE, device="tpu"))
+    assert names(tmp_path) == []
+
+
+def test_a_directory_with_a_config_of_something_else_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"editor": "ed"}')
+    with pytest.raises(InputError, match=r"is not a run of potstill's"):
+        execute(Run.open(tmp_path), MACHINE)
+    assert names(tmp_path) == ["config.json"]
+
+
+def test_a_damaged_save_is_refused_in_one_line(teacher, tmp_path, monkeypatch):
+    run = new_run("cartpole", teacher, tmp_path / "run")
+    stopped(run, 1, signal.SIGTERM, monkeypatch)
+    run.resume_path.write_bytes(run.resume_path.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"resume.safetensors is truncated"):
+        execute(run, MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("started", "command"),
+    [
+        ("/home/me/pong.py", "python pong.py --seed 1 --out 'a b'"),
+        ("/venv/bin/potstill", "potstill --seed 1 --out 'a b'"),
+        ("/venv/lib/potstill/__main__.py", "potstill --seed 1 --out 'a b'"),
+    ],
+)
+def test_a_run_remembers_the_command_that_would_repeat_it(started, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started, "--seed", "1", "--out", "a b"])
+    assert new_training(TRAIN, tmp_path / "run", MACHINE).config["command"] == command
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_package(tmp_path, monkeypatch):
+    package = tmp_path / "venv" / "potstill" / "jobs.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me", *words], check=True)
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "a paper")
+    monkeypatch.setattr(jobs, "__file__", str(package))
+    assert jobs._commit() is None
+    git("add", ".")
+    git("commit", "--quiet", "--message", "the package itself")
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert jobs._commit() == head.stdout[:12]
+    package.write_text("# changed")
+    assert jobs._commit() == head.stdout[:12] + "+"
+
+
+def test_the_threads_asked_for_are_the_cores_whatever_the_system(monkeypatch):
+    assert Machine(threads=3).cores == 3
+    assert Machine().cores == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert Machine(threads=3).cores == 3
+    assert Machine().cores == os.cpu_count()
+
+
+def test_auto_precision_is_settled_when_the_run_is_made(tmp_path):
+    run = new_training(replace(TRAIN, precision="auto"), tmp_path / "run", MACHINE)
+    assert run.config["config"]["precision"] in ("float32", "bfloat16")
+
+
+def test_threads_of_torch_follow_the_machine(teacher, tmp_path):
+    torch.set_num_threads(2)
+    execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
+    assert torch.get_num_threads() == 1
