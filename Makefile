@@ -11,7 +11,7 @@ venv: .venv/.installed
 	touch $@
 
 study: venv
-	.venv/bin/python run_script.py --widths 1/4 1/8 1/16 --evaluate 20 --out distill_run/quick
+	.venv/bin/python run_script.py --widths 1/4 1/8 1/16 --evaluate 16 --out distill_run/quick
 
 test: venv
 	scripts/check

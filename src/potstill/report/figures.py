@@ -111,7 +111,7 @@ def size_score(table: pl.DataFrame) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.4))
         ax = figure.subplots()
-        note = f"one dot per run (seed), lines join means{_left_out(table, done)}"
+        note = f"dot: a run, with its 95 % interval over games; line: mean of the runs{_left_out(table, done)}"
         _title(figure, f"Score against size, {_task(done)}", note)
         ax.set_xscale("log")
         labels = _reference_lines(ax, done)
@@ -120,6 +120,11 @@ def size_score(table: pl.DataFrame) -> Figure:
             ax.scatter(
                 runs["parameters"], runs["score"], s=34, c=_arm(arm).colour, marker=_arm(arm).marker, alpha=0.75,
                 linewidths=0, zorder=3, label=arm,
+            )  # fmt: skip
+            ends = runs.drop_nulls(["ci95_low", "ci95_high"])
+            ax.vlines(
+                ends["parameters"], ends["ci95_low"], ends["ci95_high"],
+                color=_arm(arm).colour, alpha=0.35, linewidth=1.2, zorder=1,
             )  # fmt: skip
             means = runs.group_by("parameters").agg(pl.col("score").mean()).sort("parameters")
             ax.plot(means["parameters"], means["score"], color=_arm(arm).colour, linewidth=1.6, zorder=2)
@@ -217,7 +222,13 @@ def agreement_score(table: pl.DataFrame) -> Figure:
         ax.set_xscale("function", functions=nines)
         ax.margins(x=0.06, y=0.1)
         low, high = ax.get_xlim()
-        ax.set_xticks([tick for tick in (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0) if low <= tick <= high])
+        ax.set_xticks(
+            [
+                tick
+                for tick in (0.0, 0.5, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
+                if low <= tick <= high
+            ]
+        )
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         ax.set_xlabel("states where both would act the same (greedy, on the student's own states)")
         ax.set_ylabel("mean score of a game")
