@@ -173,14 +173,14 @@ def test_without_track_there_are_no_sinks(tmp_path):
 
 
 def tensorboard_points(folder: Path) -> list[tuple[str, int, float]]:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
     events.Reload()
     return [(name, e.step, e.value) for name in events.Tags()["scalars"] for e in events.Scalars(name)]
 
 
 def test_track_sends_the_finite_numbers_to_tensorboard(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     (sink,) = sinks(True, tmp_path, {"seed": 0})
@@ -197,7 +197,6 @@ def test_track_without_tensorboard_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("variable", "count"), [("WANDB_MODE", 2), ("WANDB_API_KEY", 2), ("OTHER", 1)])
 def test_wandb_joins_where_it_is_installed_and_set_up(tmp_path, monkeypatch, variable, count):
-    pytest.importorskip("tensorboard")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "offline")
@@ -224,7 +223,6 @@ def test_wandb_joins_where_it_is_installed_and_set_up(tmp_path, monkeypatch, var
 
 
 def test_wandb_that_is_set_up_but_not_installed_is_left_out(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", None)
     found = sinks(True, tmp_path, json.loads("{}"))
