@@ -338,6 +338,14 @@ def test_minatar_missing_says_what_to_install(monkeypatch):
         (EnvConfig("FrozenLake-v1"), "FrozenLake-v1 has Discrete observations"),
         (EnvConfig("CartPole-v1", sticky=0.25), "CartPole-v1 has no sticky actions: leave sticky at 0"),
         (EnvConfig("NoSuch-v0"), "Gymnasium cannot make 'NoSuch-v0'"),
+        (
+            EnvConfig("CartPole-v1", hidden_rows=1),
+            "hidden-rows are 0 to 83 rows of an Atari frame, not 1 of CartPole-v1",
+        ),
+        (
+            EnvConfig("pong", atari=True, hidden_rows=84),
+            "hidden-rows are 0 to 83 rows of an Atari frame, not 84 of pong",
+        ),
         (replace(PONG, sticky=1.0), "sticky must be a probability below 1, not 1.0"),
         (replace(PONG, sticky=-0.1), "sticky must be a probability"),
         (replace(PONG, sticky=float("nan")), "sticky must be a probability"),

@@ -388,6 +388,18 @@ def test_inputs_are_normalised_by_the_statistics_of_random_play_and_stay_so():
     assert torch.allclose(policy.scale, 1 / deviation)
 
 
+def test_a_policy_does_not_see_the_hidden_rows_and_sees_the_next():
+    config = replace(TINY_PONG, env=replace(TINY_PONG.env, hidden_rows=10))
+    envs = Envs(config.env, config.num_envs)
+    policy = start(config, envs, torch.device("cpu")).policy
+    seen = torch.from_numpy(envs.reset(0))
+    elsewhere, below = seen.clone(), seen.clone()
+    elsewhere[:, :, :10] = 255 - elsewhere[:, :, :10]
+    below[:, :, 10] = 255 - below[:, :, 10]
+    assert torch.equal(policy.prepare(elsewhere), policy.prepare(seen))
+    assert not torch.equal(policy.prepare(below), policy.prepare(seen))
+
+
 # Bad input
 
 

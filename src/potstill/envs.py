@@ -39,6 +39,9 @@ class EnvConfig:
     """Each game starts with 1 to this many no-ops (Atari only)."""
     fire_on_reset: bool = False
     """Press FIRE when a game starts (Atari only), for games that wait for it."""
+    hidden_rows: int = 0
+    """Rows at the top of the 84 x 84 frame that the input normalisation sets to zero (Atari only): a scoreboard does
+    not help to act, but tells the games of a rollout apart, and a network learns them by heart (Song et al. 2020)."""
     max_frames: int = 108_000
     """Emulator frames after which a game is truncated: 30 minutes of play. Other tasks that set no limit of their own
     get as many agent steps, for a policy may learn to play for ever."""
@@ -49,7 +52,8 @@ class EnvConfig:
 
 
 PRESETS: dict[str, EnvConfig] = {
-    "pong": EnvConfig("pong", atari=True, actions=(0, 2, 3), sticky=0.25),  # NOOP, RIGHT (up), LEFT (down)
+    # NOOP, RIGHT (up) and LEFT (down); the scoreboard is hidden
+    "pong": EnvConfig("pong", atari=True, actions=(0, 2, 3), sticky=0.25, hidden_rows=10),
     "breakout": EnvConfig("breakout", atari=True, sticky=0.25, fire_on_reset=True),
     "cartpole": EnvConfig("CartPole-v1"),
     "acrobot": EnvConfig("Acrobot-v1"),
@@ -115,6 +119,8 @@ class Envs:
             raise InputError(f"the number of environments must be at least 1, not {num_envs}")
         if not 0.0 <= config.sticky < 1.0:
             raise InputError(f"sticky must be a probability below 1, not {config.sticky}")
+        if not 0 <= config.hidden_rows < 84 or (config.hidden_rows and not config.atari):
+            raise InputError(f"hidden-rows are 0 to 83 rows of an Atari frame, not {config.hidden_rows} of {config.id}")
         if config.sticky and not config.has_sticky_actions:
             raise InputError(f"{config.id} has no sticky actions: leave sticky at 0")
         self.config = config

@@ -11,7 +11,7 @@ from torch.nn.functional import relu
 
 from potstill.errors import DivergedError, InputError
 
-Family = Literal["auto", "nature", "minatar", "mlp"]
+Family = Literal["auto", "nature", "minatar", "mlp", "mlp-relu"]
 Critic = Literal["shared", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -24,7 +24,7 @@ class NetworkConfig:
     """Multiplier on the units of every hidden layer, such as 1/8 or 0.5."""
     family: Family = "auto"
     """nature: Nature-CNN (Mnih et al. 2015), conv 32w-64w-64w, linear 512w. minatar: conv 16w, linear 128w (Young and
-    Tian 2019). mlp: two layers of 64w tanh units. auto: by the shape of the observation."""
+    Tian 2019). mlp: two layers of 64w tanh units; mlp-relu: of ReLU units. auto: by the shape of the observation."""
     critic: Critic = "shared"
     """shared: the value head sits on the actor's trunk. split: the critic is a network of its own."""
     critic_width: str = "1"
@@ -86,7 +86,7 @@ class Trunk(nn.Module):
             self.features = units(64)
         self.convs = nn.ModuleList(convs)
         linears = [nn.Linear(flat, self.features)]
-        if family == "mlp":
+        if family in ("mlp", "mlp-relu"):
             linears.append(nn.Linear(self.features, self.features))
         self.linears = nn.ModuleList(linears)
 
@@ -106,8 +106,8 @@ class Policy(nn.Module):
     `forward` takes raw observations. Training calls `prepare` once per observation and `heads` as often as it needs:
     preparing costs more than a small network's own pass.
 
-    Buffers (saved with the weights): `mean` and `scale`, per pixel or feature, shared by the frames of a stack;
-    `return_scale`, the unit of the value head in units of reward.
+    Buffers (saved with the weights): `mean` and `scale`, per pixel or feature, shared by the frames of a stack (a scale
+    of zero hides what is there); `return_scale`, the unit of the value head in units of reward.
     """
 
     mean: Tensor
@@ -157,6 +157,10 @@ class Policy(nn.Module):
         """Sets the input normalisation; `floor` keeps a pixel that hardly ever changes from dividing by nothing."""
         self.mean.copy_(mean)
         self.scale.copy_(1.0 / deviation.clamp(min=floor))
+
+    def hide(self, rows: int) -> None:
+        """Sets the first `rows` rows of every normalised frame to zero, whatever they show."""
+        self.scale[:rows] = 0.0
 
     def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Raw observations (B, *observation_shape) to normalised inputs for `heads`, channels last where convolved."""
@@ -262,8 +266,8 @@ def resolve_device(name: str) -> torch.device:
 def _resolve_family(family: Family, shape: tuple[int, ...]) -> Family:
     if family == "auto":
         family = "mlp" if len(shape) != 3 else ("nature" if min(shape[1:]) >= 36 else "minatar")
-    if family == "mlp" and len(shape) == 3 and min(shape[1:]) >= 36:
-        raise InputError("the mlp family reads features or small grids, not images: use nature")
+    if family in ("mlp", "mlp-relu") and len(shape) == 3 and min(shape[1:]) >= 36:
+        raise InputError(f"the {family} family reads features or small grids, not images: use nature")
     if family in ("nature", "minatar") and len(shape) != 3:
         raise InputError(f"the {family} family reads images; this task's observations have shape {shape}: use mlp")
     return family

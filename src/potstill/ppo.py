@@ -47,7 +47,7 @@ class PPOConfig:
     target_kl: float = 0.02
     """The rate is divided by 1.3 after an update that moved the policy further than twice this, and multiplied by 1.3
     after one that moved it less than half."""
-    anneal_from: float = 0.5
+    anneal_from: float = 0.2
     """Share of the training after which the rate's bound and the entropy bonus fall linearly to zero; 1 keeps them."""
     clip: float = 0.2
     """Clipping range of the probability ratio."""
@@ -192,6 +192,7 @@ def start(config: PPOConfig, envs: Envs, device: torch.device) -> TrainState:
     if config.normalise_inputs and policy.family != "minatar":  # MinAtar's inputs are 0 and 1
         mean, deviation = input_statistics(envs, config.normalise_inputs, config.seed)
         policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
+    policy.hide(config.env.hidden_rows)
     policy.to(device)
     return TrainState(policy, make_optimizer(policy, config), generator, config.learning_rate)
 
