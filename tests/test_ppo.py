@@ -297,6 +297,14 @@ def test_the_rate_used_is_bounded_by_its_decaying_maximum():
     assert state.optimizer.param_groups[0]["lr"] == rates[-1]
 
 
+def test_the_rate_falls_from_where_it_stood_when_annealing_began():
+    config = replace(TINY, learning_rate=1e-3, target_kl=1e3, anneal_from=0.5)  # it grows by 1.3 until then
+    envs, state = begin(config)
+    rates = [progress.metrics["learning_rate"] for progress in train(config, state, envs)]
+    grown = 1e-3 * 1.3**3
+    assert rates == pytest.approx([1e-3, 1.3e-3, 1.69e-3, grown, grown * 2 / 3, grown / 3])
+
+
 # Training
 
 
@@ -335,7 +343,14 @@ def resumed(state, config):
     generator.set_state(state.generator.get_state())
     counts = (state.update, state.games, state.gradient_steps)
     return envs, TrainState(
-        policy, optimizer, generator, state.learning_rate, replace(state.returns), *counts, state.recent.copy()
+        policy,
+        optimizer,
+        generator,
+        state.learning_rate,
+        state.rate_bound,
+        replace(state.returns),
+        *counts,
+        state.recent.copy(),
     )
 
 

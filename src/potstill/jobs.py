@@ -144,9 +144,9 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
         if run.resume_path.exists():
             tensors, document = checkpoints.load(run.resume_path)
             policy = Policy(config.network, envs.observation_shape, envs.num_actions)
-            state = ppo.TrainState(policy.to(device), ppo.make_optimizer(policy, config), torch.Generator(), 0.0)
+            state = ppo.TrainState(policy.to(device), ppo.make_optimizer(policy, config), torch.Generator(), 0.0, 0.0)
             _unpack(state, policy, tensors, document)
-            state.learning_rate = document["learning_rate"]
+            state.learning_rate, state.rate_bound = document["learning_rate"], document["rate_bound"]
             state.returns = ppo.ReturnScale(**document["returns"])
             seconds = document["seconds"]
             if state.update < config.updates:
@@ -156,7 +156,8 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
 
         def pack() -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors, document = _pack(state, state.policy, envs)
-            return tensors, document | {"learning_rate": state.learning_rate, "returns": asdict(state.returns)}
+            rates = {"learning_rate": state.learning_rate, "rate_bound": state.rate_bound}
+            return tensors, document | rates | {"returns": asdict(state.returns)}
 
         steps = ppo.train(config, state, envs, observations)
         total = config.updates * config.batch_size

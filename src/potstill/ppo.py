@@ -43,12 +43,13 @@ class PPOConfig:
     learning_rate: float = 5e-4
     """Adam's rate at the start; afterwards it follows the KL divergence."""
     max_learning_rate: float = 2.5e-3
-    """Upper bound of the rate at the start; it falls to zero with `anneal_from`."""
+    """Upper bound of the rate."""
     target_kl: float = 0.02
     """The rate is divided by 1.3 after an update that moved the policy further than twice this, and multiplied by 1.3
     after one that moved it less than half."""
-    anneal_from: float = 0.2
-    """Share of the training after which the rate's bound and the entropy bonus fall linearly to zero; 1 keeps them."""
+    anneal_from: float = 0.3
+    """Share of the training after which the rate, from where it stands then, and the entropy bonus fall linearly to
+    zero; 1 keeps them."""
     clip: float = 0.2
     """Clipping range of the probability ratio."""
     entropy: float = 0.01
@@ -158,6 +159,7 @@ class TrainState:
     optimizer: torch.optim.Adam
     generator: torch.Generator
     learning_rate: float
+    rate_bound: float  # the rate when annealing begins
     returns: ReturnScale = field(default_factory=ReturnScale)
     update: int = 0
     games: int = 0
@@ -194,7 +196,7 @@ def start(config: PPOConfig, envs: Envs, device: torch.device) -> TrainState:
         policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
     policy.hide(config.env.hidden_rows)
     policy.to(device)
-    return TrainState(policy, make_optimizer(policy, config), generator, config.learning_rate)
+    return TrainState(policy, make_optimizer(policy, config), generator, config.learning_rate, config.max_learning_rate)
 
 
 def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Adam:
@@ -221,6 +223,8 @@ def train(config: PPOConfig, state: TrainState, envs: Envs, observations: Array 
         advantages, returns = gae(batch.rewards, batch.values, batch.ends, config.gamma, config.gae_lambda)
         state.policy.return_scale.fill_(state.returns.include(returns))
         decay = _decay(state.update / config.updates, config.anneal_from)
+        if decay == 1.0 and state.update:
+            state.rate_bound = state.learning_rate
         metrics = update(config, state, batch, advantages, returns, decay)
         state.learning_rate = _follow_kl(metrics["learning_rate"], metrics["kl"], config)
         if not all(bool(parameter.isfinite().all()) for parameter in state.policy.parameters()):
@@ -309,10 +313,10 @@ def update(
     """`epochs` passes of clipped policy and value steps over one rollout.
 
     Args:
-        decay: in [0, 1], scales the learning rate's bound and the entropy bonus.
+        decay: in [0, 1], scales the learning rate's bound, `state.rate_bound`, and the entropy bonus.
     """
     policy, optimizer = state.policy, state.optimizer
-    rate = min(state.learning_rate, config.max_learning_rate * decay)
+    rate = min(state.learning_rate, state.rate_bound * decay)
     entropy_weight = config.entropy * decay
     for group in optimizer.param_groups:
         group["lr"] = rate
