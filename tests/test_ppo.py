@@ -305,6 +305,80 @@ def test_the_rate_falls_from_where_it_stood_when_annealing_began():
     assert rates == pytest.approx([1e-3, 1.3e-3, 1.69e-3, grown, grown * 2 / 3, grown / 3])
 
 
+# A teacher beside the reward, and weights to begin with
+
+
+def sharp(config, seed=7):
+    """A teacher with strong opinions, normalised by random play."""
+    envs = Envs(config.env, config.num_envs)
+    policy = start(replace(config, seed=seed), envs, CPU).policy
+    torch.nn.init.orthogonal_(policy.actor.weight, 5.0, generator=torch.Generator().manual_seed(seed))
+    policy.return_scale.fill_(3.0)
+    return policy
+
+
+def taught(config, teacher):
+    envs = Envs(config.env, config.num_envs)
+    state = start(config, envs, CPU, teacher=teacher)
+    return state, [progress.metrics["teacher_kl"] for progress in train(config, state, envs, teacher=teacher)]
+
+
+@BOTH
+def test_a_policy_moves_towards_its_teacher_the_more_the_heavier_the_teacher_weighs(config):
+    teacher = sharp(config)
+    config = replace(config, total_timesteps=20 * 64, learning_rate=3e-3, target_kl=1e3, anneal_from=1.0)
+    last = {weight: taught(replace(config, teacher_coefficient=weight), teacher)[1] for weight in (0.0, 10.0)}
+    assert last[10.0][-1] < 0.5 * last[10.0][0]
+    assert last[10.0][-1] < 0.5 * last[0.0][-1]
+
+
+def test_a_teacher_that_weighs_nothing_changes_nothing():
+    teacher = sharp(TINY, seed=TINY.seed)  # normalised as the student would be
+    teacher.return_scale.fill_(1.0)
+    config = replace(TINY, teacher_coefficient=0.0)
+    assert same_weights(taught(config, teacher)[0].policy, trained(TINY).policy)
+
+
+def test_what_a_teacher_weighs_falls_to_zero():
+    config = replace(TINY, teacher_coefficient=1.0, total_timesteps=2 * 64)
+    kept, faded = (taught(replace(config, anneal_teacher_from=share), sharp(TINY))[0] for share in (1.0, 0.0))
+    assert not same_weights(kept.policy, faded.policy)
+
+
+def test_the_teachers_loss_is_its_divergence_weighed_by_the_ratio_bounded_from_below():
+    config = replace(TINY, epochs=1, num_steps=8, minibatch_size=32, value_coefficient=0.0, max_grad_norm=1e9)
+    state = begin(config)[1]
+    batch, advantages = one_state(state.policy, torch.tensor(0.0))
+    batch = batch._replace(taught=torch.tensor([2.0, 0.0]).expand(8, 4, 2))
+    metrics = update(config, state, batch, advantages, torch.zeros(8, 4), decay=1.0)
+    p = torch.tensor([2.0, 0.0]).softmax(0)
+    q = state.policy.logits(batch.ready[0, :1])  # after the step
+    assert metrics["teacher_kl"] == pytest.approx((p * (p / 0.5).log()).sum().item(), abs=1e-2)
+    assert q[0, 0] > q[0, 1]
+
+
+def test_training_goes_on_from_given_weights_with_their_normalisation_and_value_unit():
+    initial = sharp(TINY)
+    state = start(TINY, Envs(TINY.env, TINY.num_envs), CPU, initial=initial)
+    assert same_weights(state.policy, initial)
+    list(train(replace(TINY, total_timesteps=64), state, Envs(TINY.env, TINY.num_envs)))
+    assert not same_weights(state.policy, initial)
+    assert state.policy.return_scale == pytest.approx(3.0, rel=0.2)  # ten rollouts' worth of evidence for the old unit
+    assert torch.equal(state.policy.mean, initial.mean)
+
+
+def test_weights_of_another_shape_are_refused():
+    envs = Envs(TINY.env, TINY.num_envs)
+    with pytest.raises(InputError, match="the policy to start from is of another shape: use --width 1 --critic shared"):
+        start(replace(TINY, network=NetworkConfig(width="1/2")), envs, CPU, initial=sharp(TINY))
+
+
+def test_a_teacher_of_another_family_is_refused():
+    envs = Envs(TINY.env, TINY.num_envs)
+    with pytest.raises(InputError, match="the teacher is of the nature family: use --family nature"):
+        start(TINY, envs, CPU, teacher=sharp(TINY_PONG))
+
+
 # Training
 
 
@@ -433,6 +507,8 @@ def test_a_policy_does_not_see_the_hidden_rows_and_sees_the_next():
         ({"clip": 0.0}, "clip must be positive"),
         ({"entropy": -0.1}, "entropy must not be negative"),
         ({"anneal_from": 1.5}, "anneal-from is a share between 0 and 1, not 1.5"),
+        ({"anneal_teacher_from": -0.5}, "anneal-teacher-from is a share between 0 and 1, not -0.5"),
+        ({"teacher_coefficient": -1.0}, "teacher-coefficient must not be negative"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, complaint):

@@ -149,11 +149,7 @@ def start(config: DistillConfig, teacher: Policy, device: torch.device) -> Disti
     """
     generator = torch.Generator().manual_seed(config.seed)
     student = Policy(config.network, teacher.observation_shape, teacher.num_actions).initialise(generator)
-    if student.family != teacher.family:
-        raise InputError(f"the teacher is of the {teacher.family} family: use --family {teacher.family}")
-    student.mean.copy_(teacher.mean)
-    student.scale.copy_(teacher.scale)
-    student.return_scale.copy_(teacher.return_scale)
+    student.normalise_as(teacher)
     student.to(device)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
     return DistillState(student, optimizer, generator)

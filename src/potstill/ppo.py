@@ -1,7 +1,8 @@
 """Proximal policy optimisation: the expert, and the from-scratch baseline. Read from top to bottom.
 
 Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; details after Huang et al. 2022, "The 37
-Implementation Details of PPO". We depart from both where a comment says so.
+Implementation Details of PPO". We depart from both where a comment says so. With a teacher it is proximal policy
+distillation (Spigler 2025); from a distilled student's weights it is fine-tuning on reward.
 """
 
 import math
@@ -18,6 +19,7 @@ from potstill.collect import Inputs, collect, input_statistics
 from potstill.envs import PRESETS, Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision, sample
+from potstill.objectives import forward_kl
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class PPOConfig:
     """Learn from the sign of the reward, as is customary on Atari; scores are never clipped."""
     normalise_inputs: int = 10_000
     """Observations of a random policy to take the input normalisation from; 0 leaves inputs as they are."""
+    teacher_coefficient: float = 1.0
+    """Weight of KL(teacher || policy) beside the reward, where there is a teacher."""
+    anneal_teacher_from: float = 1.0
+    """Share of the training after which that weight falls linearly to zero; 1 keeps it."""
     reseed_every: int = 2**19
     """Agent steps after which all games start anew, which bounds how many a resumed run has to play again."""
     precision: Precision = "auto"
@@ -83,11 +89,12 @@ class PPOConfig:
         for name in ("learning_rate", "max_learning_rate", "target_kl", "clip", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
-        for name in ("seed", "entropy", "value_coefficient", "normalise_inputs"):
+        for name in ("seed", "entropy", "value_coefficient", "normalise_inputs", "teacher_coefficient"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
-        if not 0 <= self.anneal_from <= 1:
-            raise InputError(f"anneal-from is a share between 0 and 1, not {self.anneal_from}")
+        for name in ("anneal_from", "anneal_teacher_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name.replace('_', '-')} is a share between 0 and 1, not {getattr(self, name)}")
 
     @property
     def batch_size(self) -> int:
@@ -176,6 +183,7 @@ class Rollout(NamedTuple):
     values: Tensor  # (T + 1, N) in units of reward; the last row bootstraps
     rewards: Tensor  # (T, N), as learned from
     ends: Tensor  # (T, N) float, 1 where a game ended on that step
+    taught: Tensor | None = None  # (T, N, A) the teacher's logits, where there is one
 
 
 class Progress(NamedTuple):
@@ -187,27 +195,65 @@ class Progress(NamedTuple):
     metrics: dict[str, float]
 
 
-def start(config: PPOConfig, envs: Envs, device: torch.device) -> TrainState:
-    """A fresh policy for `envs`, its input normalisation taken from a random policy's play."""
+def start(
+    config: PPOConfig,
+    envs: Envs,
+    device: torch.device,
+    *,
+    teacher: Policy | None = None,
+    initial: Policy | None = None,
+) -> TrainState:
+    """A fresh policy for `envs`, its input normalisation taken from a random policy's play.
+
+    Args:
+        teacher: whose normalisation to take instead, as every student does.
+        initial: whose weights and normalisation to begin with.
+
+    Raises:
+        InputError: one of these is of another family or shape.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     policy = Policy(config.network, envs.observation_shape, envs.num_actions).initialise(generator)
-    if config.normalise_inputs and policy.family != "minatar":  # MinAtar's inputs are 0 and 1
-        mean, deviation = input_statistics(envs, config.normalise_inputs, config.seed)
-        policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
-    policy.hide(config.env.hidden_rows)
+    returns = ReturnScale()
+    if initial is not None:
+        try:
+            policy.load_state_dict(initial.state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                "the policy to start from is of another shape: use"
+                f" --width {initial.config.width} --critic {initial.config.critic}"
+            ) from error
+        unit, weight = float(initial.return_scale), 10.0 * config.batch_size  # as if it had seen ten rollouts
+        returns = ReturnScale(count=weight, square=unit**2 * weight)
+    elif teacher is not None:
+        policy.normalise_as(teacher)
+    else:
+        if config.normalise_inputs and policy.family != "minatar":  # MinAtar's inputs are 0 and 1
+            mean, deviation = input_statistics(envs, config.normalise_inputs, config.seed)
+            policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
+        policy.hide(config.env.hidden_rows)
     policy.to(device)
-    return TrainState(policy, make_optimizer(policy, config), generator, config.learning_rate, config.max_learning_rate)
+    return TrainState(
+        policy, make_optimizer(policy, config), generator, config.learning_rate, config.max_learning_rate, returns
+    )
 
 
 def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Adam:
     return torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
 
 
-def train(config: PPOConfig, state: TrainState, envs: Envs, observations: Array | None = None) -> Iterator[Progress]:
+def train(
+    config: PPOConfig,
+    state: TrainState,
+    envs: Envs,
+    observations: Array | None = None,
+    teacher: Policy | None = None,
+) -> Iterator[Progress]:
     """Trains until `config.total_timesteps`, yielding after each update; `state` is current whenever it yields.
 
     Args:
         observations: what `envs` showed last, for a run that goes on; None starts new games.
+        teacher: the policy to learn from beside the reward; it normalises its inputs as `state.policy` does.
 
     Raises:
         DivergedError: a loss or a weight is no longer a finite number. The last saved checkpoint stands.
@@ -219,7 +265,7 @@ def train(config: PPOConfig, state: TrainState, envs: Envs, observations: Array 
     while state.update < config.updates:
         if observations is None or state.update % segment == 0:
             observations = envs.reset(seed=_segment_seed(config.seed, state.update // segment))
-        batch, storage, observations, scores = rollout(config, state, envs, inputs, observations, storage)
+        batch, storage, observations, scores = rollout(config, state, envs, inputs, observations, storage, teacher)
         advantages, returns = gae(batch.rewards, batch.values, batch.ends, config.gamma, config.gae_lambda)
         state.policy.return_scale.fill_(state.returns.include(returns))
         decay = _decay(state.update / config.updates, config.anneal_from)
@@ -238,7 +284,13 @@ def train(config: PPOConfig, state: TrainState, envs: Envs, observations: Array 
 
 @torch.no_grad()
 def rollout(
-    config: PPOConfig, state: TrainState, envs: Envs, inputs: Inputs, observations: Array, storage: Tensor | None
+    config: PPOConfig,
+    state: TrainState,
+    envs: Envs,
+    inputs: Inputs,
+    observations: Array,
+    storage: Tensor | None,
+    teacher: Policy | None = None,
 ) -> tuple[Rollout, Tensor, Array, list[float]]:
     """Plays `num_steps` vector steps with sampled actions.
 
@@ -252,12 +304,15 @@ def rollout(
     log_probs, rewards, ends = (torch.empty((T, N), device=device) for _ in range(3))
     values = torch.empty((T + 1, N), device=device)
     logits = torch.empty((N, policy.num_actions), device=device)
+    taught = torch.empty((T, N, policy.num_actions), device=device) if teacher is not None else None
     t, scores = 0, []
 
     def act(ready: Tensor) -> Tensor:
         nonlocal logits
         logits, value = policy.heads(ready)
         values[t] = value * policy.return_scale
+        if teacher is not None and taught is not None:
+            taught[t] = teacher.logits(ready)
         return sample(logits.cpu(), state.generator)
 
     for transition in collect(envs, inputs, observations, act):
@@ -281,7 +336,7 @@ def rollout(
             values[T] = value * policy.return_scale
             break
     assert storage is not None
-    return Rollout(storage, actions, log_probs, values, rewards, ends), storage, observations, scores
+    return Rollout(storage, actions, log_probs, values, rewards, ends, taught), storage, observations, scores
 
 
 def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
@@ -312,6 +367,9 @@ def update(
 ) -> dict[str, float]:
     """`epochs` passes of clipped policy and value steps over one rollout.
 
+    Where there is a teacher, the loss gains its forward KL, weighed per sample by the ratio bounded from below, so that
+    an update that makes an action much rarer does not escape what is taught there (Spigler 2025).
+
     Args:
         decay: in [0, 1], scales the learning rate's bound, `state.rate_bound`, and the entropy bonus.
     """
@@ -322,6 +380,8 @@ def update(
         group["lr"] = rate
     ready = _flat(batch.ready)
     actions, old_log_probs = batch.actions.flatten(), batch.log_probs.flatten()
+    taught = batch.taught.flatten(0, 1) if batch.taught is not None else None
+    teacher_weight = config.teacher_coefficient * _decay(state.update / config.updates, config.anneal_teacher_from)
     advantages = advantages.flatten()
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     targets = returns.flatten() / policy.return_scale
@@ -341,6 +401,10 @@ def update(
             value_loss = 0.5 * (values - targets[chosen]).square().mean()
             entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
             loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
+            teacher_kl = torch.zeros(())
+            if taught is not None:
+                teacher_kl = forward_kl(logits, taught[chosen])
+                loss = loss + teacher_weight * (ratio.clamp(min=1 - config.clip) * teacher_kl).mean()
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
@@ -363,6 +427,7 @@ def update(
                     ("value_loss", value_loss.item()),
                     ("entropy", entropy.item()),
                     ("grad_norm", norm.item()),
+                    *([("teacher_kl", teacher_kl.mean().item())] if taught is not None else []),
                 ):
                     sums[name] = sums.get(name, 0.0) + value / minibatches
     return sums | {"learning_rate": rate, "return_scale": policy.return_scale.item()}
