@@ -298,6 +298,8 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
         "compare": "(default: 1/4 1/8 1/16)",
         "evaluate": "(default: 100)",
         "watch": "(default: game.mp4)",
+        "export": "(default: policy.onnx)",
+        "import-sb3": "(default: 0.01)",
         "info": "-h, --help",
     }[command] in " ".join(out.replace("│", " ").split())
 

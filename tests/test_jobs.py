@@ -56,6 +56,8 @@ STUDENT = DistillConfig(
 CONFIGS = {
     "cartpole": TRAIN,
     "pong": PONG,
+    "ppd": replace(TRAIN, anneal_teacher_from=0.5),
+    "finetune": TRAIN,
     "student": STUDENT,
     "teacher": replace(STUDENT, lead="teacher"),
     "mixed": replace(STUDENT, lead="mixed"),
@@ -81,8 +83,10 @@ def teacher(tmp_path_factory):
 
 def new_run(name, teacher, out, machine=MACHINE):
     config = CONFIGS[name]
-    make = new_training(config, out, machine) if isinstance(config, PPOConfig) else None
-    return make or new_distillation(config, teacher, out, machine)
+    if isinstance(config, DistillConfig):
+        return new_distillation(config, teacher, out, machine)
+    origins = {"ppd": {"teacher": teacher}, "finetune": {"initial": teacher}}
+    return new_training(config, out, machine, **origins.get(name, {}))
 
 
 def outcome(run):
@@ -152,6 +156,24 @@ def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teac
     assert result["kl"] > 0
     assert telemetry.read(run.metrics_path)[-1]["step"] == 2048
     assert run.status == "done"
+
+
+@pytest.mark.parametrize("name", ["ppd", "finetune"])
+def test_training_from_another_policy_says_so_and_names_it(name, teacher, tmp_path):
+    run = new_run(name, teacher, tmp_path / "run", EVALUATED)
+    result = execute(run, EVALUATED)
+    role = "teacher" if name == "ppd" else "initial"
+    assert result["arm"] == name
+    assert run.config[role] == load_policy(run.policy_path).document["provenance"][role] == str(teacher)
+    assert result["teacher"] == (str(teacher) if name == "ppd" else None)
+    assert ("agreement" in result) == (name == "ppd")
+    assert all(("teacher_kl" in record) == (name == "ppd") for record in telemetry.read(run.metrics_path))
+
+
+def test_training_from_a_policy_of_another_task_is_refused_and_makes_nothing(teacher, tmp_path):
+    with pytest.raises(InputError, match=r"was made for another task: EnvConfig.*CartPole-v1.*pong"):
+        new_training(PONG, tmp_path / "run", MACHINE, teacher)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_evaluation_a_result_has_no_scores(teacher, tmp_path):

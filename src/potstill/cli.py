@@ -10,6 +10,8 @@ COMMANDS = {
     "compare": "several distillations (sizes x leads x seeds) on all cores, with a table and figures",
     "evaluate": "a policy's score, with its interval, distinct games and latency",
     "watch": "film a game, or teacher and student side by side",
+    "export": "a policy as an ONNX file, checked against PyTorch",
+    "import-sb3": "a Stable-Baselines3 zip as a policy of potstill's, without running what it holds",
     "info": "versions, devices, cores: what a bug report needs",
 }
 
@@ -48,7 +50,7 @@ def _call(command: str, arguments: list[str]) -> None:
         signal.signal(signal.SIGTERM, terminate)
         from potstill import commands
 
-        getattr(commands, command)(arguments)
+        getattr(commands, command.replace("-", "_"))(arguments)
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
     except InputError as error:
         _refuse(str(error))

@@ -5,16 +5,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from potstill.distill import DistillConfig
-from potstill.envs import find_env, with_sticky
+from potstill.envs import PRESETS, EnvConfig, find_env, with_sticky
 from potstill.errors import InputError
+from potstill.interop import sb3
 from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
 from potstill.networks import resolve_device
+from potstill.policies import LoadedPolicy
 from potstill.ppo import PPO_PRESETS, PPOConfig
 from potstill.runs import Run, next_directory
 from potstill.study.plan import Plan
@@ -34,28 +36,46 @@ class _Train:
     """Directory of the run; must not exist. Default: a new one under <env>_run/."""
     resume: Path | None = None
     """Go on with the run in this directory, exactly; other options about the training are taken from there."""
+    teacher: Path | None = None
+    """A policy to learn from beside the reward, by --teacher-coefficient: proximal policy distillation. Its task is the
+    run's."""
+    start_from: Path | None = None
+    """A policy whose weights to begin with, such as a distilled student: fine-tuning. Its task and shape are
+    the run's."""
     config: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
     machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
 
 
 def train(arguments: Sequence[str]) -> None:
     """`potstill train`."""
+    from potstill.policies import load_policy
+
     name = _peek(arguments, "--env", "pong")
-    env = find_env(name)
+    env, network = find_env(name), None
+    start_from, teacher = _peek(arguments, "--start-from", ""), _peek(arguments, "--teacher", "")
+    if start_from or teacher:
+        origin = load_policy(Path(start_from or teacher))
+        if not _peek(arguments, "--env", ""):  # else a task that differs is refused below
+            env = origin.env
+            name = next((preset for preset, known in PRESETS.items() if known.id == env.id), env.id)
+        network = origin.policy.config if start_from else None
     config = replace(PPO_PRESETS.get(name, PPOConfig()), env=env)
+    config = replace(config, network=network) if network is not None else config
     options = _parse(_Train, arguments, "train", _Train(env=name, config=config))
     if options.resume is not None:
         run = Run.open(options.resume)
     else:
         out = options.out or next_directory(Path(f"{name.replace('/', '-')}_run"), f"seed-{options.config.seed}")
-        run = new_training(options.config, out, options.machine)
+        run = new_training(options.config, out, options.machine, options.teacher, options.start_from)
     _run(run, options.machine)
 
 
 @dataclass(frozen=True)
 class _Distill:
     teacher: Positional[Path | None] = None
-    """The teacher: a run directory, an expert directory or a checkpoint."""
+    """The teacher: a run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, which does not name it; other teachers know theirs."""
     out: Path | None = None
     """Directory of the run; must not exist. Default: a new one under distill_run/."""
     resume: Path | None = None
@@ -80,7 +100,8 @@ def distill(arguments: Sequence[str]) -> None:
             f"width-{options.config.network.width.replace('/', '_')}_{options.config.lead}_seed-{options.config.seed}"
         )
         out = options.out or next_directory(Path("distill_run"), stem)
-        run = new_distillation(options.config, options.teacher, out, options.machine)
+        teacher_env = _zip_env(options.env, options.teacher)
+        run = new_distillation(options.config, options.teacher, out, options.machine, teacher_env)
     _run(run, options.machine, options.data)
 
 
@@ -166,7 +187,9 @@ def _print_table(table: "pl.DataFrame") -> None:
 @dataclass(frozen=True)
 class _Evaluate:
     policy: Positional[Path]
-    """A run directory, an expert directory or a checkpoint."""
+    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, policy or teacher, which does not name it."""
     episodes: int = 100
     """Whole games to play."""
     sticky: float | None = None
@@ -191,7 +214,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`potstill evaluate`."""
 
     from potstill import evaluation, telemetry
-    from potstill.policies import load_policy
 
     options = _parse(_Evaluate, arguments, "evaluate")
     if options.actions not in ("greedy", "sampled"):
@@ -200,8 +222,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     machine = Machine(threads=options.threads)
     machine.settle()
     threads = machine.cores
-    loaded = load_policy(options.policy, device)
-    teacher = load_policy(options.teacher, device) if options.teacher else None
+    task = _zip_env(options.env, options.policy, options.teacher)
+    loaded = _load(options.policy, task, device)
+    teacher = _load(options.teacher, task, device) if options.teacher else None
     env = with_sticky(loaded.env, options.sticky)
     start = _start(options.start, device)
     beside = {}  # first: a teacher of another task is refused before the games
@@ -225,6 +248,27 @@ def evaluate(arguments: Sequence[str]) -> None:
     record = so_far.summary() | {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
     record |= evaluation.latency(loaded.policy) | beside
     print(json.dumps(record, allow_nan=False) if options.json else _describe(record))
+
+
+@dataclass(frozen=True)
+class _ImportSb3:
+    model: Positional[Path]
+    """The .zip that Stable-Baselines3 saved: PPO, A2C or DQN with MlpPolicy or CnnPolicy."""
+    env: str
+    """Its task, which it does not name: cartpole, pong, an ALE game as ale/<rom>, or a Gymnasium id."""
+    out: Path
+    """Directory of the policy; must not exist."""
+    temperature: float = sb3.Q_TEMPERATURE
+    """Divides the Q-values of a DQN into logits. Its greedy play does not depend on it."""
+
+
+def import_sb3(arguments: Sequence[str]) -> None:
+    """`potstill import-sb3`."""
+    options = _parse(_ImportSb3, arguments, "import-sb3")
+    loaded = sb3.import_sb3(options.model, sb3.as_sb3(find_env(options.env)), options.out, options.temperature)
+    print(options.out)
+    facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
+    print(_describe({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
 
 
 @dataclass(frozen=True)
@@ -261,6 +305,58 @@ def watch(arguments: Sequence[str]) -> None:
     print(options.out)
 
 
+@dataclass(frozen=True)
+class _Export:
+    policy: Positional[Path]
+    """A run directory, an expert directory or a checkpoint."""
+    out: Path = Path("policy.onnx")
+    """The file; must not exist."""
+    format: Literal["onnx"] = "onnx"
+    """ONNX with the normalisation inside."""
+    int8: bool = False
+    """Write a quantised model beside it too (policy.int8.onnx), and play games with both."""
+    episodes: int = 20
+    """Whole games each of the two plays, greedy."""
+    seed: int = 1
+    """Seeds these games."""
+    threads: int = 0
+    """CPU threads for the games; 0 takes all cores."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+def export(arguments: Sequence[str]) -> None:
+    """`potstill export`."""
+    from potstill.interop import onnx
+    from potstill.policies import load_policy
+
+    options = _parse(_Export, arguments, "export")
+    machine = Machine(threads=options.threads)
+    machine.settle()
+    record = onnx.export(
+        load_policy(options.policy),
+        options.out,
+        int8=options.int8,
+        episodes=options.episodes,
+        seed=options.seed,
+        threads=machine.cores,
+        quiet=options.json and not sys.stderr.isatty(),
+    )
+    if options.json:
+        print(json.dumps(record, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *record["models"], box=None)
+    columns = [model | model.get("score", {}) for model in record["models"].values()]
+    for name in ("path", "bytes", "latency_ms", "latency_p95_ms", "mean", "ci95", "episodes"):
+        if name in columns[0]:
+            table.add_row(name.replace("_", " "), *(_describe_value(column[name]) for column in columns))
+    Console(width=1_000).print(table)
+    print(f"logits within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations")
+
+
 def info(arguments: Sequence[str]) -> None:
     """`potstill info`."""
     import platform
@@ -277,7 +373,7 @@ def info(arguments: Sequence[str]) -> None:
     print(f"python      {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "ale-py", "gymnasium", "numpy", "scipy", "polars", "safetensors", "tyro", "matplotlib"):
         print(f"{package:<11} {metadata.version(package)}")
-    for package in ("minatar", "Box2D", "tensorboard", "wandb"):
+    for package in ("minatar", "Box2D", "tensorboard", "wandb", "onnx", "onnxruntime"):
         try:
             print(f"{package:<11} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
@@ -329,6 +425,22 @@ def _describe_value(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(_describe_value(item) for item in value)
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _zip_env(name: str | None, *policies: Path | None) -> EnvConfig | None:
+    """The task that `--env` names for the Stable-Baselines3 zips among `policies`; None where there is none."""
+    zips = [path for path in policies if path is not None and path.suffix == ".zip"]
+    if zips and name is None:
+        raise InputError(f"{zips[0]} does not name its task: add --env, such as --env pong")
+    if name is not None and not zips:
+        raise InputError("--env names the task of a Stable-Baselines3 zip; policies of potstill's carry theirs")
+    return sb3.as_sb3(find_env(name)) if name is not None else None
+
+
+def _load(path: Path, zip_env: EnvConfig | None, device: str) -> LoadedPolicy:
+    from potstill.policies import load_policy
+
+    return sb3.load_sb3(path, zip_env, device) if zip_env and path.suffix == ".zip" else load_policy(path, device)
 
 
 def _start(text: str | None, device: str) -> Any:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill import checkpoints, distill, evaluation, ppo, telemetry
+from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
 from potstill.dataset import Dataset, DatasetWriter, open_dataset
 from potstill.envs import Array, EnvConfig, Envs, with_sticky
 from potstill.errors import DivergedError, InputError, Terminated
+from potstill.interop.sb3 import load_sb3
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
+from potstill.results import arm_of
 from potstill.runs import Run, config_hash, stop_on_signals
 
 
@@ -83,20 +85,43 @@ class _Progress(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
-def new_training(config: ppo.PPOConfig, out: Path, machine: Machine) -> Run:
-    """The directory of a training run, with everything that decides its outcome in config.json."""
+def new_training(
+    config: ppo.PPOConfig, out: Path, machine: Machine, teacher: Path | None = None, initial: Path | None = None
+) -> Run:
+    """The directory of a training run, with everything that decides its outcome in config.json.
+
+    Args:
+        teacher: the policy to learn from beside the reward.
+        initial: the policy whose weights to begin with.
+    """
+    origins: dict[str, Any] = {}
+    policies: dict[str, Policy] = {}
+    for role, path in (("teacher", teacher), ("initial", initial)):
+        if path is not None:
+            loaded = load_policy(path)
+            if loaded.env != config.env:
+                raise InputError(f"{path} was made for another task: {loaded.env}, not {config.env}")
+            origins |= {role: str(path), f"{role}_hash": file_hash(loaded.path)}
+            policies[role] = loaded.policy
     with closing(Envs(config.env, 1)) as envs:  # what does not fit is refused before anything is made
-        Policy(config.network, envs.observation_shape, envs.num_actions)
-    return Run.create(out, {"kind": "train", "config": resolved(config, machine), **_provenance(machine)})
+        ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
+    return Run.create(out, {"kind": "train", "config": resolved(config, machine), **origins, **_provenance(machine)})
 
 
-def new_distillation(config: distill.DistillConfig, teacher: Path, out: Path, machine: Machine) -> Run:
-    """The directory of a distillation, with everything that decides its outcome in config.json."""
-    loaded = load_policy(teacher)
+def new_distillation(
+    config: distill.DistillConfig, teacher: Path, out: Path, machine: Machine, teacher_env: EnvConfig | None = None
+) -> Run:
+    """The directory of a distillation, with everything that decides its outcome in config.json.
+
+    Args:
+        teacher_env: the task of a Stable-Baselines3 zip, which does not name it; None for policies of ours.
+    """
+    origin = {"teacher": str(teacher)} | ({"teacher_env": asdict(teacher_env)} if teacher_env is not None else {})
+    loaded = _load_origin(origin, "teacher")
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     distill.start(config, loaded.policy, torch.device("cpu"))
-    document = {"teacher": str(teacher), "teacher_hash": file_hash(loaded.path), "config": resolved(config, machine)}
+    document = {**origin, "teacher_hash": file_hash(loaded.path), "config": resolved(config, machine)}
     return Run.create(out, {"kind": "distill", **document, **_provenance(machine)})
 
 
@@ -139,57 +164,46 @@ def execute(run: Run, machine: Machine, data_root: Path | None = None) -> dict[s
 def _train(run: Run, machine: Machine) -> dict[str, Any]:
     config = rebuild(ppo.PPOConfig, run.config["config"])
     device = resolve_device(machine.device)
+    roles = [role for role in ("teacher", "initial") if role in run.config]
+    origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
+    policies = {role: loaded.policy for role, loaded in origins.items()}
     with closing(Envs(config.env, config.num_envs, threads=machine.cores)) as envs:
         observations, seconds = None, 0.0
+        state = ppo.start(config, envs, device, **policies)
         if run.resume_path.exists():
             tensors, document = checkpoints.load(run.resume_path)
-            policy = Policy(config.network, envs.observation_shape, envs.num_actions)
-            state = ppo.TrainState(policy.to(device), ppo.make_optimizer(policy, config), torch.Generator(), 0.0, 0.0)
-            _unpack(state, policy, tensors, document)
-            state.learning_rate, state.rate_bound = document["learning_rate"], document["rate_bound"]
-            state.returns = ppo.ReturnScale(**document["returns"])
+            resume.unpack(state, tensors, document)
             seconds = document["seconds"]
             if state.update < config.updates:
-                observations = _replayed(envs, document["env_seed"], tensors["env.log"].numpy(), machine)
-        else:
-            state = ppo.start(config, envs, device)
-
-        def pack() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            tensors, document = _pack(state, state.policy, envs)
-            rates = {"learning_rate": state.learning_rate, "rate_bound": state.rate_bound}
-            return tensors, document | rates | {"returns": asdict(state.returns)}
-
-        steps = ppo.train(config, state, envs, observations)
-        total = config.updates * config.batch_size
+                observations = resume.replay(envs, tensors, document, machine.quiet)
+        steps = ppo.train(config, state, envs, observations, policies.get("teacher"))
+        total, done = config.updates * config.batch_size, state.update * config.batch_size
         title = f"train {config.env.id} {config.network.width}"
-        seconds = _drive(run, machine, steps, state.update * config.batch_size, total, title, seconds, pack)
+        seconds = _drive(run, machine, steps, done, total, title, seconds, partial(resume.pack, state, envs))
         probe = _probe(envs, state.policy)
-    provenance = {key: run.config[key] for key in ("command", "commit", "machine")} | {"seed": config.seed}
-    save_policy(run.policy_path, state.policy, config.env, probe, provenance | {"env_steps": total, "seconds": seconds})
+    provenance = _provenance_of(run, config.seed, total, seconds)
+    save_policy(run.policy_path, state.policy, config.env, probe, provenance)
     record = {
-        "arm": "rl" if config.network.critic == "shared" else "rl-split",
+        "arm": arm_of(run.config),
         "seed": config.seed,
-        "teacher": None,
+        "teacher": run.config.get("teacher"),
         "env_steps": total,
         "gradient_steps": state.gradient_steps,
         "wall_seconds": seconds,
     }
-    return _finish(run, machine, record, None)
+    return _finish(run, machine, record, origins.get("teacher"))
 
 
 def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, Any]:
     config = rebuild(distill.DistillConfig, run.config["config"])
     device = resolve_device(machine.device)
-    teacher = load_policy(Path(run.config["teacher"]), str(device))
-    if file_hash(teacher.path) != run.config["teacher_hash"]:
-        raise InputError(f"{teacher.path} is no longer the teacher this run began with")
+    teacher = _load_origin(run.config, "teacher", str(device))
     state = distill.start(config, teacher.policy, device)
     tensors: dict[str, Tensor] = {}
     document: dict[str, Any] = {"seconds": 0.0}
     if run.resume_path.exists():
         tensors, document = checkpoints.load(run.resume_path)
-        _unpack(state, state.student, tensors, document)
-        state.vector_steps = document["vector_steps"]
+        resume.unpack(state, tensors, document)
     with closing(Envs(teacher.env, config.num_envs, threads=machine.cores)) as envs:
         if config.lead == "teacher":
             data = _teacher_data(config, teacher, envs, data_root or run.path.parent / "data", machine)
@@ -200,10 +214,6 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
             if state.vector_steps >= config.vector_steps:
                 steps = iter(())  # stopped between training and result: only the evaluation is left
 
-        def pack() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            tensors, document = _pack(state, state.student, envs if config.lead != "teacher" else None)
-            return tensors, document | {"vector_steps": state.vector_steps}
-
         title = f"distill {teacher.env.id} {config.network.width}"
         total = config.vector_steps * config.num_envs
         done = state.vector_steps * config.num_envs
@@ -212,13 +222,13 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
                 config.total_timesteps,
                 round(state.gradient_steps / config.gradient_steps * config.total_timesteps),
             )
+        pack = partial(resume.pack, state, envs if config.lead != "teacher" else None)
         seconds = _drive(run, machine, steps, done, total, title, document["seconds"], pack)
         probe = _probe(envs, teacher.policy)
-    provenance = {key: run.config[key] for key in ("command", "commit", "machine", "teacher", "teacher_hash")}
-    provenance |= {"seed": config.seed, "env_steps": total, "seconds": seconds}
+    provenance = _provenance_of(run, config.seed, total, seconds)
     save_policy(run.policy_path, state.student, teacher.env, probe, provenance)
     record = {
-        "arm": f"distill-{config.lead}",
+        "arm": arm_of(run.config),
         "seed": config.seed,
         "teacher": run.config["teacher"],
         "lead": config.lead,
@@ -282,7 +292,7 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
     record |= {key: run.config[key] for key in ("command", "commit", "machine", "threads")}
     record |= {"precision": run.config["config"]["precision"]}
     if machine.evaluate:
-        beside = load_policy(teacher.path) if teacher is not None else None  # on the CPU, as `loaded` is
+        beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
         record |= assess(loaded, machine, beside)
     run.write_result(record)
     run.resume_path.unlink(missing_ok=True)
@@ -360,47 +370,27 @@ def _teacher_data(
     return open_dataset(folder, envs)
 
 
-def _pack(state: Any, policy: Policy, envs: Envs | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What both kinds of run need to go on: weights, optimiser, random numbers, counters, the environments' past."""
-    tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-    for index, slots in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
-    tensors["generator"] = state.generator.get_state()
-    document = {"games": state.games, "gradient_steps": state.gradient_steps, "recent": list(state.recent)}
-    if isinstance(state, ppo.TrainState):
-        document["update"] = state.update
-    if envs is not None:
-        document["env_seed"], log = envs.state()
-        tensors["env.log"] = torch.from_numpy(log)
-    return tensors, document
+def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> LoadedPolicy:
+    """The `teacher` or the `initial` policy that a run's config.json names.
+
+    Raises:
+        InputError: it is gone, or another one lies there now.
+    """
+    path = Path(config[role])
+    if f"{role}_env" in config:
+        loaded = load_sb3(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
+    else:
+        loaded = load_policy(path, device)
+    if file_hash(loaded.path) != config.get(f"{role}_hash", file_hash(loaded.path)):
+        raise InputError(f"{loaded.path} is no longer the {role} this run began with")
+    return loaded
 
 
-def _unpack(state: Any, policy: Policy, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    policy.load_state_dict(under("policy."))
-    optimizer = state.optimizer.state_dict()
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in under("optimizer.").items():
-        index, slot = name.split(".")
-        slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load_state_dict(optimizer | {"state": slots})
-    state.generator.set_state(tensors["generator"])
-    state.games, state.gradient_steps = document["games"], document["gradient_steps"]
-    state.recent = deque(document["recent"], maxlen=100)
-    if isinstance(state, ppo.TrainState):
-        state.update = document["update"]
-
-
-def _replayed(envs: Envs, seed: int, log: Array, machine: Machine) -> Array:
-    replay = envs.replay(seed, log)
-    observations: Array = next(replay)
-    with telemetry.Progress("play the games so far again", log.size, quiet=machine.quiet) as bar:
-        for step in range(1, len(log) + 1):
-            observations = next(replay)
-            bar.update(step * envs.num_envs)
-    return observations
+def _provenance_of(run: Run, seed: int, env_steps: int, seconds: float) -> dict[str, Any]:
+    """Where a policy comes from, as its checkpoint tells."""
+    keys = ("command", "commit", "machine", "teacher", "teacher_hash", "initial", "initial_hash")
+    facts = {key: run.config[key] for key in keys if key in run.config}
+    return facts | {"seed": seed, "env_steps": env_steps, "seconds": seconds}
 
 
 def _probe(envs: Envs, player: Policy) -> Array:

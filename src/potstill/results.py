@@ -16,7 +16,8 @@ COLUMNS = {
     "run": "directory name",
     "status": "done, failed, interrupted, running or new; only a run that is done has scores",
     "kind": "train or distill",
-    "arm": "rl, rl-split, distill-student, distill-teacher or distill-mixed: how the policy came to be",
+    "arm": "how the policy came to be: rl (PPO), rl-split (with a critic of its own), distill-student, distill-teacher,"
+    " distill-mixed, ppd (PPO beside a teacher) or finetune (PPO from a given policy)",
     "env": "the task: an ALE ROM or a Gymnasium id",
     "width": "multiplier on the units of every hidden layer, as a fraction",
     "parameters": "parameters of the deployed actor: trunk and action head",
@@ -157,6 +158,18 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     return frame.select(columns)
 
 
+def arm_of(document: dict[str, Any]) -> str:
+    """How the policy of a run with this config.json comes to be: a value of the column `arm`."""
+    config = document.get("config", {})
+    if document.get("kind") == "distill":
+        return f"distill-{config.get('lead')}"
+    if "initial" in document:
+        return "finetune"
+    if "teacher" in document:
+        return "ppd"
+    return "rl-split" if config.get("network", {}).get("critic") == "split" else "rl"
+
+
 def _is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in ("config.json", "result.json"))
 
@@ -179,8 +192,7 @@ def _planned(document: dict[str, Any]) -> dict[str, Any]:
     facts = {key: document.get(key) for key in ("kind", "teacher", "command", "commit", "machine", "threads")}
     facts |= {key: config.get(key) for key in ("seed", "lead", "objective", "mode", "precision")}
     facts |= {"width": network.get("width"), "env": config.get("env", {}).get("id")}
-    split = "-split" if network.get("critic") == "split" else ""
-    return facts | {"arm": f"rl{split}" if document.get("kind") == "train" else f"distill-{config.get('lead')}"}
+    return facts | {"arm": arm_of(document)}
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""Plays whole games of an exported Atari policy: onnxruntime and Gymnasium's own pipeline, nothing of potstill."""
+
+import argparse
+import json
+
+import ale_py
+import gymnasium
+import onnxruntime
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+
+def play(model: str, seed: int) -> float:
+    """The score of one game."""
+    session = onnxruntime.InferenceSession(model)
+    metadata = session.get_modelmeta().custom_metadata_map
+    env, seen, actions = (json.loads(metadata[key]) for key in ("env", "observation", "actions"))
+    gymnasium.register_envs(ale_py)
+    game = gymnasium.make(env["id"], frameskip=1, repeat_action_probability=env["sticky"])
+    game = AtariPreprocessing(game, noop_max=env["noop_max"], frame_skip=seen["frame_skip"])
+    game = FrameStackObservation(game, seen["frame_stack"])
+    observation, _ = game.reset(seed=seed)
+    score, over = 0.0, False
+    while not over:
+        (action,) = session.run(["action"], {"observation": observation[None]})
+        observation, reward, terminated, truncated, _ = game.step(actions[action[0]])
+        score, over = score + float(reward), terminated or truncated
+    return score
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="what `potstill export` wrote, such as policy.onnx")
+    parser.add_argument("--games", type=int, default=1, help="whole games to play, of seeds 0, 1, ... (default: 1)")
+    options = parser.parse_args()
+    scores = [play(options.model, seed) for seed in range(options.games)]
+    print(f"mean {sum(scores) / len(scores):g} of {scores}")
