@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: what a study's runs say, and how surely. No files, no plots."""

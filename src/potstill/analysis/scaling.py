@@ -1,0 +1,404 @@
+"""How score goes with size: the size a score takes, ratios of such sizes, laws, convergence, the Pareto front."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from potstill.analysis.statistics import (
+    Arm,
+    Curve,
+    Estimate,
+    FloatArray,
+    Interval,
+    iqm,
+    percentiles,
+    resample_curve,
+    welch,
+    widen,
+)
+from potstill.errors import InputError
+
+Law = Literal["sigmoid", "power"]
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A positive quantity (a size, a ratio of sizes) that may be known by a bound only."""
+
+    low: float
+    high: float
+    """What the runs say: equal where the value is known; 0 or infinite where nothing bounds it on that side."""
+    interval: tuple[float, float]
+    """Of the resamples' lower bounds the lower percentile, of their upper bounds the upper one: whatever the unmeasured
+    sizes hide, the interval is not too narrow."""
+    exact: float
+    above: float
+    below: float
+    unknown: float
+    """Shares of the resamples, of sum 1: known exactly; from below only (> x); from above only (<= x); not at all."""
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:.4g}"
+        if self.low == 0:
+            return f"<= {self.high:.4g}" if math.isfinite(self.high) else "unknown"
+        return f"> {self.low:.4g}"
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Whether an RL run had learned what it would."""
+
+    verdict: Literal["converged", "not converged", "unknown"]
+    slope: Interval
+    """Of the last quarter of the learning curve, in score per step."""
+    gain: float | None
+    """Score that the extension of the budget added; None where there was none."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """g(y) = intercept + exponent * ln(size); g is logit for a sigmoid, ln for a power law."""
+
+    law: Law
+    intercept: float
+    exponent: Estimate
+
+    def predict(self, sizes: ArrayLike) -> FloatArray:
+        """y at these sizes, in its own units; shape as given."""
+        return _inverse(self.intercept + self.exponent.value * np.log(np.asarray(sizes, dtype=np.float64)), self.law)
+
+
+def isotonic(scores: ArrayLike) -> FloatArray:
+    """Nearest non-decreasing curve in least squares, each size weighing the same; (..., S) -> (..., S).
+
+    By the max-min formula, max over a <= i of min over b >= i of mean(scores[a..b]), because it takes all resamples at
+    once; the result is that of `scipy.optimize.isotonic_regression`.
+
+    Source: Barlow et al. 1972, "Statistical Inference under Order Restrictions", section 1.4.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    n = scores.shape[-1]
+    fitted = np.full_like(scores, -np.inf)
+    for a in range(n):
+        means = np.cumsum(scores[..., a:], axis=-1) / np.arange(1, n - a + 1)
+        least = np.minimum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]  # over b >= i
+        fitted[..., a:] = np.maximum(fitted[..., a:], least)
+    return fitted
+
+
+def size_bounds(sizes: ArrayLike, scores: ArrayLike, target: float) -> tuple[FloatArray, FloatArray]:
+    """Bounds of N(p), the smallest size whose score is p, from the isotonic curve, linear in log size between sizes.
+
+    Args:
+        sizes: (S,) parameters (or bytes, or multiply-adds), increasing.
+        scores: (..., S), in points.
+        target: p, in points.
+
+    Returns:
+        (...,) lower and upper bound, in the units of `sizes`. Equal where the curve crosses p; (largest, inf) where it
+        never reaches p; (0, smallest) where the smallest size does already.
+
+    Raises:
+        InputError: sizes that are not positive and increasing, or not one for each score.
+    """
+    sizes, curve = _sizes(sizes, np.shape(scores)[-1]), isotonic(scores)
+    reached = curve >= target
+    right = np.argmax(reached, axis=-1)  # the first that reaches it
+    left = np.maximum(right - 1, 0)
+    y0, y1 = (np.take_along_axis(curve, at[..., None], axis=-1)[..., 0] for at in (left, right))
+    inside = reached[..., -1] & (right > 0)
+    share = np.divide(target - y0, y1 - y0, out=np.zeros_like(y0), where=inside)
+    exact = np.where(share == 1, sizes[right], sizes[left] * (sizes[right] / sizes[left]) ** share)
+    low = np.where(reached[..., -1], np.where(inside, exact, 0.0), sizes[-1])
+    high = np.where(reached[..., -1], np.where(inside, exact, sizes[0]), np.inf)
+    return low, high
+
+
+def size_to_reach(
+    sizes: ArrayLike,
+    cells: Sequence[Arm],
+    target: float,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 10_000,
+) -> Bounded:
+    """N(p) of an arm: the smallest size whose interquartile mean reaches `target`.
+
+    Args:
+        sizes: (S,) parameters of the deployed actor, increasing.
+        cells: S arms, one per size; see `resample_curve` for what they share.
+        target: p, in points.
+        rng: decides everything drawn.
+        level: of the interval.
+        resamples: B.
+
+    Raises:
+        InputError: as `size_bounds` and `resample_curve`.
+    """
+    curve = resample_curve(cells, rng, resamples)
+    drawn = curve.values + widen(curve.deviations, _crossing_df(curve, target), rng)
+    return _bounded(size_bounds(sizes, curve.values, target), size_bounds(sizes, drawn, target), level)
+
+
+def size_ratio(
+    sizes: ArrayLike,
+    rl: Sequence[Arm],
+    distilled: Sequence[Arm],
+    target: float,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 10_000,
+) -> Bounded:
+    """rho(p) = N_rl(p) / N_distilled(p): how much bigger a network learning from reward must be to reach `target`.
+
+    Where a curve does not cross p the ratio is bounded by what the other one says: rl never reaches p while the
+    distilled one does at n, so rho > largest / n. Both out of reach, or both within reach of the smallest: unknown.
+    "Overhead" is the claim that the interval lies above 1. An rl cell that had not converged makes N_rl an upper bound,
+    and then rho too: the caller must say so.
+
+    Args:
+        sizes: (S,) parameters of the deployed actor, increasing.
+        rl, distilled: S arms each, one per size; the two curves are drawn independently.
+        target: p, in points.
+        rng: decides everything drawn.
+        level: of the interval.
+        resamples: B.
+
+    Returns:
+        A ratio, without units.
+
+    Raises:
+        InputError: as `size_bounds` and `resample_curve`.
+    """
+    curves = [resample_curve(cells, rng, resamples) for cells in (rl, distilled)]
+    spreads = [_log_spread(sizes, curve, target) for curve in curves]
+    df = welch(spreads, [_crossing_df(curve, target) for curve in curves])
+    both = widen(np.stack([curve.deviations for curve in curves]).swapaxes(0, 1), df, rng)
+    drawn = [curve.values + both[:, i] for i, curve in enumerate(curves)]
+    return _bounded(
+        _ratio(*(size_bounds(sizes, curve.values, target) for curve in curves)),
+        _ratio(*(size_bounds(sizes, scores, target) for scores in drawn)),
+        level,
+    )
+
+
+def slope(steps: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
+    """Least-squares slope of a learning curve whose points depend on their neighbours.
+
+    With r the lag-1 autocorrelation of the residuals, n points are worth n (1 - r) / (1 + r); that number replaces n in
+    the residual variance and in Student's degrees of freedom. First r is corrected for its bias: of residuals from a
+    line it falls short of the truth rho by (2 + 5 rho) / n, so r becomes (n r + 2) / (n - 5); below 0 it counts as 0.
+
+    Args:
+        steps: (n,) increasing, evenly spaced.
+        scores: (n,) in points.
+        level: of the interval.
+
+    Returns:
+        Points per step. The interval is infinite where there are 5 points or fewer, or they are worth 2 or fewer.
+
+    Raises:
+        InputError: fewer than 3 points, unequal lengths, steps that do not increase, or numbers that are not finite.
+
+    Source: Santer et al. 2000, "Statistical significance of trends and trend differences", section 5 (AdjSE + AdjDF);
+    the bias correction is ours.
+    """
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 3:
+        raise InputError(f"a slope needs 3 points or more, and a step for each score: got {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and (np.diff(x) > 0).all()):
+        raise InputError("a learning curve's steps must increase, and its numbers be finite")
+    x, y, n = x - x.mean(), y - y.mean(), len(x)
+    value = float(x @ y / (x @ x))
+    residuals = y - value * x
+    squares = float(residuals @ residuals)
+    r = float(residuals[1:] @ residuals[:-1]) / squares if squares > 0 else 0.0
+    r = min(max((n * r + 2) / (n - 5), 0.0), 1.0) if n > 5 else 1.0
+    df = n * (1 - r) / (1 + r) - 2
+    if df <= 0:
+        return Interval(value, -math.inf, math.inf)
+    half = float(stats.t.ppf((1 + level) / 2, df)) * math.sqrt(squares / df / float(x @ x))
+    return Interval(value, value - half, value + half)
+
+
+def convergence(steps: ArrayLike, scores: ArrayLike, gain: float | None = None, tolerance: float = 0.5) -> Convergence:
+    """Certificate that an RL run had learned what it would; without it the run's score is a lower bound.
+
+    Converged: the slope of the last quarter of the learning curve has an interval that includes 0, *and* twice the
+    budget gained less than `tolerance`. Either failing: not converged. No extension, or a slope that cannot be told
+    from so few points: unknown, unless the other fails.
+
+    Args:
+        steps: (n,) of the learning curve, evenly spaced.
+        scores: (n,) in points.
+        gain: score after twice the budget less score after the budget; None where it was not extended.
+        tolerance: in points.
+
+    Raises:
+        InputError: as `slope`, of the last quarter.
+    """
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    late = x > 0.75 * x[-1] if len(x) else np.zeros(0, dtype=bool)
+    last = slope(x[late], y[late])
+    verdict: Literal["converged", "not converged", "unknown"]
+    if not last.low <= 0 <= last.high or (gain is not None and gain >= tolerance):
+        verdict = "not converged"
+    elif gain is None or math.isinf(last.high):
+        verdict = "unknown"
+    else:
+        verdict = "converged"
+    return Convergence(verdict, last, gain)
+
+
+def smoothed_rate(successes: ArrayLike, trials: ArrayLike) -> FloatArray:
+    """(successes + 1/2) / (trials + 1): a rate that is never 0 or 1, so that its logit exists (Haldane 1956)."""
+    return np.asarray((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1.0))
+
+
+def fit(sizes: ArrayLike, cells: Sequence[Arm], law: Law, rng: np.random.Generator, resamples: int = 10_000) -> Fit:
+    """Sigmoid or power law of a quantity in size, by least squares on the transformed interquartile means.
+
+    Fit both to the same quantity to compare them. In Pong that is the share of points lost: as a sigmoid its logit,
+    which is minus that of the point-win rate, goes with log size; as a power law its logarithm does. Steps to a
+    threshold have a power law only.
+
+    Args:
+        sizes: (S,) parameters, increasing.
+        cells: S arms, one per size. A run's mean must lie between 0 and 1 for a sigmoid, above 0 for a power law: see
+            `smoothed_rate`.
+        law: "sigmoid" or "power".
+        rng: decides everything drawn.
+        resamples: B.
+
+    Returns:
+        The fit. The exponent's interval holds the runs' noise, given that the law is right; whether it is, held-out
+        sizes tell (`leave_one_size_out`).
+
+    Raises:
+        InputError: fewer than 2 sizes; a run's mean outside the law's range; or as `size_bounds` and `resample_curve`.
+    """
+    x = np.log(_sizes(sizes, len(cells)))
+    curve = resample_curve(_transformed(cells, law), rng, resamples)
+    intercept, exponent = _line(x, curve.values)
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    df = curve.df[0] if curve.shared else welch(weights**2 * curve.deviations.var(axis=0), curve.df)
+    return Fit(law, float(intercept), Estimate(float(exponent), exponent + widen(curve.deviations @ weights, df, rng)))
+
+
+def leave_one_size_out(sizes: ArrayLike, cells: Sequence[Arm], law: Law) -> FloatArray:
+    """Prediction less observation at each size, (S,), by the law fitted to the other sizes; units of the quantity.
+
+    The ends are extrapolated to. Laws are compared by the root of the mean square of these errors.
+
+    Args:
+        sizes, cells, law: as `fit`.
+
+    Raises:
+        InputError: fewer than 3 sizes, or as `fit`.
+    """
+    x = np.log(_sizes(sizes, len(cells)))
+    if len(x) < 3:
+        raise InputError("leaving a size out takes 3 sizes or more")
+    y = np.array([_runs_iqm(cell) for cell in _transformed(cells, law)])
+    errors = []
+    for i, cell in enumerate(cells):
+        intercept, exponent = _line(np.delete(x, i), np.delete(y, i))
+        errors.append(_inverse(intercept + exponent * x[i], law) - _runs_iqm(cell))
+    return np.array(errors)
+
+
+def pareto_front(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
+    """Which of N points no other one beats: as cheap and as good, and better in either; (N,) bool.
+
+    Args:
+        costs: (N,) less is better: parameters, multiply-adds, milliseconds.
+        scores: (N,) more is better.
+
+    Raises:
+        InputError: unequal lengths, or numbers that are not finite.
+    """
+    cost, score = np.asarray(costs, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if cost.shape != score.shape or cost.ndim != 1 or not (np.isfinite(cost).all() and np.isfinite(score).all()):
+        raise InputError("a Pareto front needs a finite cost and a finite score for each point")
+    no_worse = (cost[:, None] <= cost) & (score[:, None] >= score)
+    better = (cost[:, None] < cost) | (score[:, None] > score)
+    return np.asarray(~(no_worse & better).any(axis=0))
+
+
+def _sizes(sizes: ArrayLike, count: int) -> FloatArray:
+    sizes = np.asarray(sizes, dtype=np.float64)
+    if sizes.shape != (count,) or count < 2:
+        raise InputError(f"a curve needs 2 sizes or more, and a cell for each: got {sizes.size} and {count}")
+    if not (sizes[0] > 0 and np.isfinite(sizes).all() and (np.diff(sizes) > 0).all()):
+        raise InputError("sizes must be positive and increase")
+    return sizes
+
+
+def _crossing_df(curve: Curve, target: float) -> float:
+    """Degrees of freedom of N(p): those of the two sizes that the curve crosses p between, or of the one at its end."""
+    if curve.shared:
+        return float(curve.df[0])
+    right = int(np.searchsorted(isotonic(curve.values), target))
+    near = slice(max(right - 1, 0), right + 1)
+    return welch(curve.deviations[:, near].var(axis=0), curve.df[near])
+
+
+def _log_spread(sizes: ArrayLike, curve: Curve, target: float) -> float:
+    """Variance of ln N(p) over a curve's resamples, those beyond the measured sizes put at the nearest of them."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    low, _ = size_bounds(sizes, curve.values + curve.deviations, target)
+    return float(np.log(low.clip(sizes[0], sizes[-1])).var())
+
+
+def _ratio(above: tuple[FloatArray, FloatArray], below: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Bounds of a quotient from those of its parts. x / 0 is inf and x / inf is 0: unbounded, never NaN."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(above[0] / below[1]), np.asarray(above[1] / below[0])
+
+
+def _bounded(value: tuple[FloatArray, FloatArray], drawn: tuple[FloatArray, FloatArray], level: float) -> Bounded:
+    lows, highs = drawn
+    bare, topless = lows == 0, np.isinf(highs)
+    return Bounded(
+        float(value[0]),
+        float(value[1]),
+        percentiles(lows, highs, level),
+        exact=float((~bare & ~topless).mean()),
+        above=float((~bare & topless).mean()),
+        below=float((bare & ~topless).mean()),
+        unknown=float((bare & topless).mean()),
+    )
+
+
+def _line(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Least-squares intercept and slope, (...,), of y (..., S) on x (S,)."""
+    centred = x - x.mean()
+    gradient = np.asarray(y @ centred / (centred @ centred))
+    return np.asarray(y.mean(axis=-1) - gradient * x.mean()), gradient
+
+
+def _transformed(cells: Sequence[Arm], law: Law) -> list[list[list[FloatArray]]]:
+    """Each run's mean on the scale on which the law is a line."""
+    top = 1.0 if law == "sigmoid" else math.inf
+
+    def g(run: FloatArray) -> FloatArray:
+        y = float(np.mean(run)) if len(run) else math.nan
+        if not 0 < y < top:
+            raise InputError(f"a {law} law takes values between 0 and {top}, not {y}: smooth rates of 0 and 1")
+        return np.array([math.log(y) - (math.log1p(-y) if law == "sigmoid" else 0.0)])
+
+    return [[[g(run) for run in runs] for runs in cell] for cell in cells]
+
+
+def _inverse(y: FloatArray, law: Law) -> FloatArray:
+    return np.asarray(1 / (1 + np.exp(-y)) if law == "sigmoid" else np.exp(y))
+
+
+def _runs_iqm(cell: Arm) -> float:
+    return iqm([float(np.mean(run)) for runs in cell for run in runs])

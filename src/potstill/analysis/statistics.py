@@ -1,0 +1,360 @@
+"""What a few runs say of an arm, and how surely: runs are the sample, not episodes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from potstill.errors import InputError
+
+FloatArray = NDArray[np.float64]
+
+Arm = Sequence[Sequence[FloatArray]]
+"""Teachers, each a list of runs, each a 1-D array of episode scores; counts may differ at every level.
+
+An arm without teachers is a list of one: `[[run, run, ...]]`. So is one whose runs share a single teacher, and what is
+said of it then holds for that teacher only.
+"""
+
+EPISODE_RESAMPLES = 1000
+"""A run's mean over resampled episodes is drawn from so many made beforehand: 2 % noise in the least of the levels."""
+
+
+class Interval(NamedTuple):
+    """An estimate between its bounds, in the units of what is estimated; infinite where there is no telling."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, and what resampled studies would have made of it (see `bootstrap`)."""
+
+    value: float
+    resamples: FloatArray
+    """(B,), widened for the few runs there are."""
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Percentile interval: (1 - level) / 2 of the resamples lie beyond either bound."""
+        low, high = percentiles(self.resamples, self.resamples, level)
+        return Interval(self.value, low, high)
+
+    def p_value(self, null: float = 0.0) -> float:
+        """Two-sided: twice the share of resamples beyond `null`, at least 2 / (B + 1)."""
+        beyond = min((self.resamples <= null).sum(), (self.resamples >= null).sum())
+        return min(1.0, 2 * (1 + int(beyond)) / (1 + len(self.resamples)))
+
+    def equivalent(self, margin: float, level: float = 0.05) -> bool:
+        """Whether the number lies surely between -margin and margin.
+
+        Two one-sided tests at `level` each, which is to say: the interval of 1 - 2 level (90 %) lies inside the margin
+        (Schuirmann 1987). False means "not shown", not "different".
+
+        Raises:
+            InputError: the margin is not positive.
+        """
+        if not margin > 0:
+            raise InputError(f"an equivalence margin must be positive, not {margin}")
+        _, low, high = self.interval(1 - 2 * level)
+        return -margin < low and high < margin
+
+
+def iqm(scores: ArrayLike) -> float:
+    """Interquartile mean: the mean of the middle half of the scores.
+
+    With fractional weights: of 5 scores a quarter is 1.25, so the second and the fourth count by 0.75. It therefore
+    estimates the same quantity at every sample size. `scipy.stats.trim_mean(scores, 0.25)`, which rliable calls, trims
+    whole scores only: the two agree where 4 divides the number of scores, but of 3 scores scipy takes the plain mean.
+
+    Args:
+        scores: (N,), one per run; any units.
+
+    Raises:
+        InputError: no scores, or one that is not a finite number.
+
+    Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 1 or not len(scores):
+        raise InputError(f"an interquartile mean is of a list of scores, not of an array of shape {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise InputError("a score is not a finite number: leave failed runs out, and say so")
+    return float(_iqm(scores))
+
+
+def bootstrap(arm: Arm, rng: np.random.Generator, resamples: int = 10_000) -> Estimate:
+    """Interquartile mean of an arm's runs, each the mean of its episodes, by a hierarchical bootstrap.
+
+    Teachers are drawn with replacement, of each its runs, of each its episodes. The plain percentile interval of such
+    resamples does not hold what it says: at 95 % it covers three times in four with 3 runs, nine in ten with 5. Two
+    faults are mended, and docs/analysis.md has the coverage that results:
+
+    1. A run's mean varies with its episodes already and a teacher's with its runs, so drawing at every level counts
+       the lower levels' noise twice. The resamples keep their shape and are given the spread of those drawn at the
+       outermost level alone (Davison & Hinkley 1997, section 3.8), times sqrt(k / (k - 1)) for k teachers. Not for
+       single runs: of an interquartile mean, unlike of a mean, their resamples are not too narrow (0.96 to 1.07 of the
+       true spread for 3 to 20 normal scores).
+    2. The spread of k units is itself uncertain. Each resample's deviation is divided by sqrt(chi^2 / df), df = k - 1,
+       drawn anew: of normal deviations this makes Student's t (Hesterberg 2015 widens the percentiles to that effect;
+       we widen the resamples, so that what is computed from them inherits it).
+
+    Args:
+        arm: see `Arm`. The outermost units are teachers, or runs where there is one teacher.
+        rng: decides everything drawn.
+        resamples: B.
+
+    Returns:
+        The estimate. With a single outermost unit its interval is infinite: one run says nothing about others. Runs
+        that all scored the same have an interval of no width.
+
+    Raises:
+        InputError: a teacher without runs, a run without episodes, or a score that is not a finite number.
+    """
+    value, deviations, df = _deviations(_draw([arm], rng, resamples), np.ones(1))
+    return _estimate(value, deviations, df, rng)
+
+
+def difference(x: Arm, y: Arm, rng: np.random.Generator, paired: bool = False, resamples: int = 10_000) -> Estimate:
+    """Interquartile mean of `x` less that of `y`, with resamples as in `bootstrap`.
+
+    Args:
+        x, y: see `Arm`; same units.
+        rng: decides everything drawn.
+        paired: the outermost units are shared, in the same order (the same teachers; without teachers, the same seeds):
+            they are drawn together, so what they share cancels. Otherwise the arms are drawn independently, with the
+            degrees of freedom of Welch 1947.
+        resamples: B.
+
+    Raises:
+        InputError: as `bootstrap`; or paired arms have unequal numbers of outermost units.
+    """
+    if paired:
+        value, deviations, df = _deviations(_draw([x, y], rng, resamples), np.array([1.0, -1.0]))
+        return _estimate(value, deviations, df, rng)
+    parts = [_deviations(_draw([arm], rng, resamples), np.ones(1)) for arm in (x, y)]
+    (one, of_one, df_one), (other, of_other, df_other) = parts
+    known = min(df_one, df_other) > 0
+    joint = welch([of_one.var(), of_other.var()], [df_one, df_other]) if known else 0.0
+    return _estimate(one - other, of_one - of_other, joint, rng)
+
+
+def probability_of_improvement(x: Arm, y: Arm, level: float = 0.95) -> Interval:
+    """P(X > Y) + P(X = Y) / 2: how often a run of `x` scores above one of `y`; runs by their means over episodes.
+
+    The interval is Newcombe's score interval, because where every run of one arm beats every run of the other (common
+    with five) a bootstrap, rliable's among them, says [1, 1]. Runs that share a teacher count as fewer: by the design
+    effect 1 + (runs per teacher - 1) * intraclass correlation (Kish 1965). We take Student's t with the effective
+    number of runs less 2 where he takes the normal quantile. Arms are taken as independent, which is too wide rather
+    than too narrow where they share teachers or seeds.
+
+    Args:
+        x, y: see `Arm`; same units.
+        level: of the interval.
+
+    Returns:
+        Probabilities. The bounds are 0 and 1 where an arm has but one outermost unit.
+
+    Raises:
+        InputError: as `bootstrap`.
+
+    Source: Agarwal et al. 2021; Newcombe 2006, "Confidence intervals for an effect size measure based on the
+    Mann-Whitney statistic. Part 2", method 5.
+    """
+    groups = [[np.array([run.mean() for run in runs]) for runs in _outermost(arm)] for arm in (x, y)]
+    one, other = (np.concatenate(arm) for arm in groups)
+    value = float(((one[:, None] > other).mean() + (one[:, None] >= other).mean()) / 2)
+    if min(len(arm) for arm in groups) == 1:
+        return Interval(value, 0.0, 1.0)
+    m, n = (_effective_runs(arm) for arm in groups)
+    t = float(stats.t.ppf((1 + level) / 2, m + n - 2))
+
+    def outside(p: float) -> float:
+        inner = 1 + ((m + n) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))
+        return float((p - value) ** 2 - t**2 * p * (1 - p) * inner / (m * n))
+
+    # At 0 and 1 `outside` has a second root, which is not meant.
+    low = optimize.brentq(outside, 0.0, min(value, 1 - 1e-12)) if value > 0 else 0.0
+    high = optimize.brentq(outside, max(value, 1e-12), 1.0) if value < 1 else 1.0
+    return Interval(value, float(low), float(high))
+
+
+def holm(p_values: ArrayLike) -> FloatArray:
+    """P-values adjusted for being one of several, (N,) in the order given: reject those below the level.
+
+    The chance of any false rejection stays below the level however the tests depend on each other.
+
+    Raises:
+        InputError: a p-value outside 0 to 1.
+
+    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise InputError("a p-value lies between 0 and 1")
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Interquartile means at several sizes, and their resamples before they are widened."""
+
+    values: FloatArray
+    """(S,)"""
+    deviations: FloatArray
+    """(B, S) resamples less the values; `widen` them by the degrees of freedom of what is computed from them."""
+    df: FloatArray
+    """(S,) degrees of freedom of each size's spread."""
+    shared: bool
+    """Whether the sizes share their teachers, and so their degrees of freedom."""
+
+
+def resample_curve(cells: Sequence[Arm], rng: np.random.Generator, resamples: int = 10_000) -> Curve:
+    """Interquartile mean of each cell of a curve, and resamples as in `bootstrap`.
+
+    Where cells have several teachers, these are the same in every cell, in the same order, and are drawn together: a
+    good teacher lifts the whole curve. Otherwise the cells are drawn independently.
+
+    Raises:
+        InputError: as `bootstrap`; the cells' numbers of teachers differ; or a cell has one run only, which tells
+            nothing of its spread.
+    """
+    if len({len(cell) for cell in cells}) != 1:
+        raise InputError(f"the same teachers must be at every size: found {[len(cell) for cell in cells]} of them")
+    if any(len(_outermost(cell)) == 1 for cell in cells):
+        raise InputError("a curve needs two runs or more at every size: leave out the sizes that have one, and say so")
+    if len(cells[0]) > 1:
+        drawn = _draw(cells, rng, resamples)
+        spreads = [_deviations(drawn, contrast) for contrast in np.eye(len(cells))]
+    else:
+        spreads = [_deviations(_draw([cell], rng, resamples), np.ones(1)) for cell in cells]
+    values, deviations, df = zip(*spreads, strict=True)
+    return Curve(np.array(values), np.stack(deviations, axis=1), np.array(df, dtype=np.float64), len(cells[0]) > 1)
+
+
+def welch(variances: ArrayLike, df: ArrayLike) -> float:
+    """Degrees of freedom of a sum of independent parts, from their variances and their own (Welch 1947)."""
+    v, own = np.asarray(variances, dtype=np.float64), np.asarray(df, dtype=np.float64)
+    return float(v.sum() ** 2 / (v**2 / own).sum()) if v.any() else float(own.min())
+
+
+def widen(deviations: FloatArray, df: float, rng: np.random.Generator) -> FloatArray:
+    """Deviations (B, ...) over sqrt(chi^2 / df), one draw per resample: normal ones become Student's t."""
+    factor = np.sqrt(df / rng.chisquare(df, len(deviations)))
+    return np.asarray(deviations * factor.reshape(-1, *[1] * (deviations.ndim - 1)))
+
+
+def percentiles(lows: FloatArray, highs: FloatArray, level: float) -> tuple[float, float]:
+    """Bounds that (1 - level) / 2 of `lows` and of `highs`, (B,) each, lie beyond. Not interpolated: some are infinite.
+
+    Raises:
+        InputError: the level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"an interval's level lies between 0 and 1, not {level}")
+    low = np.quantile(lows, (1 - level) / 2, method="lower")
+    high = np.quantile(highs, (1 + level) / 2, method="higher")
+    return float(low), float(high)
+
+
+class _Drawn(NamedTuple):
+    value: FloatArray  # (A,) interquartile mean of each arm
+    full: FloatArray  # (B, A) the same of resamples at every level
+    top: FloatArray  # (B, A) of the same resamples at the outermost level alone
+    units: int  # outermost units: teachers, or single runs
+    lone: bool  # single runs
+
+
+def _draw(arms: Sequence[Arm], rng: np.random.Generator, resamples: int) -> _Drawn:
+    """Resamples arms that share their outermost units."""
+    nested = [_outermost(arm) for arm in arms]
+    units = len(nested[0])
+    if any(len(arm) != units for arm in nested):
+        raise InputError(
+            f"arms drawn together must have the same teachers, or the same seeds: found {[len(arm) for arm in nested]}"
+        )
+    chosen = rng.integers(0, units, (resamples, units))
+    columns = [_draw_arm(arm, chosen, rng) for arm in nested]
+    value, full, top = (np.stack(parts, axis=-1) for parts in zip(*columns, strict=True))
+    return _Drawn(value, full, top, units, all(len(runs) == 1 for arm in nested for runs in arm))
+
+
+def _draw_arm(
+    arm: Arm, chosen: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    resamples, units = chosen.shape
+    counts = np.array([len(runs) for runs in arm])
+    means = np.full((units, counts.max()), np.nan)  # rows of unequal length end in NaN
+    episodes = np.full((*means.shape, min(EPISODE_RESAMPLES, resamples)), np.nan)
+    for i, runs in enumerate(arm):
+        for j, run in enumerate(runs):
+            means[i, j] = run.mean()
+            episodes[i, j] = run[rng.integers(0, len(run), (episodes.shape[2], len(run)))].mean(axis=1)
+    shape = (resamples, units, means.shape[1])
+    run = (rng.random(shape) * counts[chosen][..., None]).astype(np.int64)
+    full = episodes[chosen[..., None], run, rng.integers(0, episodes.shape[2], shape)]
+    full[np.arange(shape[2]) >= counts[chosen][..., None]] = np.nan
+    return _iqm(means.ravel()), _iqm(full.reshape(resamples, -1)), _iqm(means[chosen].reshape(resamples, -1))
+
+
+def _iqm(scores: FloatArray) -> FloatArray:
+    """Along the last axis, (..., N) -> (...); NaN stands for no score."""
+    ordered = np.sort(scores, axis=-1)  # NaN last
+    n = np.isfinite(ordered).sum(axis=-1, keepdims=True)
+    rank = np.arange(ordered.shape[-1])
+    weights = np.clip(np.minimum(rank + 1, 0.75 * n) - np.maximum(rank, 0.25 * n), 0.0, None)
+    return np.asarray((np.nan_to_num(ordered) * weights).sum(axis=-1) / (0.5 * n[..., 0]))
+
+
+def _deviations(drawn: _Drawn, contrast: FloatArray) -> tuple[float, FloatArray, int]:
+    """A contrast (A,) of the arms, its resamples' deviations (B,) scaled as `bootstrap` says, degrees of freedom."""
+    value, full, top = (part @ contrast for part in (drawn.value, drawn.full, drawn.top))
+    spread = float(full.std())
+    scale = float(top.std()) / spread if spread > 0 else 0.0
+    if drawn.units > 1 and not drawn.lone:
+        scale *= math.sqrt(drawn.units / (drawn.units - 1))
+    return float(value), (full - value) * scale, drawn.units - 1
+
+
+def _estimate(value: float, deviations: FloatArray, df: float, rng: np.random.Generator) -> Estimate:
+    if df == 0:
+        return Estimate(value, np.resize([-math.inf, math.inf], len(deviations)))
+    return Estimate(value, value + widen(deviations, df, rng))
+
+
+def _outermost(arm: Arm) -> list[list[FloatArray]]:
+    """The arm by its outermost units: teachers, or the runs of a single teacher, each a unit of one."""
+    if not arm or not all(len(runs) for runs in arm):
+        raise InputError("every teacher needs a run: leave out those that have none, and say so")
+    checked = [[np.asarray(run, dtype=np.float64) for run in runs] for runs in arm]
+    for run in (run for runs in checked for run in runs):
+        if run.ndim != 1 or not len(run):
+            raise InputError(f"a run is a list of episode scores, not an array of shape {run.shape}")
+        if not np.isfinite(run).all():
+            raise InputError("a score is not a finite number: leave failed runs out, and say so")
+    return [[run] for run in checked[0]] if len(checked) == 1 else checked
+
+
+def _effective_runs(groups: Sequence[FloatArray]) -> float:
+    """How many independent runs those in groups are worth; the intraclass correlation is Fisher's, from variances."""
+    counts = np.array([len(group) for group in groups])
+    total, k = int(counts.sum()), len(groups)
+    if total == k:
+        return float(total)
+    means = np.array([group.mean() for group in groups])
+    grand = float(counts @ means) / total
+    between = float(counts @ (means - grand) ** 2) / (k - 1)
+    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / (total - k)
+    size = (total - float((counts**2).sum()) / total) / (k - 1)  # runs per teacher, for unequal counts
+    spread = between + (size - 1) * within
+    correlation = max(0.0, (between - within) / spread) if spread > 0 else 1.0
+    return total / (1 + (total / k - 1) * correlation)

@@ -1,0 +1,256 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from potstill.analysis.scaling import (
+    convergence,
+    fit,
+    isotonic,
+    leave_one_size_out,
+    pareto_front,
+    size_bounds,
+    size_ratio,
+    size_to_reach,
+    slope,
+    smoothed_rate,
+)
+from potstill.errors import InputError
+
+SIZES = np.array([1e3, 4e3, 16e3, 64e3, 256e3, 1024e3])
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def cells(means, noise=0.0, seeded=None, teachers=1, seeds=5):
+    """A curve of arms with these means, their runs a normal noise apart."""
+    seeded = seeded or rng()
+    return [[[mean + noise * seeded.normal(size=1) for _ in range(seeds)] for _ in range(teachers)] for mean in means]
+
+
+@given(st.lists(st.floats(-21, 21), min_size=2, max_size=8))
+def test_the_isotonic_curve_is_scipy_s(scores):
+    assert isotonic(scores) == pytest.approx(optimize.isotonic_regression(scores).x, abs=1e-9)
+
+
+def test_it_takes_all_resamples_at_once():
+    scores = rng().normal(size=(50, 6))
+    assert np.allclose(isotonic(scores), [optimize.isotonic_regression(row).x for row in scores])
+
+
+@pytest.mark.parametrize(
+    ("target", "low", "high"),
+    [(5, math.sqrt(10), math.sqrt(10)), (10, 10, 10), (20, 100, 100), (20.1, 100, math.inf), (0, 0, 1), (-3, 0, 1)],
+)
+def test_the_size_a_score_takes_is_exact_on_a_known_curve_and_bounded_beyond_it(target, low, high):
+    assert size_bounds([1, 10, 100], [0.0, 10.0, 20.0], target) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_dip_is_levelled_and_the_smallest_size_on_the_level_counts():
+    low, high = size_bounds([1, 10, 100, 1000], [0.0, 12.0, 8.0, 20.0], 10)
+    assert low == high == pytest.approx(10)
+
+
+@given(st.lists(st.integers(-21, 21).map(float), min_size=6, max_size=6), st.integers(-21, 21))
+def test_bounds_are_never_nan_and_hold_the_size_at_which_the_curve_reaches_the_score(scores, target):
+    low, high = size_bounds(SIZES, scores, target)
+    assert 0 <= low <= high
+    if low == high:
+        assert np.interp(np.log(low), np.log(SIZES), isotonic(scores)) == pytest.approx(target, abs=1e-6)
+
+
+def test_the_ratio_of_a_curve_to_itself_is_one():
+    same = cells([-20, -10, 0, 10, 15, 20])
+    ratio = size_ratio(SIZES, same, same, 5, rng(), resamples=100)
+    assert (ratio.low, ratio.high, ratio.interval) == (1, 1, pytest.approx((1, 1)))
+    assert str(ratio) == "1"
+
+
+def test_a_curve_shifted_by_one_size_needs_that_much_more():
+    rl, distilled = cells([-20, -10, 0, 10, 15, 20]), cells([-10, 0, 10, 15, 20, 20.5])
+    assert size_ratio(SIZES, rl, distilled, 5, rng(), resamples=100).low == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("rl", "distilled", "low", "high", "text"),
+    [
+        ([0, 1, 2], [0, 10, 20], 10, math.inf, "> 10"),  # 100 / 10
+        ([0, 10, 20], [0, 1, 2], 0, 0.1, "<= 0.1"),
+        ([0, 10, 20], [11, 12, 13], 10, math.inf, "> 10"),  # 10 / 1
+        ([11, 12, 13], [0, 10, 20], 0, 0.1, "<= 0.1"),
+        ([0, 1, 2], [11, 12, 13], 100, math.inf, "> 100"),
+        ([11, 12, 13], [0, 1, 2], 0, 0.01, "<= 0.01"),
+        ([0, 1, 2], [0, 1, 2], 0, math.inf, "unknown"),
+        ([11, 12, 13], [11, 12, 13], 0, math.inf, "unknown"),
+    ],
+)
+def test_a_score_out_of_reach_leaves_a_bound_of_the_ratio(rl, distilled, low, high, text):
+    ratio = size_ratio([1, 10, 100], cells(rl), cells(distilled), 10, rng(), resamples=100)
+    assert (ratio.low, ratio.high, str(ratio)) == (pytest.approx(low), pytest.approx(high), text)
+    assert ratio.interval == (pytest.approx(low), pytest.approx(high))
+    assert [ratio.exact, ratio.above, ratio.below, ratio.unknown].count(1.0) == 1
+
+
+def test_resamples_that_do_not_cross_the_score_are_counted_and_open_the_interval():
+    seeded = rng()
+    curve = cells([-20, -15, -10, 0, 5, 11], noise=2, seeded=seeded)
+    size = size_to_reach(SIZES, curve, 10, rng())
+    assert 0.2 < size.above < 0.8
+    assert size.exact + size.above + size.below + size.unknown == pytest.approx(1)
+    assert size.interval[0] > SIZES[3]
+    assert size.interval[1] == math.inf
+
+
+def test_the_seed_decides_a_ratio_s_interval():
+    curves = [cells([-20, -10, 0, 10, 15, 20], noise=2, seeded=rng(seed)) for seed in (1, 2)]
+    one, same, other = (size_ratio(SIZES, *curves, 5, rng(seed), resamples=500).interval for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_teachers_shared_by_all_sizes_are_drawn_together():
+    """Teachers that shift the whole curve: its slope is certain, whatever they are."""
+    curve = [[[mean + skill + np.zeros(1)] * 2 for skill in (-3.0, 0.0, 4.0)] for mean in (-2.0, -1.0, 0.0)]
+    rates = [[[1 / (1 + np.exp(-run)) for run in runs] for runs in cell] for cell in curve]
+    exponent = fit([1, math.e, math.e**2], rates, "sigmoid", rng(), 500).exponent
+    assert exponent.interval() == pytest.approx((1, 1, 1))
+    with pytest.raises(InputError, match=r"the same teachers must be at every size: found \[3, 3, 2\] of them"):
+        fit([1, 2, 3], [*rates[:2], rates[2][:2]], "sigmoid", rng())
+
+
+@pytest.mark.parametrize("teachers", [1, 3])
+def test_the_interval_of_a_ratio_holds_the_truth_in_at_least_93_of_100_studies(teachers):
+    seeded, held = rng(), 0
+    means = -18 + 6 * np.log(SIZES / SIZES[0]) / np.log(4)
+    for _ in range(300):
+        rl = cells(means, 1.5, seeded)
+        distilled = cells(means + 3, 1.5, seeded, teachers)  # half a size to the left
+        ratio = size_ratio(SIZES, rl, distilled, 4, seeded, resamples=500)
+        held += ratio.interval[0] <= 2 <= ratio.interval[1]
+    assert held >= 279
+
+
+def test_sizes_and_cells_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="positive and increase"):
+        size_bounds([1, 1], [0.0, 1.0], 0.5)
+    with pytest.raises(InputError, match="a cell for each"):
+        size_bounds([1, 2, 3], [0.0, 1.0], 0.5)
+    with pytest.raises(InputError, match="two runs or more at every size"):
+        size_to_reach([1, 2], cells([0, 1], seeds=1), 0.5, rng())
+
+
+def test_the_slope_of_a_line_is_known_exactly():
+    assert slope(np.arange(20), 3 - 2 * np.arange(20)) == pytest.approx((-2, -2, -2))
+
+
+def test_points_that_do_not_depend_on_each_other_give_the_ordinary_interval():
+    x = np.arange(40.0)
+    y = 0.1 * x + (-1) ** np.arange(40)  # each residual opposite to the last: counts as no dependence
+    ordinary = stats.linregress(x, y)
+    half = stats.t.ppf(0.975, 38) * ordinary.stderr
+    assert slope(x, y) == pytest.approx((ordinary.slope, ordinary.slope - half, ordinary.slope + half))
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5, 0.8])
+def test_the_interval_of_a_slope_holds_the_truth_although_points_depend_on_each_other(r):
+    seeded, held = rng(), 0
+    for _ in range(1_000):
+        noise = seeded.normal(size=100)
+        noise[0] /= math.sqrt(1 - r**2)
+        for i in range(1, 100):
+            noise[i] += r * noise[i - 1]
+        _, low, high = slope(np.arange(100), 0.05 * np.arange(100) + noise)
+        held += low <= 0.05 <= high
+    assert 930 <= held <= 970
+
+
+def test_too_few_points_leave_the_slope_open_and_fewer_are_refused():
+    assert slope([1, 2, 3, 4, 5], [0, 1, 0, 1, 0])[1:] == (-math.inf, math.inf)
+    with pytest.raises(InputError, match="3 points or more"):
+        slope([1, 2], [0, 1])
+    with pytest.raises(InputError, match="must increase"):
+        slope([1, 1, 2], [0, 1, 2])
+
+
+STEPS = np.arange(1, 201) * 5_000
+NOISE = rng(3).normal(size=200)
+
+
+@pytest.mark.parametrize(
+    ("scores", "gain", "verdict"),
+    [
+        (np.minimum(STEPS / 25_000, 20) + NOISE, 0.2, "converged"),  # flat since half the budget
+        (np.minimum(STEPS / 25_000, 20) + NOISE, -3.0, "converged"),
+        (np.minimum(STEPS / 25_000, 20) + NOISE, 0.5, "not converged"),
+        (np.minimum(STEPS / 25_000, 20) + NOISE, None, "unknown"),
+        (STEPS / 50_000 + NOISE, 0.2, "not converged"),  # still climbing
+        (STEPS / 50_000 + NOISE, None, "not converged"),
+        (-STEPS / 50_000 + NOISE, 0.2, "not converged"),  # coming down
+        (np.sin(STEPS / 250_000), 0.2, "unknown"),  # so smooth that its last quarter is one point
+    ],
+)
+def test_a_run_has_converged_where_its_curve_is_flat_and_more_steps_gain_nothing(scores, gain, verdict):
+    certificate = convergence(STEPS, scores, gain)
+    assert certificate.verdict == verdict
+    assert certificate.gain == gain
+
+
+def test_only_the_last_quarter_counts():
+    late = STEPS > 750_000
+    assert convergence(STEPS, NOISE + ~late * 50).slope == slope(STEPS[late], NOISE[late])
+
+
+@pytest.mark.parametrize(
+    ("law", "means"), [("sigmoid", 1 / (1 + np.exp(0.4 * np.log(SIZES) - 3))), ("power", 50 * SIZES**-0.7)]
+)
+def test_a_law_is_recovered_from_data_that_obey_it(law, means):
+    found = fit(SIZES, cells(means), law, rng(), 100)
+    assert found.exponent.interval() == pytest.approx([{"sigmoid": -0.4, "power": -0.7}[law]] * 3)
+    assert found.predict(SIZES) == pytest.approx(means)
+    assert leave_one_size_out(SIZES, cells(means), law) == pytest.approx(np.zeros(6), abs=1e-9)
+
+
+def test_held_out_sizes_tell_the_laws_apart():
+    lost = 1 / (1 + np.exp(0.9 * np.log(SIZES) - 9))
+    noisy = [[[rate * math.exp(0.05 * e) * np.ones(1) for e in rng(i).normal(size=5)]] for i, rate in enumerate(lost)]
+    sigmoid, power = (np.sqrt((leave_one_size_out(SIZES, noisy, law) ** 2).mean()) for law in ("sigmoid", "power"))
+    assert sigmoid < power / 3
+
+
+def test_the_interval_of_an_exponent_holds_the_truth_in_93_to_98_of_100_studies():
+    seeded, held = rng(), 0
+    for _ in range(500):
+        curve = [[[np.exp(1 - 0.5 * np.log(size) + 0.5 * seeded.normal(size=1)) for _ in range(5)]] for size in SIZES]
+        _, low, high = fit(SIZES, curve, "power", seeded, 500).exponent.interval()
+        held += low <= -0.5 <= high
+    assert 465 <= held <= 490
+
+
+def test_values_outside_a_law_s_range_are_refused_and_smoothed_rates_never_are():
+    with pytest.raises(InputError, match=r"between 0 and 1\.0, not 1\.0"):
+        fit(SIZES, cells([0.5] * 5 + [1.0]), "sigmoid", rng())
+    with pytest.raises(InputError, match=r"between 0 and inf, not 0\.0"):
+        leave_one_size_out(SIZES, cells([0.0] * 6), "power")
+    with pytest.raises(InputError, match="3 sizes or more"):
+        leave_one_size_out(SIZES[:2], cells([0.1, 0.2]), "power")
+    assert smoothed_rate([0, 3, 9], 9) == pytest.approx([0.05, 0.35, 0.95])
+
+
+def test_the_pareto_front_is_what_no_other_point_beats():
+    costs, scores = [1, 2, 2, 3, 4, 1], [5, 9, 7, 9, 10, 5]
+    assert pareto_front(costs, scores).tolist() == [True, True, False, False, True, True]  # the twin of a point stays
+    with pytest.raises(InputError, match="a finite cost"):
+        pareto_front([1, 2], [1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=10))
+def test_every_point_off_the_front_is_beaten_by_one_on_it(points):
+    costs, scores = np.array(points).T
+    front = pareto_front(costs, scores)
+    assert front.any()
+    for cost, score in zip(costs[~front], scores[~front], strict=True):
+        assert ((costs[front] <= cost) & (scores[front] >= score)).any()

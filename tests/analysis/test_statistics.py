@@ -1,0 +1,268 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from potstill.analysis.statistics import (
+    Estimate,
+    bootstrap,
+    difference,
+    holm,
+    iqm,
+    probability_of_improvement,
+    resample_curve,
+    welch,
+)
+from potstill.errors import InputError
+
+POINTS = st.lists(st.integers(-21, 21).map(float), min_size=2, max_size=6)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def runs(*scores):
+    """An arm without teachers, each run of one episode."""
+    return [[np.array([float(score)]) for score in scores]]
+
+
+def study(seeded, teachers, seeds, of_teachers=0.0, of_runs=1.0, of_episodes=1.0, mean=0.0):
+    """An arm whose true interquartile mean is `mean`, from the three levels' standard deviations."""
+    skills = mean + of_teachers * seeded.normal(size=teachers)
+    return [
+        [skill + of_runs * seeded.normal() + of_episodes * seeded.normal(size=10) for _ in range(seeds)]
+        for skill in skills
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([7], 7),
+        ([0, 4], 2),
+        ([0, 3, 12], 4),  # (0.25 * 0 + 3 + 0.25 * 12) / 1.5
+        ([0, 2, 4, 100], 3),
+        ([0, 1, 2, 10, 50], 4.1),  # (0.75 * 1 + 2 + 0.75 * 10) / 2.5
+    ],
+)
+def test_the_interquartile_mean_is_that_of_the_middle_half_with_fractional_weights(scores, expected):
+    assert iqm(scores[::-1]) == pytest.approx(expected)
+
+
+def test_it_is_the_trimmed_mean_of_scipy_and_rliable_where_4_divides_the_number_of_scores():
+    scores = rng().normal(size=20)
+    for n in (4, 8, 20):
+        assert iqm(scores[:n]) == pytest.approx(stats.trim_mean(scores[:n], 0.25))
+    assert iqm(scores[:3]) != pytest.approx(stats.trim_mean(scores[:3], 0.25))
+
+
+@given(POINTS, st.integers(-5, 5), st.integers(1, 3))
+def test_it_moves_and_scales_with_the_scores_and_lies_among_them(scores, shift, factor):
+    moved = [factor * score + shift for score in scores]
+    assert iqm(moved) == pytest.approx(factor * iqm(scores) + shift)
+    assert min(scores) - 1e-9 <= iqm(scores) <= max(scores) + 1e-9
+    assert iqm([scores[0]] * len(scores)) == pytest.approx(scores[0])
+
+
+def test_bad_scores_are_refused_rather_than_skipped():
+    with pytest.raises(InputError, match="not a finite number"):
+        iqm([1.0, math.nan])
+    with pytest.raises(InputError, match="list of scores"):
+        iqm([])
+    with pytest.raises(InputError, match="every teacher needs a run"):
+        bootstrap([[np.zeros(2)], []], rng())
+    with pytest.raises(InputError, match="list of episode scores"):
+        bootstrap([[np.zeros(0)]], rng())
+    with pytest.raises(InputError, match="not a finite number"):
+        bootstrap(runs(1, math.inf), rng())
+
+
+def test_the_estimate_is_of_runs_not_of_episodes():
+    arm = [[np.zeros(1), np.array([0.0, 2.0] * 50)], [np.full(3, 9.0)]]
+    assert bootstrap(arm, rng()).value == pytest.approx(iqm([0, 1, 9]))
+
+
+def test_the_seed_decides_the_resamples():
+    arm = study(rng(), 3, 2)
+    assert np.array_equal(bootstrap(arm, rng(1)).resamples, bootstrap(arm, rng(1)).resamples)
+    assert not np.array_equal(bootstrap(arm, rng(1)).resamples, bootstrap(arm, rng(2)).resamples)
+
+
+def test_with_one_level_the_hierarchical_bootstrap_is_the_ordinary_one():
+    scores = rng().normal(size=7)
+    ordinary = [iqm(scores[picked]) - iqm(scores) for picked in rng(1).integers(0, 7, (10_000, 7))]
+    deviations = resample_curve([runs(*scores), runs(*scores)], rng(2), 10_000).deviations
+    assert stats.ks_2samp(deviations[:, 0], ordinary).pvalue > 0.01
+    assert deviations[:, 0].std() == pytest.approx(np.std(ordinary), rel=0.03)
+
+
+def test_teachers_of_one_run_each_are_the_same_sample_as_runs_without_teachers():
+    flat = study(rng(), 1, 4)
+    nested = [[run] for run in flat[0]]
+    assert np.array_equal(bootstrap(flat, rng(1)).resamples, bootstrap(nested, rng(1)).resamples)
+
+
+def test_the_spread_of_an_arm_is_that_of_its_teachers_however_many_runs_repeat_them():
+    skills = [np.array([score]) for score in (0.0, 1.0, 5.0)]
+    few, many = ([[skill] * n for skill in skills] for n in (2, 40))
+    curves = [resample_curve([arm, arm], rng(), 2_000).deviations[:, 0].std() for arm in (few, many)]
+    assert curves[1] == pytest.approx(curves[0], rel=0.05)
+
+
+def test_noise_of_episodes_is_counted_once():
+    """Runs of equal skill: their means spread as their episodes make them, and no further."""
+    arm = [list(rng().normal(size=(40, 25)))]
+    spread = resample_curve([arm, arm], rng(), 5_000).deviations[:, 0].std()
+    means = np.array([run.mean() for run in arm[0]])
+    ordinary = np.std([iqm(means[picked]) for picked in rng(1).integers(0, 40, (5_000, 40))])
+    assert spread == pytest.approx(ordinary, rel=0.05)
+
+
+def test_one_run_says_nothing_about_others():
+    value, low, high = bootstrap(runs(20), rng()).interval()
+    assert (value, low, high) == (20, -math.inf, math.inf)
+    apart = difference(runs(20), runs(0, 1, 2), rng())
+    assert apart.interval()[1:] == (-math.inf, math.inf)
+    assert apart.p_value() == 1
+    assert probability_of_improvement(runs(20), runs(0, 1, 2)) == (1, 0, 1)
+
+
+def test_runs_that_all_score_the_same_have_an_interval_of_no_width():
+    assert bootstrap(runs(-21, -21, -21), rng()).interval() == (-21, -21, -21)
+    assert difference(runs(-21, -21), runs(-21, -21), rng()).interval() == (0, 0, 0)
+
+
+# The arms of the study: RL with 3, 5 and 10 seeds; students of 3 teachers that differ not at all, somewhat, and much.
+@pytest.mark.parametrize(
+    ("teachers", "seeds", "of_teachers"), [(1, 3, 0), (1, 5, 0), (1, 10, 0), (3, 5, 0), (3, 5, 0.5), (3, 2, 1)]
+)
+def test_a_95_percent_interval_holds_the_truth_in_93_to_97_of_100_studies(teachers, seeds, of_teachers):
+    seeded, held = rng(), 0
+    for _ in range(1_000):
+        _, low, high = bootstrap(study(seeded, teachers, seeds, of_teachers), seeded, 1_000).interval()
+        held += low <= 0 <= high
+    assert 930 <= held <= 970
+
+
+@pytest.mark.parametrize(("seeds", "of_runs"), [(3, 1), (5, 1), (5, 4), (10, 1)])
+def test_that_of_a_difference_holds_it_in_93_to_98(seeds, of_runs):
+    seeded, held = rng(), 0
+    for _ in range(1_000):
+        x, y = study(seeded, 1, seeds, of_runs=of_runs, mean=2), study(seeded, 1, 5)
+        _, low, high = difference(x, y, seeded, resamples=1_000).interval()
+        held += low <= 2 <= high
+    assert 930 <= held <= 980
+
+
+def test_the_plain_percentile_interval_would_not():
+    seeded, held = rng(), 0
+    for _ in range(1_000):
+        scores = seeded.normal(size=5)
+        curve = resample_curve([runs(*scores)] * 2, seeded, 500)
+        low, high = np.quantile(curve.values[0] + curve.deviations[:, 0], [0.025, 0.975])
+        held += low <= 0 <= high
+    assert held < 920
+
+
+def test_what_pairs_share_cancels():
+    x, y = runs(1, 5, 9, 20), runs(0, 4, 8, 19)
+    paired = difference(x, y, rng(), paired=True).interval()
+    assert paired == pytest.approx((1, 1, 1))
+    _, low, high = difference(x, y, rng()).interval()
+    assert low < -5
+    assert high > 7
+
+
+def test_differences_change_sign_with_their_sides():
+    x, y = study(rng(1), 3, 2, 1), study(rng(2), 1, 5)
+    one, other = difference(x, y, rng()).interval(), difference(y, x, rng()).interval()
+    assert one.value == pytest.approx(-other.value)
+    assert one.low == pytest.approx(-other.high, rel=0.15)
+
+
+def test_pairs_of_unequal_number_are_refused():
+    with pytest.raises(InputError, match=r"same teachers, or the same seeds: found \[2, 3\]"):
+        difference(runs(1, 2), runs(1, 2, 3), rng(), paired=True)
+
+
+def test_degrees_of_freedom_are_welch_s():
+    assert welch([1, 1], [4, 4]) == pytest.approx(8)
+    assert welch([4, 1], [2, 10]) == pytest.approx(25 / (16 / 2 + 1 / 10))
+    assert welch([1, 0], [4, 9]) == pytest.approx(4)
+    assert welch([0, 0], [4, 2]) == 2
+
+
+def test_p_value_and_interval_are_read_off_the_resamples():
+    estimate = Estimate(0.5, np.arange(-1.0, 98.0))  # 99 of them, two not above 0
+    assert estimate.p_value() == pytest.approx(2 * 3 / 100)
+    assert estimate.p_value(null=-2) == pytest.approx(2 / 100)
+    assert Estimate(0.0, np.linspace(-1, 1, 2001)).interval() == pytest.approx((0, -0.95, 0.95))
+
+
+def test_equivalence_is_the_90_percent_interval_within_the_margin():
+    estimate = Estimate(0.0, np.linspace(-1, 1, 2001))
+    assert estimate.equivalent(0.91)
+    assert not estimate.equivalent(0.89)
+    assert not Estimate(0.5, estimate.resamples + 0.5).equivalent(0.91)
+    with pytest.raises(InputError, match="margin must be positive"):
+        estimate.equivalent(0)
+    with pytest.raises(InputError, match="between 0 and 1, not 95"):
+        estimate.interval(95)
+
+
+def test_improvement_counts_pairs_and_half_the_ties():
+    assert probability_of_improvement(runs(3, 4), runs(1, 3)).value == pytest.approx(3.5 / 4)
+
+
+@given(POINTS, POINTS)
+def test_the_probabilities_of_either_side_sum_to_one_and_so_do_their_bounds(a, b):
+    one, other = probability_of_improvement(runs(*a), runs(*b)), probability_of_improvement(runs(*b), runs(*a))
+    assert one.value + other.value == pytest.approx(1)
+    assert one.low + other.high == pytest.approx(1, abs=1e-6)
+    assert 0 <= one.low <= one.value <= one.high <= 1
+
+
+def test_five_wins_of_five_are_not_certainty():
+    value, low, high = probability_of_improvement(runs(6, 7, 8, 9, 10), runs(1, 2, 3, 4, 5))
+    assert (value, high) == (1, 1)
+    # Newcombe's method 5 at its lower bound, with Student's t of 8 degrees of freedom.
+    variance = low * (1 - low) * (1 + 4 * ((1 - low) / (2 - low) + low / (1 + low))) / 25
+    assert (1 - low) / math.sqrt(variance) == pytest.approx(2.3060, abs=1e-4)
+    assert 0.5 < low < 0.7
+
+
+def test_runs_that_repeat_their_teacher_count_as_one():
+    single, repeated = ([[np.array([s])] * n for s in (1.0, 4.0, 6.0)] for n in (1, 5))
+    other = runs(2, 3, 5, 5, 7)
+    assert probability_of_improvement(repeated, other) == pytest.approx(probability_of_improvement(single, other))
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.75, 0.9])
+def test_its_interval_holds_the_truth_in_at_least_93_of_100_studies(probability):
+    seeded, held = rng(), 0
+    shift = stats.norm.ppf(probability) * math.sqrt(2 * 1.1)  # a run's variance is 1 + 1 / 10
+    for _ in range(1_000):
+        x, y = study(seeded, 1, 5, mean=shift), study(seeded, 1, 5)
+        _, low, high = probability_of_improvement(x, y)
+        held += low <= probability <= high
+    assert held >= 930
+
+
+def test_holm_s_steps():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert holm([0.03]) == pytest.approx([0.03])
+    with pytest.raises(InputError, match="between 0 and 1"):
+        holm([0.5, math.nan])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_no_correction_and_bonferroni_s_and_keeps_the_order(p):
+    adjusted = holm(p)
+    assert (adjusted >= np.array(p)).all()
+    assert (adjusted <= np.minimum(np.array(p) * len(p), 1) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
