@@ -400,6 +400,16 @@ def test_a_damaged_save_is_refused_in_one_line(teacher, tmp_path, monkeypatch):
         execute(run, MACHINE)
 
 
+def test_a_save_that_lacks_what_this_version_keeps_is_refused_in_one_line(teacher, tmp_path, monkeypatch):
+    run = new_run("cartpole", teacher, tmp_path / "run")
+    stopped(run, 1, signal.SIGTERM, monkeypatch)
+    tensors, document = checkpoints.load(run.resume_path)
+    del document["rate_bound"]
+    checkpoints.save(run.resume_path, tensors, document)
+    with pytest.raises(InputError, match=r"saved by potstill 0\.1\.0.* and cannot go on with this one: 'rate_bound'"):
+        execute(run, MACHINE)
+
+
 @pytest.mark.parametrize(
     ("started", "command"),
     [

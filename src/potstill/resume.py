@@ -10,6 +10,7 @@ from torch import Tensor
 from potstill import telemetry
 from potstill.distill import DistillState
 from potstill.envs import Array, Envs
+from potstill.errors import InputError
 from potstill.ppo import ReturnScale, TrainState
 
 State = TrainState | DistillState
@@ -35,27 +36,36 @@ def pack(state: State, envs: Envs | None) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def unpack(state: State, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-    """Makes `state`, fresh, what it was when it was packed."""
+    """Makes `state`, fresh, what it was when it was packed.
+
+    Raises:
+        InputError: another version of potstill packed it, with other contents.
+    """
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     policy = state.policy if isinstance(state, TrainState) else state.student
-    policy.load_state_dict(under("policy."))
     optimizer = state.optimizer.state_dict()
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in under("optimizer.").items():
         index, slot = name.split(".")
         slots.setdefault(int(index), {})[slot] = tensor
-    state.optimizer.load_state_dict(optimizer | {"state": slots})
-    state.generator.set_state(tensors["generator"])
-    state.games, state.gradient_steps = document["games"], document["gradient_steps"]
-    state.recent = deque(document["recent"], maxlen=100)
-    if isinstance(state, TrainState):
-        state.update, state.returns = document["update"], ReturnScale(**document["returns"])
-        state.learning_rate, state.rate_bound = document["learning_rate"], document["rate_bound"]
-    else:
-        state.vector_steps = document["vector_steps"]
+    try:
+        policy.load_state_dict(under("policy."))
+        state.optimizer.load_state_dict(optimizer | {"state": slots})
+        state.generator.set_state(tensors["generator"])
+        state.games, state.gradient_steps = document["games"], document["gradient_steps"]
+        state.recent = deque(document["recent"], maxlen=100)
+        if isinstance(state, TrainState):
+            state.update, state.returns = document["update"], ReturnScale(**document["returns"])
+            state.learning_rate, state.rate_bound = document["learning_rate"], document["rate_bound"]
+        else:
+            state.vector_steps = document["vector_steps"]
+    except (KeyError, TypeError, RuntimeError) as error:
+        made_by = document.get("versions", {}).get("potstill", "an unknown version")
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"the run was saved by potstill {made_by} and cannot go on with this one: {why}") from error
 
 
 def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Array:
