@@ -41,7 +41,7 @@ class EnvConfig:
     """Press FIRE when a game starts (Atari only), for games that wait for it."""
     hidden_rows: int = 0
     """Rows at the top of the 84 x 84 frame that the input normalisation sets to zero (Atari only): a scoreboard does
-    not help to act, but tells the games of a rollout apart, and a network learns them by heart (Song et al. 2020)."""
+    not help to act, but tells the games of a rollout apart, to be learned by heart (Song et al. 2020)."""
     max_frames: int = 108_000
     """Emulator frames after which a game is truncated: 30 minutes of play. Other tasks that set no limit of their own
     get as many agent steps, for a policy may learn to play for ever."""
