@@ -345,16 +345,20 @@ def test_what_a_teacher_weighs_falls_to_zero():
     assert not same_weights(kept.policy, faded.policy)
 
 
-def test_the_teachers_loss_is_its_divergence_weighed_by_the_ratio_bounded_from_below():
-    config = replace(TINY, epochs=1, num_steps=8, minibatch_size=32, value_coefficient=0.0, max_grad_norm=1e9)
-    state = begin(config)[1]
-    batch, advantages = one_state(state.policy, torch.tensor(0.0))
-    batch = batch._replace(taught=torch.tensor([2.0, 0.0]).expand(8, 4, 2))
-    metrics = update(config, state, batch, advantages, torch.zeros(8, 4), decay=1.0)
-    p = torch.tensor([2.0, 0.0]).softmax(0)
-    q = state.policy.logits(batch.ready[0, :1])  # after the step
-    assert metrics["teacher_kl"] == pytest.approx((p * (p / 0.5).log()).sum().item(), abs=1e-2)
-    assert q[0, 0] > q[0, 1]
+@pytest.mark.parametrize(("ratio", "weight"), [(1.0, 1.0), (3.0, 3.0), (0.1, 0.8)])
+def test_the_teachers_divergence_is_weighed_by_the_ratio_bounded_from_below(ratio, weight):
+    norms = {}
+    for likelier in (1.0, ratio):  # than under the policy that acted
+        config = replace(TINY, epochs=1, num_steps=8, minibatch_size=32, value_coefficient=0.0, clip=0.2)
+        state = begin(config)[1]
+        batch, advantages = one_state(state.policy, torch.tensor(0.0))
+        taught = torch.tensor([2.0, 0.0]).expand(8, 4, 2)
+        batch = batch._replace(taught=taught, log_probs=batch.log_probs - math.log(likelier))
+        metrics = update(config, state, batch, advantages, torch.zeros(8, 4), decay=1.0)
+        norms[likelier] = metrics["grad_norm"]
+        p = torch.tensor([2.0, 0.0]).softmax(0)
+        assert metrics["teacher_kl"] == pytest.approx((p * (p / 0.5).log()).sum().item(), abs=1e-2)
+    assert norms[ratio] == pytest.approx(weight * norms[1.0], rel=0.02)
 
 
 def test_training_goes_on_from_given_weights_with_their_normalisation_and_value_unit():
