@@ -134,7 +134,6 @@ def test_a_title_too_long_for_its_game_is_cut_not_written_over_the_score():
 
 
 def test_minatar_is_drawn_from_its_channels(tmp_path):
-    pytest.importorskip("minatar")
     env = find_env("minatar-breakout")
     film(tmp_path / "game.gif", untrained(env), max_steps=5)
     envs, screen = Envs(env, 1), watch._screen(env, seed=3)

@@ -26,7 +26,7 @@ from potstill.envs import Array, EnvConfig, Envs, with_sticky
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.interop.sb3 import load_sb3
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
-from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
+from potstill.policies import LoadedPolicy, load_policy, rebuild, recorded_result, save_policy
 from potstill.results import arm_of
 from potstill.runs import Run, config_hash, stop_on_signals
 
@@ -324,22 +324,12 @@ def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None)
             "mean"
         ]
     if teacher is not None:
-        theirs = _recorded(teacher) or games(teacher.policy, teacher.env, "greedy", "teacher")
-        record |= {"teacher_score": theirs["mean"], "teacher_point_win_rate": theirs["point_win_rate"]}
+        known = recorded_result(teacher)  # which many students need and none needs measured again
+        theirs = known or games(teacher.policy, teacher.env, "greedy", "teacher")
+        score = theirs["score" if known else "mean"]
+        record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
         record |= evaluation.compare(loaded.policy, teacher.policy, loaded.env, threads=machine.cores)
     return record
-
-
-def _recorded(teacher: LoadedPolicy) -> dict[str, Any] | None:
-    """The score in the teacher's own result.json, which many students need and none needs measured again."""
-    result = teacher.path.with_name("result.json")
-    if teacher.path.name != "policy.safetensors" or not result.exists():
-        return None
-    try:
-        record = json.loads(result.read_bytes())
-    except ValueError:  # damaged: its games are played again
-        return None
-    return {"mean": record["score"], "point_win_rate": record["point_win_rate"]} if "score" in record else None
 
 
 def _teacher_data(

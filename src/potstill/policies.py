@@ -1,5 +1,6 @@
 """A policy on disk: weights, normalisation, task and a probe that proves they still compute the same."""
 
+import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -76,6 +77,18 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
         raise InputError(f"{file} does not hold the policy its own description speaks of: {why}") from error
     verify_probe(expected, actual, device, file)
     return LoadedPolicy(policy, env, document, file)
+
+
+def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
+    """The evaluation in the result.json beside a policy; None where there is none, or a damaged one."""
+    result = loaded.path.with_name("result.json")
+    if loaded.path.name != "policy.safetensors" or not result.exists():
+        return None
+    try:
+        record = json.loads(result.read_bytes())
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "score" in record else None
 
 
 def rebuild(cls: type[T], data: dict[str, Any]) -> T:

@@ -15,7 +15,7 @@ from potstill.collect import Inputs, collect
 from potstill.envs import Array, Envs
 from potstill.errors import InputError
 from potstill.networks import Policy, sample
-from potstill.policies import LoadedPolicy
+from potstill.policies import LoadedPolicy, recorded_result
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -66,7 +66,9 @@ def export(
         raise InputError(f"export needs {error.name}: pip install 'potstill[onnx]'") from error
     observations = _record(loaded, threads)
     model = build(loaded.policy, observations.dtype)
-    data = _serialise(model, loaded, observations.dtype, _recorded_score(loaded))
+    known = recorded_result(loaded)
+    score = {"mean": known["score"], "ci95": known["ci95"], "episodes": known["episodes"]} if known else None
+    data = _serialise(model, loaded, observations.dtype, score)
     difference = verify(data, loaded.policy, observations)
     checkpoints.write_atomically(out, data)
     try:
@@ -277,17 +279,3 @@ def _serialise(
     helper.set_model_props(model, texts | {"potstill": __version__})
     data: bytes = model.SerializeToString()
     return data
-
-
-def _recorded_score(loaded: LoadedPolicy) -> dict[str, Any] | None:
-    """The greedy score in the result.json beside the policy, where there is one."""
-    result = loaded.path.with_name("result.json")
-    if loaded.path.name != "policy.safetensors" or not result.exists():
-        return None
-    try:
-        record = json.loads(result.read_bytes())
-    except ValueError:  # damaged: the score is not known
-        return None
-    return (
-        {"mean": record["score"], "ci95": record["ci95"], "episodes": record["episodes"]} if "score" in record else None
-    )
