@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from potstill.collect import Inputs, input_statistics
 from potstill.envs import PRESETS, EnvConfig, Envs
@@ -305,6 +306,25 @@ def test_the_rate_falls_from_where_it_stood_when_annealing_began():
     assert rates == pytest.approx([1e-3, 1.3e-3, 1.69e-3, grown, grown * 2 / 3, grown / 3])
 
 
+@pytest.mark.parametrize(
+    ("over", "weights"), [(0.0, [0, 0, 0, 1]), (1.0, [1 / 4] * 4), (0.5, [1 / 8, 1 / 8, 1 / 4, 1 / 2])]
+)
+def test_what_is_deployed_is_the_moving_average_of_the_weights(over, weights):
+    config = replace(TINY, total_timesteps=4 * 64, average_over=over)
+    envs, state = begin(config)
+    seen = [parameters_to_vector(state.policy.parameters()).detach().clone() for _ in train(config, state, envs)]
+    expected = sum(weight * vector for weight, vector in zip(weights, seen, strict=True))
+    assert torch.allclose(parameters_to_vector(state.average.parameters()), expected, atol=1e-6)
+    assert state.average.return_scale == state.policy.return_scale
+    assert not torch.equal(seen[0], seen[-1])
+
+
+def test_the_average_does_not_act_in_training():
+    assert same_weights(
+        trained(replace(TINY, average_over=0.0)).policy, trained(replace(TINY, average_over=1.0)).policy
+    )
+
+
 # A teacher beside the reward, and weights to begin with
 
 
@@ -413,8 +433,9 @@ def resumed(state, config):
     """A state made anew, filled with what a checkpoint would hold."""
     envs = Envs(config.env, config.num_envs)
     copy = start(config, envs, CPU)
-    policy = copy.policy
-    policy.load_state_dict({name: tensor.clone() for name, tensor in state.policy.state_dict().items()})
+    policy, average = copy.policy, copy.average
+    for mine, theirs in ((policy, state.policy), (average, state.average)):
+        mine.load_state_dict({name: tensor.clone() for name, tensor in theirs.state_dict().items()})
     optimizer = make_optimizer(policy, config)
     optimizer.load_state_dict(state.optimizer.state_dict())
     generator = torch.Generator()
@@ -422,6 +443,7 @@ def resumed(state, config):
     counts = (state.update, state.games, state.gradient_steps)
     return envs, TrainState(
         policy,
+        average,
         optimizer,
         generator,
         state.learning_rate,
@@ -449,6 +471,7 @@ def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(config, stop_
 
     assert [repr(p) for p in before + after] == [repr(p) for p in progress]  # repr: nan equals nan
     assert same_weights(state.policy, whole.policy)
+    assert same_weights(state.average, whole.average)
     assert (state.returns, state.learning_rate, state.recent) == (whole.returns, whole.learning_rate, whole.recent)
     assert torch.equal(state.generator.get_state(), whole.generator.get_state())
 
@@ -511,6 +534,7 @@ def test_a_policy_does_not_see_the_hidden_rows_and_sees_the_next():
         ({"clip": 0.0}, "clip must be positive"),
         ({"entropy": -0.1}, "entropy must not be negative"),
         ({"anneal_from": 1.5}, "anneal-from is a share between 0 and 1, not 1.5"),
+        ({"average_over": -0.1}, "average-over is a share between 0 and 1, not -0.1"),
         ({"anneal_teacher_from": -0.5}, "anneal-teacher-from is a share between 0 and 1, not -0.5"),
         ({"teacher_coefficient": -1.0}, "teacher-coefficient must not be negative"),
     ],

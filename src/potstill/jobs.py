@@ -180,9 +180,9 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
         total, done = config.updates * config.batch_size, state.update * config.batch_size
         title = f"train {config.env.id} {config.network.width}"
         seconds = _drive(run, machine, steps, done, total, title, seconds, partial(resume.pack, state, envs))
-        probe = _probe(envs, state.policy)
+        probe = _probe(envs, state.average)
     provenance = _provenance_of(run, config.seed, total, seconds)
-    save_policy(run.policy_path, state.policy, config.env, probe, provenance)
+    save_policy(run.policy_path, state.average, config.env, probe, provenance)
     record = {
         "arm": arm_of(run.config),
         "seed": config.seed,

@@ -8,6 +8,7 @@ distillation (Spigler 2025); from a distilled student's weights it is fine-tunin
 import math
 from collections import deque
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -52,6 +53,9 @@ class PPOConfig:
     anneal_from: float = 0.3
     """Share of the training after which the rate, from where it stands then, and the entropy bonus fall linearly to
     zero; 1 keeps them."""
+    average_over: float = 0.05
+    """The policy deployed is the exponential moving average of the weights over about this share of the training; 0
+    deploys the last weights."""
     clip: float = 0.2
     """Clipping range of the probability ratio."""
     entropy: float = 0.01
@@ -92,7 +96,7 @@ class PPOConfig:
         for name in ("seed", "entropy", "value_coefficient", "normalise_inputs", "teacher_coefficient"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
-        for name in ("anneal_from", "anneal_teacher_from"):
+        for name in ("anneal_from", "anneal_teacher_from", "average_over"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name.replace('_', '-')} is a share between 0 and 1, not {getattr(self, name)}")
 
@@ -163,6 +167,7 @@ class TrainState:
     """All that changes while training. With the environments' own state, it is what a resumed run needs."""
 
     policy: Policy
+    average: Policy  # its moving average: what is deployed
     optimizer: torch.optim.Adam
     generator: torch.Generator
     learning_rate: float
@@ -233,8 +238,9 @@ def start(
             policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
         policy.hide(config.env.hidden_rows)
     policy.to(device)
+    optimizer = make_optimizer(policy, config)
     return TrainState(
-        policy, make_optimizer(policy, config), generator, config.learning_rate, config.max_learning_rate, returns
+        policy, deepcopy(policy), optimizer, generator, config.learning_rate, config.max_learning_rate, returns
     )
 
 
@@ -275,6 +281,7 @@ def train(
         state.learning_rate = _follow_kl(metrics["learning_rate"], metrics["kl"], config)
         if not all(bool(parameter.isfinite().all()) for parameter in state.policy.parameters()):
             raise DivergedError(f"a weight is no longer finite after update {state.update}: lower --max-learning-rate")
+        average(state, config.average_over * config.updates)
         state.update += 1
         state.games += len(scores)
         state.recent.extend(scores)
@@ -431,6 +438,19 @@ def update(
                 ):
                     sums[name] = sums.get(name, 0.0) + value / minibatches
     return sums | {"learning_rate": rate, "return_scale": policy.return_scale.item()}
+
+
+@torch.no_grad()
+def average(state: TrainState, over: float) -> None:
+    """Moves `state.average` towards the policy: the exponential moving average over about `over` updates.
+
+    Steps large enough to learn leave the last weights scattered about a better point, their mean (Polyak and Juditsky
+    1992). The average never acts in training.
+    """
+    weight = 1.0 / max(1.0, min(over, state.update + 1))  # at first the mean of all there is
+    for mean, last in zip(state.average.parameters(), state.policy.parameters(), strict=True):
+        mean.lerp_(last, weight)
+    state.average.return_scale.copy_(state.policy.return_scale)
 
 
 def _follow_kl(rate: float, kl: float, config: PPOConfig) -> float:

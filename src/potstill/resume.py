@@ -22,6 +22,8 @@ def pack(state: State, envs: Envs | None) -> tuple[dict[str, Tensor], dict[str, 
     tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
+    if isinstance(state, TrainState):
+        tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
     tensors["generator"] = state.generator.get_state()
     document = {"games": state.games, "gradient_steps": state.gradient_steps, "recent": list(state.recent)}
     if isinstance(state, TrainState):
@@ -58,6 +60,7 @@ def unpack(state: State, tensors: dict[str, Tensor], document: dict[str, Any]) -
         state.games, state.gradient_steps = document["games"], document["gradient_steps"]
         state.recent = deque(document["recent"], maxlen=100)
         if isinstance(state, TrainState):
+            state.average.load_state_dict(under("average."))
             state.update, state.returns = document["update"], ReturnScale(**document["returns"])
             state.learning_rate, state.rate_bound = document["learning_rate"], document["rate_bound"]
         else:
