@@ -9,10 +9,11 @@ import torch
 from potstill.collect import Inputs, input_statistics
 from potstill.dataset import Dataset
 from potstill.distill import ORIGINAL_LOOP, DistillConfig, DistillState, beta, distill, distill_from, record, start
+from potstill.distributions import sample
 from potstill.envs import PRESETS, Envs
 from potstill.errors import DivergedError, InputError
 from potstill.evaluation import compare
-from potstill.networks import NetworkConfig, Policy, sample
+from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import OBJECTIVES, forward_kl
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ NOOP, RIGHT, LEFT = 0, 1, 2  # as `PONG.actions` numbers them
 
 def play(envs, steps, seed=0, act=0):
     """The first observations, and the steps of a fixed sequence of random actions (seeded by `act`)."""
-    actions = np.random.default_rng(act).integers(0, envs.num_actions, (steps, envs.num_envs))
+    actions = envs.random_actions(np.random.default_rng(act), steps)
     first = envs.reset(seed)
     return first, [envs.step(a) for a in actions]
 
@@ -76,8 +76,8 @@ def test_the_environment_behind_is_ales_own_with_nothing_left_to_its_defaults():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_plays(name):
-    if name == "lunarlander" and importlib.util.find_spec("Box2D") is None:
-        with pytest.raises(InputError, match=r"LunarLander-v3 needs a package that is not installed: .*box2d"):
+    if name.startswith("lunarlander") and importlib.util.find_spec("Box2D") is None:
+        with pytest.raises(InputError, match=r"LunarLander\w*-v3 needs a package that is not installed: .*box2d"):
             Envs(PRESETS[name], 2)
         return
     envs = Envs(find_env(name), 2)
@@ -95,7 +95,9 @@ def test_rewards_are_not_clipped():
 # Seeds
 
 
-@pytest.mark.parametrize("name", ["pong", "cartpole", "acrobot", "minatar-breakout", "minatar-space-invaders"])
+@pytest.mark.parametrize(
+    "name", ["pong", "cartpole", "acrobot", "minatar-breakout", "minatar-space-invaders", "pendulum"]
+)
 def test_the_same_seed_gives_the_same_games_and_another_seed_others(name):
     config = replace(PRESETS[name], max_frames=200)
     first, again, other = (everything(Envs(config, 3), 120, seed) for seed in (0, 0, 1))
@@ -257,14 +259,83 @@ def test_fingerprints_are_equal_where_the_games_are():
     assert len({*fingerprints(0), *fingerprints(1)}) == 8
 
 
+# Continuous actions
+
+
+class Scale(gymnasium.Env):
+    """Pays the first action it gets, and shows both."""
+
+    observation_space = gymnasium.spaces.Box(-100.0, 100.0, (2,))
+    action_space = gymnasium.spaces.Box(np.array([0.0, -4.0], np.float32), np.array([10.0, -2.0], np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert action in self.action_space
+        return action, float(action[0]), False, False, {}
+
+
+@pytest.fixture
+def scale():
+    gymnasium.register("Scale-v0", Scale, max_episode_steps=10)
+    yield EnvConfig("Scale-v0")
+    del gymnasium.registry["Scale-v0"]
+
+
+def test_continuous_actions_are_in_units_of_half_the_range_and_clipped_to_the_bounds(scale):
+    envs = Envs(scale, 5)
+    assert (envs.continuous, envs.num_actions) == (True, 2)
+    assert envs.bounds.tolist() == [[0.0, -4.0], [10.0, -2.0]]
+    envs.reset(0)
+    step = envs.step(np.array([[0, 0], [-1, 1], [1, -1], [0.5, -0.5], [-7, 7]]))
+    assert step.observations.tolist() == [[5, -3], [0, -2], [10, -4], [7.5, -3.5], [0, -2]]
+    assert step.rewards.tolist() == [5, 0, 10, 7.5, 0]
+
+
+def test_random_continuous_actions_fill_the_range(scale):
+    envs = Envs(scale, 8)
+    actions = envs.random_actions(np.random.default_rng(0), 1_000)
+    assert (actions.shape, actions.dtype) == ((1_000, 8, 2), np.float32)
+    assert actions.min() == pytest.approx(-1, abs=0.01)
+    assert actions.max() == pytest.approx(1, abs=0.01)
+    assert envs.random_actions(np.random.default_rng(0)).shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("space", "complaint"),
+    [
+        (gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "Odd-v0 has actions without finite bounds"),
+        (gymnasium.spaces.Box(0.0, np.inf, (2,)), "Odd-v0 has actions without finite bounds"),
+        (gymnasium.spaces.Box(-1.0, 1.0, (2, 2)), r"Odd-v0 has Box actions of shape \(2, 2\) float32"),
+        (gymnasium.spaces.Box(0, 9, (2,), np.int64), r"Odd-v0 has Box actions of shape \(2,\) int64"),
+        (gymnasium.spaces.MultiDiscrete([2, 2]), "Odd-v0 has MultiDiscrete actions; potstill trains Discrete and Box"),
+    ],
+    ids=str,
+)
+def test_action_spaces_that_no_policy_of_ours_fits_are_refused(space, complaint):
+    class Odd(Scale):
+        action_space = space
+
+    gymnasium.register("Odd-v0", Odd, max_episode_steps=10)
+    try:
+        with pytest.raises(InputError, match=complaint):
+            Envs(EnvConfig("Odd-v0"), 1)
+    finally:
+        del gymnasium.registry["Odd-v0"]
+
+
 # Replay
 
 
-@pytest.mark.parametrize("name", ["pong", "cartpole", "minatar-breakout"])
+@pytest.mark.parametrize("name", ["pong", "cartpole", "minatar-breakout", "pendulum"])
 def test_a_replay_shows_the_same_and_goes_on_the_same(name):
     config = replace(PRESETS[name], max_frames=4 * 37)
     envs, copy = (Envs(config, 2, fingerprint=True) for _ in range(2))
-    actions = np.random.default_rng(0).integers(0, envs.num_actions, (130, 2))
+    actions = envs.random_actions(np.random.default_rng(0), 130)
+    if envs.continuous:
+        actions *= 1.5  # some beyond the bounds, to be clipped again
     shown = [(envs.reset(5), envs.ages.copy())]
     shown += [(envs.step(a).observations, envs.ages.copy()) for a in actions[:90]]
 
@@ -278,6 +349,16 @@ def test_a_replay_shows_the_same_and_goes_on_the_same(name):
         assert np.array_equal(step.observations, again.observations)
         assert np.array_equal(step.rewards, again.rewards)
         assert step.episodes == again.episodes
+
+
+def test_the_log_of_continuous_actions_holds_numbers():
+    envs = Envs(PRESETS["pendulum"], 2)
+    first = envs.reset(3)
+    seed, log = envs.state()
+    assert (seed, log.shape, log.dtype) == (3, (0, 2, 1), np.float32)
+    assert [np.array_equal(first, seen) for seen in Envs(PRESETS["pendulum"], 2).replay(seed, log)] == [True]
+    envs.step(np.array([[0.25], [-0.125]]))
+    assert envs.state()[1].tolist() == [[[0.25], [-0.125]]]
 
 
 def test_a_fresh_game_replays_to_its_first_observation():
@@ -334,7 +415,7 @@ def test_minatar_missing_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        (EnvConfig("Pendulum-v1"), "Pendulum-v1 has Box actions; potstill trains discrete ones"),
+        (EnvConfig("Pendulum-v1", actions=(0, 1)), "Pendulum-v1 has continuous actions: there are none to choose"),
         (EnvConfig("FrozenLake-v1"), "FrozenLake-v1 has Discrete observations"),
         (EnvConfig("CartPole-v1", sticky=0.25), "CartPole-v1 has no sticky actions: leave sticky at 0"),
         (EnvConfig("NoSuch-v0"), "Gymnasium cannot make 'NoSuch-v0'"),

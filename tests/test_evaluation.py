@@ -267,6 +267,11 @@ def test_a_policy_of_another_task_is_refused():
         check_fit(make_policy(PONG), Envs(replace(PONG, actions=None), 1))
 
 
+def test_so_is_one_with_actions_of_another_kind():
+    with pytest.raises(InputError, match="the policy has discrete actions, Pendulum-v1 has continuous ones"):
+        check_fit(Policy(NetworkConfig(), (3,), 1), Envs(PRESETS["pendulum"], 1))
+
+
 def test_so_is_one_that_starts_or_teaches():
     policy, stranger = make_policy(), make_policy(PRESETS["acrobot"])
     with pytest.raises(InputError, match=r"reads observations of shape \(6,\)"):

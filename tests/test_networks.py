@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from potstill.envs import PRESETS, Envs
-from potstill.errors import DivergedError, InputError
-from potstill.networks import NetworkConfig, Policy, parse_width, resolve_device, resolve_precision, sample
+from potstill.errors import InputError
+from potstill.networks import NetworkConfig, Policy, parse_width, resolve_device, resolve_precision
 
 PONG = ((4, 84, 84), 3)
 CARTPOLE = ((4,), 2)
@@ -217,30 +217,30 @@ def test_bfloat16_inputs_give_float32_outputs_close_to_those_of_float32(task):
     assert torch.allclose(value, rough_value, atol=0.05 * value.abs().max().item())
 
 
-# Sampling
+# Continuous actions
 
 
-def test_actions_are_drawn_as_often_as_they_are_probable():
-    logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20_000, 3)
-    drawn = sample(logits, torch.Generator().manual_seed(0))
-    shares = drawn.bincount(minlength=3) / len(drawn)
-    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01)  # about three standard errors
+def test_the_logits_of_continuous_actions_are_means_and_deviations_that_no_state_changes():
+    policy = Policy(NetworkConfig(), (3,), 2, continuous=True).initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.log_std.copy_(torch.tensor([-1.0, 0.5]))
+    logits, value = policy(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert (logits.shape, value.shape, policy.num_logits) == ((5, 4), (5,), 4)
+    assert torch.equal(logits[:, 2:], torch.tensor([-1.0, 0.5]).expand(5, 2))
+    assert logits[:, :2].std(0).min() > 0
 
 
-def test_the_generator_decides_the_draw():
-    logits = torch.zeros(100, 4)
-    first, again, other = (sample(logits, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert first.shape == (100,)
-    assert first.dtype == torch.int64
+def test_the_deviations_are_learned_travel_with_the_weights_and_are_no_part_of_the_size():
+    policy = Policy(NetworkConfig(), (3,), 2, continuous=True)
+    assert "log_std" in policy.state_dict()
+    assert any(parameter is policy.log_std for parameter in policy.parameters())
+    assert policy.size() == Policy(NetworkConfig(), (3,), 2).size()
 
 
-def test_logits_that_are_no_numbers_are_no_policy():
-    for broken in (float("nan"), float("inf")):
-        with pytest.raises(DivergedError, match="logits are no longer finite numbers: lower --learning-rate"):
-            sample(torch.tensor([[0.0, broken]]), None)
-    assert sample(torch.tensor([[0.0, -float("inf")]]), None).tolist() == [0]
+def test_a_policy_of_discrete_actions_holds_what_it_always_held():
+    layers = ("trunk.linears.0", "trunk.linears.1", "actor", "critic")
+    names = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert set(make(CARTPOLE).state_dict()) == names | {"mean", "scale", "return_scale"}
 
 
 # Precision and device

@@ -3,10 +3,24 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
-from potstill.objectives import OBJECTIVES, forward_kl, greedy_cross_entropy, logit_mse, reverse_kl, value_mse
+from potstill.objectives import (
+    GAUSSIAN_OBJECTIVES,
+    OBJECTIVES,
+    forward_kl,
+    gaussian_cloning,
+    gaussian_forward_kl,
+    gaussian_reverse_kl,
+    greedy_cross_entropy,
+    logit_mse,
+    mean_mse,
+    reverse_kl,
+    value_mse,
+)
 
 EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+EVERY_GAUSSIAN = pytest.mark.parametrize("objective", GAUSSIAN_OBJECTIVES.values(), ids=GAUSSIAN_OBJECTIVES.keys())
 
 
 def random_logits(batch: int, actions: int, seed: int) -> Tensor:
@@ -139,6 +153,88 @@ def test_at_a_low_temperature_forward_kl_becomes_greedy_cross_entropy():
     cold = forward_kl(student, teacher, 0.02)
     assert torch.allclose(cold, greedy_cross_entropy(student, teacher, 0.02), rtol=1e-6)
     assert 0.02 * cold.item() == pytest.approx(math.log(0.5 / 0.2), rel=1e-4)  # the margin the student gets wrong
+
+
+# Continuous actions
+
+
+def gaussian(means, deviations):
+    return torch.tensor([[*means, *(math.log(deviation) for deviation in deviations)]])
+
+
+def test_the_kls_of_two_gaussians_worked_out_by_hand():
+    student, teacher = gaussian([0.0], [2.0]), gaussian([1.0], [1.0])
+    assert gaussian_forward_kl(student, teacher).item() == pytest.approx(math.log(2) + (1 + 1) / 8 - 0.5, abs=1e-6)
+    assert gaussian_reverse_kl(student, teacher).item() == pytest.approx(-math.log(2) + (4 + 1) / 2 - 0.5, abs=1e-6)
+
+
+def test_they_are_torchs_own_summed_over_actions():
+    student, teacher = 0.5 * random_logits(5, 6, seed=0), 0.5 * random_logits(5, 6, seed=1)
+    q, p = (Normal(logits[:, :3], logits[:, 3:].exp()) for logits in (student, teacher))
+    assert torch.allclose(gaussian_forward_kl(student, teacher), kl_divergence(p, q).sum(-1), rtol=1e-4)
+    assert torch.allclose(gaussian_reverse_kl(student, teacher), kl_divergence(q, p).sum(-1), rtol=1e-4)
+
+
+def test_cloning_is_minus_the_log_density_of_the_teachers_mean_whatever_the_teachers_deviation():
+    student = gaussian([0.0, 1.0], [1.0, 2.0])
+    expected = -Normal(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])).log_prob(torch.tensor([3.0, -1.0])).sum()
+    for deviation in (0.1, 5.0):
+        assert gaussian_cloning(student, gaussian([3.0, -1.0], [deviation] * 2)).item() == pytest.approx(
+            expected.item()
+        )
+
+
+def test_the_deviation_that_clones_best_is_the_students_own_error():
+    student = gaussian([0.0], [0.5]).requires_grad_()
+    gaussian_cloning(student, gaussian([0.5], [9.0])).sum().backward()
+    assert student.grad[0, 1].item() == pytest.approx(0.0, abs=1e-6)
+    assert student.grad[0, 0].item() < 0  # the mean is still to move up
+
+
+def test_the_squared_distance_of_means_is_averaged_over_actions_and_leaves_the_deviations_alone():
+    student = gaussian([1.0, 3.0], [1.0, 1.0]).requires_grad_()
+    loss = mean_mse(student, gaussian([0.0, 0.0], [7.0, 7.0]))
+    loss.sum().backward()
+    assert loss.item() == pytest.approx((1 + 9) / 2)
+    assert student.grad[0, 2:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("objective", [gaussian_forward_kl, gaussian_reverse_kl, mean_mse])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+def test_a_gaussian_student_with_its_teachers_policy_pays_and_moves_nothing(objective, temperature):
+    teacher = random_logits(5, 4, seed=2)
+    student = teacher.clone().requires_grad_()
+    loss = objective(student, teacher, temperature)
+    loss.sum().backward()
+    assert torch.allclose(loss, torch.zeros(5), atol=1e-6)
+    assert torch.allclose(student.grad, torch.zeros(5, 4), atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [gaussian_forward_kl, gaussian_reverse_kl, gaussian_cloning])
+def test_a_temperature_multiplies_the_variance_of_both_gaussians(objective):
+    student, teacher = 0.5 * random_logits(4, 6, seed=0), 0.5 * random_logits(4, 6, seed=1)
+    wider = torch.tensor([0.0] * 3 + [0.5 * math.log(2.5)] * 3)
+    assert torch.allclose(objective(student, teacher, 2.5), objective(student + wider, teacher + wider, 1.0), rtol=1e-4)
+
+
+@EVERY_GAUSSIAN
+def test_a_gaussian_teacher_gets_no_gradient_and_its_student_does(objective):
+    student, teacher = random_logits(3, 4, seed=0).requires_grad_(), random_logits(3, 4, seed=1).requires_grad_()
+    loss = objective(student, teacher, 1.0)
+    loss.sum().backward()
+    assert loss.shape == (3,)
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+@EVERY_GAUSSIAN
+def test_an_odd_count_of_numbers_is_no_gaussian(objective):
+    with pytest.raises(ValueError, match="as many means as deviations, not 3 numbers"):
+        objective(torch.zeros(1, 3), torch.zeros(1, 3), 1.0)
+
+
+def test_both_kinds_of_actions_have_the_same_objectives():
+    assert list(OBJECTIVES) == list(GAUSSIAN_OBJECTIVES)
 
 
 # Bad input

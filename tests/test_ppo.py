@@ -53,6 +53,7 @@ TINY_PONG = replace(
     precision="bfloat16",
     normalise_inputs=60,
 )
+TINY_PENDULUM = replace(TINY, env=PRESETS["pendulum"])
 BOTH = pytest.mark.parametrize("config", [TINY, TINY_PONG], ids=["cartpole", "pong"])
 
 
@@ -212,6 +213,17 @@ def test_a_rollout_holds_the_policys_own_probabilities_and_values(config):
             assert torch.allclose(batch.values[t], 3.0 * values, atol=1e-5)
         last = state.policy(torch.from_numpy(observations))[1]
     assert torch.allclose(batch.values[-1], last, atol=1e-5)
+    assert np.array_equal(envs.state()[1], batch.actions.numpy())
+
+
+def test_a_rollout_of_continuous_actions_holds_them_unclipped_with_their_own_density():
+    envs, state = begin(TINY_PENDULUM)
+    batch, *_ = rollout(TINY_PENDULUM, state, envs, Inputs(state.policy), envs.reset(0), None)
+    assert batch.actions.shape == (16, 4, 1)
+    assert batch.actions.abs().max() > 1  # the environment clips, the density does not
+    logits = state.policy.logits(batch.ready.flatten(0, 1)).detach()
+    expected = torch.distributions.Normal(logits[:, :1], logits[:, 1:].exp()).log_prob(batch.actions.flatten(0, 1))
+    assert torch.allclose(batch.log_probs.flatten(), expected.squeeze(1), atol=1e-5)
     assert np.array_equal(envs.state()[1], batch.actions.numpy())
 
 
@@ -415,7 +427,7 @@ def test_it_learns_to_balance_the_cartpole():
     assert len(progress) == state.update == 40
 
 
-@BOTH
+@pytest.mark.parametrize("config", [TINY, TINY_PONG, TINY_PENDULUM], ids=["cartpole", "pong", "pendulum"])
 def test_a_repeated_run_ends_with_the_same_weights_and_another_seed_with_others(config):
     first, again, other = (trained(c) for c in (config, config, replace(config, seed=1)))
     assert same_weights(first.policy, again.policy)
@@ -456,8 +468,14 @@ def resumed(state, config):
 
 @pytest.mark.parametrize(
     ("config", "stop_after"),
-    [(TINY, 3), (replace(TINY, reseed_every=128), 2), (replace(TINY, reseed_every=128), 3), (TINY_PONG, 3)],
-    ids=["cartpole", "between two segments", "amid a segment", "pong"],
+    [
+        (TINY, 3),
+        (replace(TINY, reseed_every=128), 2),
+        (replace(TINY, reseed_every=128), 3),
+        (TINY_PONG, 3),
+        (TINY_PENDULUM, 3),
+    ],
+    ids=["cartpole", "between two segments", "amid a segment", "pong", "pendulum"],
 )
 def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(config, stop_after):
     envs, whole = begin(config)

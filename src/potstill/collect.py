@@ -16,7 +16,7 @@ class Transition(NamedTuple):
 
     ready: Tensor  # (N, ...) prepared inputs the actions were chosen from
     observations: Array  # (N, *observation shape) the same, raw
-    actions: Tensor  # (N,) int64
+    actions: Tensor  # (N,) int64, or (N, d) float32 in units of half the range, not yet clipped
     step: Step
     next_ready: Tensor  # (N, ...) prepared inputs of step.observations
 
@@ -60,7 +60,7 @@ def collect(envs: Envs, inputs: Inputs, observations: Array, act: Callable[[Tens
 
     Args:
         envs: as they stand; `observations` (N, *observation shape) is what they showed last.
-        act: prepared inputs (N, ...) to actions (N,) int64.
+        act: prepared inputs (N, ...) to actions, (N,) int64 or (N, d) float32.
     """
     ready = inputs.first(observations)
     while True:
@@ -87,7 +87,7 @@ def input_statistics(envs: Envs, observations: int, seed: int) -> tuple[Tensor, 
     squares = np.zeros_like(total)
     steps = max(1, observations // envs.num_envs)
     for _ in range(steps):
-        seen = envs.step(rng.integers(0, envs.num_actions, envs.num_envs)).observations
+        seen = envs.step(envs.random_actions(rng)).observations
         newest = (seen[:, -1] if stacked else seen).astype(np.float64)
         total += newest.sum(axis=0)
         squares += np.square(newest).sum(axis=0)

@@ -16,14 +16,14 @@ from torch import Tensor
 from potstill.checkpoints import write_atomically
 from potstill.envs import Array, Envs
 from potstill.errors import InputError
-from potstill.networks import Policy
+from potstill.networks import Policy, num_logits
 
 
 class Batch(NamedTuple):
     """A minibatch as the losses want it."""
 
     ready: Tensor  # (B, ...) prepared inputs
-    logits: Tensor  # (B, A) the teacher's, float32
+    logits: Tensor  # (B, L) the teacher's, float32
     values: Tensor  # (B,) the teacher's, in units of reward
 
 
@@ -59,7 +59,7 @@ class Dataset:
 
         self._frames = array("frames", (rows, *frame), envs.observation_dtype)
         self._ages = array("ages", (rows,), np.uint8)  # frames of the same game that precede it, up to the stack
-        self._logits = array("logits", (rows, envs.num_actions), np.float32)
+        self._logits = array("logits", (rows, num_logits(envs.num_actions, envs.continuous)), np.float32)
         self._values = array("values", (rows,), np.float32)
         self.capacity = rows
         self.added = size  # states ever added
@@ -68,7 +68,7 @@ class Dataset:
         return min(self.added, self.capacity)
 
     def add(self, observations: Array, ages: Array, logits: Tensor, values: Tensor) -> None:
-        """Adds one vector step: raw observations (N, ...), ages (N,), the teacher's logits (N, A) and values (N,)."""
+        """Adds one vector step: raw observations (N, ...), ages (N,), the teacher's logits (N, L) and values (N,)."""
         at = self.added % self.capacity
         rows = slice(at, at + self.num_envs)
         self._frames[rows] = observations[:, -1] if self.stack > 1 else observations

@@ -19,7 +19,7 @@ from potstill.collect import Inputs, collect
 from potstill.dataset import Batch, Dataset
 from potstill.envs import Array, Envs
 from potstill.errors import DivergedError, InputError
-from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision, sample
+from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import OBJECTIVES, value_mse
 
 Lead = Literal["student", "teacher", "mixed"]
@@ -144,12 +144,18 @@ class Progress(NamedTuple):
 def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
     """A fresh student that sees what the teacher sees, normalised as the teacher normalises it.
 
+    Of continuous actions it takes over the deviations, which are no function of the state: they need no network, and a
+    student-led run begins with states near the teacher's.
+
     Raises:
         InputError: the two are of different families, which lay out their inputs differently.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    student = Policy(config.network, teacher.observation_shape, teacher.num_actions).initialise(generator)
+    actions = teacher.num_actions, teacher.continuous
+    student = Policy(config.network, teacher.observation_shape, *actions).initialise(generator)
     student.normalise_as(teacher)
+    if student.log_std is not None and teacher.log_std is not None:
+        student.log_std.data.copy_(teacher.log_std)
     student.to(device)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
     return DistillState(student, optimizer, generator)
@@ -174,6 +180,7 @@ def distill(
     """
     dtype = resolve_precision(config.precision, state.student.mean.device)
     inputs = Inputs(state.student, dtype)
+    draw = state.student.distribution.sample
     buffer = (
         Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
     )
@@ -188,12 +195,13 @@ def distill(
         if config.act == "after":
             with torch.enable_grad():
                 learner.learn(Batch(ready, logits, values))
-        own = sample(state.student.logits(ready).cpu(), state.generator)
+        own = draw(state.student.logits(ready).cpu(), state.generator)
         if config.lead == "student":
             return own
-        shown = sample(logits.cpu(), state.generator)
+        shown = draw(logits.cpu(), state.generator)
         teachers_turn = torch.rand(len(own), generator=state.generator) < beta(config, state.vector_steps)
-        return torch.where(teachers_turn, shown, own)
+        own[teachers_turn] = shown[teachers_turn]
+        return own
 
     ages = envs.ages.copy()
     for transition in collect(envs, inputs, observations, act):
@@ -238,11 +246,16 @@ def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, se
     def act(ready: Tensor) -> Tensor:
         nonlocal logits, values
         logits, values = ask(teacher, ready)
-        shown = sample(logits.cpu(), generator)
+        shown = teacher.distribution.sample(logits.cpu(), generator)
         if not config.noise:
             return shown
-        noise = torch.randint(0, teacher.num_actions, shown.shape, generator=generator)
-        return torch.where(torch.rand(len(shown), generator=generator) < config.noise, noise, shown)
+        if teacher.continuous:
+            noise = teacher.distribution.uniform(logits.cpu(), generator)
+        else:  # one draw of integers per step, as the data sets there are were made
+            noise = torch.randint(0, teacher.num_actions, shown.shape, generator=generator)
+        noisy = torch.rand(len(shown), generator=generator) < config.noise
+        shown[noisy] = noise[noisy]
+        return shown
 
     observations = envs.reset(seed)
     ages = envs.ages.copy()
@@ -265,7 +278,7 @@ def beta(config: DistillConfig, vector_step: int) -> float:
 
 @torch.no_grad()
 def ask(teacher: Policy, ready: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's logits (B, A) and values (B,), in units of reward."""
+    """The teacher's logits (B, L) and values (B,), in units of reward."""
     logits, value = teacher.heads(ready)
     return logits, value * teacher.return_scale
 
@@ -275,7 +288,7 @@ class _Learner:
 
     def __init__(self, config: DistillConfig, state: DistillState) -> None:
         self.config, self.state = config, state
-        self.objective = OBJECTIVES[config.objective]
+        self.objective = state.student.distribution.objectives[config.objective]
         self._sums: dict[str, float] = {}
         self._steps = 0
 
@@ -302,8 +315,9 @@ class _Learner:
             )
         state.optimizer.step()
         state.gradient_steps += 1
-        agreement = (logits.argmax(-1) == batch.logits.argmax(-1)).float().mean().item()
-        for name, number in (("loss", loss.item()), ("agreement", agreement), ("grad_norm", norm.item())):
+        likeness = state.student.distribution.likeness(logits, batch.logits)
+        numbers = {"loss": loss.item(), **{name: each.mean().item() for name, each in likeness.items()}}
+        for name, number in (numbers | {"grad_norm": norm.item()}).items():
             self._sums[name] = self._sums.get(name, 0.0) + number
         self._sums["learning_rate"] = rate
         self._steps += 1

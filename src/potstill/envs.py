@@ -1,4 +1,4 @@
-"""One vector-environment contract for training, collection and evaluation: real ALE, or any discrete Gymnasium task."""
+"""One vector-environment contract for training, collection and evaluation: real ALE, or a Gymnasium task."""
 
 import difflib
 import zlib
@@ -28,7 +28,7 @@ class EnvConfig:
     atari: Annotated[bool, Fixed] = False
     """Whether `id` names an ALE ROM."""
     actions: tuple[int, ...] | None = None
-    """The environment's own actions the policy may choose from, by index; None means all."""
+    """The environment's own actions the policy may choose from, by index; None means all. Discrete actions only."""
     sticky: float = 0.0
     """Probability that the emulator repeats the previous action instead (Machado et al. 2018), per emulator frame."""
     frame_skip: int = 4
@@ -58,6 +58,8 @@ PRESETS: dict[str, EnvConfig] = {
     "cartpole": EnvConfig("CartPole-v1"),
     "acrobot": EnvConfig("Acrobot-v1"),
     "lunarlander": EnvConfig("LunarLander-v3"),
+    "lunarlander-continuous": EnvConfig("LunarLanderContinuous-v3"),
+    "pendulum": EnvConfig("Pendulum-v1"),
     "minatar-breakout": EnvConfig("MinAtar/Breakout-v1", sticky=0.1),
     "minatar-space-invaders": EnvConfig("MinAtar/SpaceInvaders-v1", sticky=0.1),
 }
@@ -128,11 +130,15 @@ class Envs:
         self._fingerprint = fingerprint
         self._venv = _make_atari(config, num_envs, threads) if config.atari else _make_gymnasium(config, num_envs)
         space = self._venv.single_action_space
-        if not isinstance(space, gymnasium.spaces.Discrete):
-            raise InputError(f"{config.id} has {type(space).__name__} actions; potstill trains discrete ones")
-        self._actions = np.array(config.actions if config.actions is not None else range(int(space.n)))
-        if self._actions.size < 2 or self._actions.min() < 0 or self._actions.max() >= space.n:
-            raise InputError(f"actions {config.actions} do not fit {config.id}, which has {space.n}, and at least 2")
+        self.bounds: Array | None = None  # (2, d) float32, least and greatest value of each continuous action
+        if isinstance(space, gymnasium.spaces.Box):
+            self.bounds = _bounds(config, space)
+        elif not isinstance(space, gymnasium.spaces.Discrete):
+            raise InputError(f"{config.id} has {type(space).__name__} actions; potstill trains Discrete and Box ones")
+        else:
+            self._actions = np.array(config.actions if config.actions is not None else range(int(space.n)))
+            if self._actions.size < 2 or self._actions.min() < 0 or self._actions.max() >= space.n:
+                raise InputError(f"actions {config.actions} do not fit {config.id}, which has {space.n}, at least 2")
         observation_space = self._venv.single_observation_space
         if not isinstance(observation_space, gymnasium.spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
@@ -140,8 +146,30 @@ class Envs:
         self.observation_dtype = observation_space.dtype
 
     @property
+    def continuous(self) -> bool:
+        return self.bounds is not None
+
+    @property
     def num_actions(self) -> int:
-        return int(self._actions.size)
+        """How many there are to choose from; of continuous actions, how many are taken at once."""
+        return int(self._actions.size if self.bounds is None else self.bounds.shape[1])
+
+    def own_actions(self, actions: Array) -> Array:
+        """A policy's actions, as `step` takes them, as the environment's own: for indices what they stand for, for
+        numbers in units of half the range their value within the bounds."""
+        own: Array
+        if self.bounds is None:
+            own = self._actions[actions]
+        else:
+            low, high = self.bounds
+            own = (low + high) / 2 + (high - low) / 2 * np.clip(actions, -1.0, 1.0)
+        return own
+
+    def random_actions(self, rng: np.random.Generator, *steps: int) -> Array:
+        """Uniformly random actions, (*steps, N) indices, or (*steps, N, d) float32 in units of half the range."""
+        if self.bounds is None:
+            return rng.integers(0, self.num_actions, (*steps, self.num_envs))
+        return rng.uniform(-1.0, 1.0, (*steps, self.num_envs, self.num_actions)).astype(np.float32)
 
     def reset(self, seed: int) -> Array:
         """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations."""
@@ -167,10 +195,12 @@ class Envs:
         """Plays one action per environment.
 
         Args:
-            actions: (N,) ints in [0, num_actions), indices into `config.actions`.
+            actions: (N,) ints in [0, num_actions), indices into `config.actions`; or (N, d) numbers in units of half
+                the range of each action, -1 and 1 its bounds, clipped to them here.
         """
-        self._log.append(actions.astype(np.uint8))
-        observations, rewards, terminated, truncated, info = self._venv.step(self._actions[actions])
+        actions = actions.astype(np.uint8 if self.bounds is None else np.float32)
+        self._log.append(actions)
+        observations, rewards, terminated, truncated, info = self._venv.step(self.own_actions(actions))
         rewards = np.asarray(rewards, dtype=np.float32)
         ended = np.flatnonzero(terminated | truncated)
         self._ages += 1
@@ -183,12 +213,14 @@ class Envs:
         return Step(observations, rewards, terminated, truncated, finals, episodes)
 
     def state(self) -> tuple[int, Array]:
-        """The seed of the last reset and all actions since, (steps, N) uint8."""
-        log = np.stack(self._log) if self._log else np.zeros((0, self.num_envs), np.uint8)
-        return self._seed, log
+        """The seed of the last reset and all actions since, (steps, N) uint8 or (steps, N, d) float32."""
+        if not self._log:
+            shape = (0, self.num_envs, *([self.num_actions] if self.continuous else []))
+            return self._seed, np.zeros(shape, np.float32 if self.continuous else np.uint8)
+        return self._seed, np.stack(self._log)
 
     def replay(self, seed: int, log: Array) -> Iterator[Array]:
-        """Resets with `seed` and plays `log` (steps, N) again.
+        """Resets with `seed` and plays `log`, as `state` gave it, again.
 
         Yields:
             The observations before each of these actions, and last those the run went on from.
@@ -196,7 +228,7 @@ class Envs:
         observations = self.reset(seed)
         yield observations
         for actions in log:
-            observations = self.step(actions.astype(np.int64)).observations
+            observations = self.step(actions).observations
             yield observations
 
     @property
@@ -235,6 +267,18 @@ class Envs:
 def with_sticky(config: EnvConfig, sticky: float | None) -> EnvConfig:
     """`config` with another stickiness; None keeps its own."""
     return config if sticky is None else replace(config, sticky=sticky)
+
+
+def _bounds(config: EnvConfig, space: "gymnasium.spaces.Box") -> Array:
+    """The bounds of continuous actions, (2, d) float32; refuses those a Gaussian clipped to them does not fit."""
+    if config.actions is not None:
+        raise InputError(f"{config.id} has continuous actions: there are none to choose by --actions")
+    if len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
+        raise InputError(f"{config.id} has Box actions of shape {space.shape} {space.dtype}; potstill trains vectors")
+    bounds = np.stack([space.low, space.high]).astype(np.float32)
+    if not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
+        raise InputError(f"{config.id} has actions without finite bounds; potstill needs a range to explore")
+    return bounds
 
 
 def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any, Any, Any]:

@@ -14,8 +14,7 @@ from torch import Tensor
 from potstill.collect import Inputs, collect
 from potstill.envs import EnvConfig, Envs, Episode
 from potstill.errors import InputError
-from potstill.networks import Policy, sample
-from potstill.objectives import forward_kl
+from potstill.networks import Policy
 
 Actions = Literal["greedy", "sampled"]
 
@@ -101,20 +100,21 @@ def play(
     check_fit(policy, envs)
     if start.policy is not None:
         check_fit(start.policy, envs)
-    generator = torch.Generator().manual_seed(seed)
+    generator, kind = torch.Generator().manual_seed(seed), policy.distribution
     evaluation = Evaluation(env, actions, seed, start.steps)
     played = [0] * num_envs
     observations = envs.reset(seed)
 
     def act(ready: Tensor) -> Tensor:
         logits = policy.logits(ready).cpu()
-        chosen = logits.argmax(-1) if actions == "greedy" else sample(logits, generator)
+        chosen = kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
         early = torch.from_numpy(envs.ages < start.steps)
         if early.any():
-            first = torch.zeros_like(logits)
-            if start.policy is not None:  # which normalises in its own way
-                first = start.policy.logits(Inputs(start.policy).first(observations)).cpu()
-            chosen = torch.where(early, sample(first, generator), chosen)
+            if start.policy is None:
+                first = kind.uniform(logits, generator)
+            else:  # which normalises in its own way
+                first = kind.sample(start.policy.logits(Inputs(start.policy).first(observations)).cpu(), generator)
+            chosen[early] = first[early]
         return chosen
 
     try:
@@ -138,6 +138,9 @@ def check_fit(policy: Policy, envs: Envs) -> None:
             f"the policy reads observations of shape {policy.observation_shape}, {envs.config.id} shows"
             f" {tuple(envs.observation_shape)}"
         )
+    if policy.continuous != envs.continuous:
+        kinds = ["continuous" if who.continuous else "discrete" for who in (policy, envs)]
+        raise InputError(f"the policy has {kinds[0]} actions, {envs.config.id} has {kinds[1]} ones")
     if policy.num_actions != envs.num_actions:
         raise InputError(
             f"the policy chooses among {policy.num_actions} actions, {envs.config.id} has {envs.num_actions}"
@@ -147,7 +150,7 @@ def check_fit(policy: Policy, envs: Envs) -> None:
 @torch.no_grad()
 def compare(
     policy: Policy, teacher: Policy, env: EnvConfig, *, steps: int = 16_384, seed: int = 0, threads: int = 1
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How often, and how far, a policy departs from its teacher: on its own states and on the teacher's.
 
     Args:
@@ -155,14 +158,17 @@ def compare(
 
     Returns:
         `agreement` (share of states with the same greedy action) and `kl` (forward, nats, mean over states) on the
-        policy's own states; `agreement_teacher_states` and `kl_teacher_states` on the teacher's.
+        policy's own states; `agreement_teacher_states` and `kl_teacher_states` on the teacher's. Continuous actions
+        have no agreement (None) but an `action_difference` and `action_difference_teacher_states`: between the greedy
+        actions, absolute, mean over states and actions, in units of half the range of each action.
     """
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     for suffix, player in (("", policy), ("_teacher_states", teacher)):
         envs = Envs(env, 16, threads=threads)
         check_fit(policy, envs)
         check_fit(teacher, envs)
-        agree, divergence, count = 0.0, 0.0, 0
+        sums: dict[str, float] = {}
+        count = 0
         observations = envs.reset(seed)
         mine, theirs = Inputs(policy), Inputs(teacher)
         alike = torch.equal(policy.mean, teacher.mean) and torch.equal(policy.scale, teacher.scale)
@@ -170,20 +176,21 @@ def compare(
         inputs = mine if player is policy else theirs
 
         def act(ready: Tensor, player: Policy = player) -> Tensor:
-            return player.logits(ready).argmax(-1).cpu()
+            return player.distribution.greedy(player.logits(ready)).cpu()
 
         for transition in collect(envs, inputs, observations, act):
             ready = transition.ready
             own = policy.logits(ready if shared or player is policy else mine.first(transition.observations))
             labels = teacher.logits(ready if shared or player is teacher else theirs.first(transition.observations))
-            agree += (own.argmax(-1) == labels.argmax(-1)).float().sum().item()
-            divergence += forward_kl(own, labels).sum().item()
+            likeness = policy.distribution.likeness(own, labels) | {"kl": policy.distribution.kl(own, labels)}
+            for name, each in likeness.items():
+                sums[name] = sums.get(name, 0.0) + each.sum().item()
             count += len(own)
             if count >= steps:
                 break
         envs.close()
-        figures[f"agreement{suffix}"] = agree / count
-        figures[f"kl{suffix}"] = divergence / count
+        figures[f"agreement{suffix}"] = None
+        figures |= {f"{name}{suffix}": total / count for name, total in sums.items()}
     return figures
 
 

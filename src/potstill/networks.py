@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from potstill.errors import DivergedError, InputError
+from potstill.distributions import CATEGORICAL, GAUSSIAN, Distribution
+from potstill.errors import InputError
 
 Family = Literal["auto", "nature", "minatar", "mlp", "mlp-relu"]
 Critic = Literal["shared", "split"]
@@ -32,7 +33,8 @@ class NetworkConfig:
 
 
 class Size(NamedTuple):
-    """Size of the deployed actor: trunk and action head. The value head, or a split critic, stays behind."""
+    """Size of the deployed actor: trunk and action head. The value head, or a split critic, stays behind, and so do the
+    deviations of continuous actions."""
 
     parameters: int
     conv: int  # parameters in convolutions
@@ -108,17 +110,25 @@ class Policy(nn.Module):
 
     Buffers (saved with the weights): `mean` and `scale`, per pixel or feature, shared by the frames of a stack (a scale
     of zero hides what is there); `return_scale`, the unit of the value head in units of reward.
+
+    `distribution` says what the logits mean. Those of continuous actions are means, then log standard deviations: the
+    deviations are parameters of the policy (`log_std`), the same in every state.
     """
 
     mean: Tensor
     scale: Tensor
     return_scale: Tensor
 
-    def __init__(self, config: NetworkConfig, observation_shape: tuple[int, ...], num_actions: int) -> None:
+    def __init__(
+        self, config: NetworkConfig, observation_shape: tuple[int, ...], num_actions: int, continuous: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.observation_shape = tuple(observation_shape)
         self.num_actions = num_actions
+        self.continuous = continuous
+        self.distribution: Distribution = GAUSSIAN if continuous else CATEGORICAL
+        self.log_std = nn.Parameter(torch.zeros(num_actions)) if continuous else None
         self.family: Family = _resolve_family(config.family, self.observation_shape)
         width = parse_width(config.width)
         self.trunk = Trunk(self.family, width, self.observation_shape)
@@ -135,6 +145,11 @@ class Policy(nn.Module):
     def normalised_shape(self) -> tuple[int, ...]:
         """Shape of what is normalised together: one frame of a stack, or the whole observation."""
         return self.observation_shape[1:] if self.family == "nature" else self.observation_shape
+
+    @property
+    def num_logits(self) -> int:
+        """L: one per action, or a mean and a deviation of each continuous one."""
+        return num_logits(self.num_actions, self.continuous)
 
     @property
     def clip(self) -> float:
@@ -182,7 +197,7 @@ class Policy(nn.Module):
         return x.permute(0, 3, 1, 2) if self.family == "minatar" else x.flatten(1)
 
     def heads(self, ready: Tensor) -> tuple[Tensor, Tensor]:
-        """Prepared inputs to logits (B, A) and value (B,), both float32, the value in units of `return_scale`.
+        """Prepared inputs to logits (B, L) and value (B,), both float32, the value in units of `return_scale`.
 
         The dtype of `ready` decides the arithmetic: bfloat16 inputs run under autocast.
         """
@@ -190,16 +205,19 @@ class Policy(nn.Module):
             features = self.trunk(ready)
             logits = self.actor(features)
             value = self.critic(self.critic_trunk(ready) if self.critic_trunk is not None else features)
-        return logits.float(), value.squeeze(-1).float()
+        return self._with_deviations(logits.float()), value.squeeze(-1).float()
 
     def logits(self, ready: Tensor) -> Tensor:
-        """Prepared inputs to logits (B, A) float32: what the deployed actor computes."""
+        """Prepared inputs to logits (B, L) float32: what the deployed actor computes."""
         with torch.autocast(ready.device.type, torch.bfloat16, enabled=ready.dtype == torch.bfloat16):
             logits: Tensor = self.actor(self.trunk(ready))
-        return logits.float()
+        return self._with_deviations(logits.float())
+
+    def _with_deviations(self, logits: Tensor) -> Tensor:
+        return logits if self.log_std is None else torch.cat([logits, self.log_std.expand_as(logits)], dim=-1)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw observations (B, *observation_shape) to logits (B, A) and value (B,) in units of reward, float32."""
+        """Raw observations (B, *observation_shape) to logits (B, L) and value (B,) in units of reward, float32."""
         logits, value = self.heads(self.prepare(observations))
         return logits, value * self.return_scale
 
@@ -218,16 +236,8 @@ class Policy(nn.Module):
         return Size(conv + linear, conv, linear, int(macs), 4 * stored)
 
 
-def sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One action per row from softmax(logits), (B,) int64.
-
-    Raises:
-        DivergedError: the logits are no longer finite numbers.
-    """
-    probabilities = logits.softmax(-1)
-    if probabilities.isnan().any():
-        raise DivergedError("the policy's logits are no longer finite numbers: lower --learning-rate")
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+def num_logits(num_actions: int, continuous: bool) -> int:
+    return 2 * num_actions if continuous else num_actions
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 Objective = Callable[[Tensor, Tensor, float], Tensor]
-"""(student logits, teacher logits, temperature) -> loss per state, (B,)."""
+"""(student logits, teacher logits, temperature) -> loss per state, (B,). Those of a Gaussian are described in
+`distributions`."""
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -115,12 +116,84 @@ def value_mse(student_value: Tensor, teacher_value: Tensor) -> Tensor:
     return (student_value - teacher_value.detach()).square()
 
 
+def gaussian_forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p || q) of the teacher's diagonal Gaussian p to the student's q, per state, in closed form.
+
+    Args:
+        student: means and log standard deviations, (B, 2d) float. Gradients flow here only.
+        teacher: the same of the teacher.
+        temperature: of p^(1/T) and q^(1/T), which are Gaussians of T times the variance. So it divides the squared
+            distance of the means, and nothing else.
+
+    Returns:
+        Divergence in nats, (B,), summed over the d actions, not reduced over the batch.
+
+    Raises:
+        ValueError: the shapes differ or are not (B, 2d), or the temperature is not positive and finite.
+
+    Source: Kullback and Leibler 1951; for two Gaussians e.g. Bishop 2006, "Pattern Recognition and Machine Learning",
+    exercise 2.13.
+    """
+    (mean_q, log_q), (mean_p, log_p) = _gaussians(student, teacher, temperature)
+    distance = (mean_p - mean_q).square() / temperature
+    divergence = log_q - log_p + 0.5 * ((2 * (log_p - log_q)).exp() + distance * (-2 * log_q).exp() - 1.0)
+    return divergence.sum(dim=-1)
+
+
+def gaussian_reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(q || p) of the student's diagonal Gaussian q to the teacher's p, per state. As `gaussian_forward_kl`."""
+    (mean_q, log_q), (mean_p, log_p) = _gaussians(student, teacher, temperature)
+    distance = (mean_p - mean_q).square() / temperature
+    divergence = log_p - log_q + 0.5 * ((2 * (log_q - log_p)).exp() + distance * (-2 * log_p).exp() - 1.0)
+    return divergence.sum(dim=-1)
+
+
+def gaussian_cloning(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """-log q(a*) of the student's diagonal Gaussian q, a* the teacher's mean: behavioural cloning, per state.
+
+    The student's deviation comes to the root mean square of its own error. There is no least value: a density has no
+    upper bound, and a student that makes no error at all sharpens for ever.
+
+    Args, returns and raises: as `gaussian_forward_kl`, but of the teacher only the mean is used.
+    """
+    (mean, log_std), (target, _) = _gaussians(student, teacher, temperature)
+    surprise = 0.5 * (target - mean).square() / temperature * (-2 * log_std).exp() + log_std
+    return (surprise + 0.5 * math.log(2 * math.pi * temperature)).sum(dim=-1)
+
+
+def mean_mse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Squared distance of the means, mean over actions, per state. The student's deviation gets no gradient.
+
+    Args, returns and raises: as `gaussian_forward_kl`, but in squared units of the means, divided by temperature
+    squared, as in `logit_mse`.
+    """
+    (mean, _), (target, _) = _gaussians(student, teacher, temperature)
+    return ((mean - target) / temperature).square().mean(dim=-1)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "forward-kl": forward_kl,
     "reverse-kl": reverse_kl,
     "greedy-cross-entropy": greedy_cross_entropy,
     "logit-mse": logit_mse,
 }
+GAUSSIAN_OBJECTIVES: dict[str, Objective] = {
+    "forward-kl": gaussian_forward_kl,
+    "reverse-kl": gaussian_reverse_kl,
+    "greedy-cross-entropy": gaussian_cloning,
+    "logit-mse": mean_mse,
+}
+
+
+def _gaussians(
+    student: Tensor, teacher: Tensor, temperature: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Mean and log deviation, both (B, d), of the student and of the teacher."""
+    _check_logits(student, teacher, temperature)
+    if student.shape[1] % 2:
+        raise ValueError(f"a Gaussian has as many means as deviations, not {student.shape[1]} numbers in all")
+    (mean_q, log_q), (mean_p, log_p) = student.chunk(2, dim=-1), teacher.detach().chunk(2, dim=-1)
+    return (mean_q, log_q), (mean_p, log_p)
 
 
 def _check_logits(student: Tensor, teacher: Tensor, temperature: float) -> None:

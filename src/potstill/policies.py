@@ -43,6 +43,7 @@ def save_policy(path: Path, policy: Policy, env: EnvConfig, probe: Array, proven
         "network": asdict(policy.config),
         "observation_shape": list(policy.observation_shape),
         "num_actions": policy.num_actions,
+        "continuous": policy.continuous,
         "env": asdict(env),
         "provenance": provenance,
     }
@@ -67,7 +68,8 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     try:
         env = rebuild(EnvConfig, document["env"])
         network = rebuild(NetworkConfig, document["network"])
-        policy = Policy(network, tuple(document["observation_shape"]), int(document["num_actions"])).to(device)
+        shape, actions = tuple(document["observation_shape"]), int(document["num_actions"])
+        policy = Policy(network, shape, actions, document.get("continuous", False)).to(device)  # unknown to the oldest
         weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
         policy.load_state_dict(weights)
         policy.eval()

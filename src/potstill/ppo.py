@@ -2,14 +2,15 @@
 
 Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; details after Huang et al. 2022, "The 37
 Implementation Details of PPO". We depart from both where a comment says so. With a teacher it is proximal policy
-distillation (Spigler 2025); from a distilled student's weights it is fine-tuning on reward.
+distillation (Spigler 2025); from a distilled student's weights it is fine-tuning on reward. Actions are discrete or
+continuous: what their probabilities are, `policy.distribution` knows.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +20,12 @@ from torch import Tensor, nn
 from potstill.collect import Inputs, collect, input_statistics
 from potstill.envs import PRESETS, Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError
-from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision, sample
-from potstill.objectives import forward_kl
+from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Everything a training run depends on. The defaults are tuned on Pong; `PPO_PRESETS` has other tasks' settings."""
+    """Everything a training run depends on. The defaults are tuned on Pong; `presets` has other tasks' settings."""
 
     env: EnvConfig = PRESETS["pong"]
     """The task."""
@@ -110,40 +110,6 @@ class PPOConfig:
         return math.ceil(self.total_timesteps / self.batch_size)
 
 
-_CONTROL = PPOConfig(
-    network=NetworkConfig(width="1"),
-    num_envs=16,
-    epochs=4,
-    minibatch_size=256,
-    learning_rate=1e-3,
-    max_learning_rate=5e-3,
-    anneal_from=0.0,
-    normalise_inputs=2_000,
-    precision="float32",  # these networks are too small to gain from less
-)
-_MINATAR = PPOConfig(
-    network=NetworkConfig(width="1"),
-    total_timesteps=1_000_000,
-    num_envs=64,
-    num_steps=64,
-    epochs=3,
-    learning_rate=2e-3,
-    max_learning_rate=1e-2,
-    target_kl=0.03,
-    anneal_from=0.3,
-    precision="float32",
-)
-PPO_PRESETS: dict[str, PPOConfig] = {
-    "pong": PPOConfig(),
-    "cartpole": replace(_CONTROL, total_timesteps=60_000, num_envs=8, entropy=0.0),
-    "acrobot": replace(_CONTROL, total_timesteps=200_000),
-    "lunarlander": replace(_CONTROL, total_timesteps=500_000, clip_rewards=False),
-    "minatar-breakout": _MINATAR,
-    "minatar-space-invaders": _MINATAR,
-}
-"""Settings by the name of an environment's preset; other tasks take Pong's."""
-
-
 @dataclass
 class ReturnScale:
     """Running deviation of the value targets (Welford): the unit the value head works in."""
@@ -183,12 +149,12 @@ class Rollout(NamedTuple):
     """T steps of N environments."""
 
     ready: Tensor  # (T, N, ...) prepared inputs, memory in the layout the network wants
-    actions: Tensor  # (T, N) int64
+    actions: Tensor  # (T, N) int64, or (T, N, d) float32
     log_probs: Tensor  # (T, N) of these actions under the policy that took them
     values: Tensor  # (T + 1, N) in units of reward; the last row bootstraps
     rewards: Tensor  # (T, N), as learned from
     ends: Tensor  # (T, N) float, 1 where a game ended on that step
-    taught: Tensor | None = None  # (T, N, A) the teacher's logits, where there is one
+    taught: Tensor | None = None  # (T, N, L) the teacher's logits, where there is one
 
 
 class Progress(NamedTuple):
@@ -218,7 +184,7 @@ def start(
         InputError: one of these is of another family or shape.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    policy = Policy(config.network, envs.observation_shape, envs.num_actions).initialise(generator)
+    policy = Policy(config.network, envs.observation_shape, envs.num_actions, envs.continuous).initialise(generator)
     returns = ReturnScale()
     if initial is not None:
         try:
@@ -307,11 +273,11 @@ def rollout(
     """
     policy, (T, N) = state.policy, (config.num_steps, config.num_envs)
     device = policy.mean.device
-    actions = torch.empty((T, N), dtype=torch.int64, device=device)
+    actions: list[Tensor] = []
     log_probs, rewards, ends = (torch.empty((T, N), device=device) for _ in range(3))
     values = torch.empty((T + 1, N), device=device)
-    logits = torch.empty((N, policy.num_actions), device=device)
-    taught = torch.empty((T, N, policy.num_actions), device=device) if teacher is not None else None
+    logits = torch.empty((N, policy.num_logits), device=device)
+    taught = torch.empty((T, N, policy.num_logits), device=device) if teacher is not None else None
     t, scores = 0, []
 
     def act(ready: Tensor) -> Tensor:
@@ -320,15 +286,15 @@ def rollout(
         values[t] = value * policy.return_scale
         if teacher is not None and taught is not None:
             taught[t] = teacher.logits(ready)
-        return sample(logits.cpu(), state.generator)
+        return policy.distribution.sample(logits.cpu(), state.generator)
 
     for transition in collect(envs, inputs, observations, act):
         if storage is None:
             storage = _like_inputs(transition.ready, T)
         step = transition.step
         storage[t] = transition.ready
-        actions[t] = transition.actions
-        log_probs[t] = logits.log_softmax(-1).gather(1, actions[t, :, None]).squeeze(1)
+        actions.append(transition.actions.to(device))
+        log_probs[t], _ = policy.distribution.log_prob_and_entropy(logits, actions[t])
         reward = np.sign(step.rewards) if config.clip_rewards else step.rewards.copy()
         for row in np.flatnonzero(step.truncated & ~step.terminated).tolist():  # truncated is not terminated: bootstrap
             _, value = policy(torch.from_numpy(step.final_observations[row][None]).to(device))
@@ -343,7 +309,8 @@ def rollout(
             values[T] = value * policy.return_scale
             break
     assert storage is not None
-    return Rollout(storage, actions, log_probs, values, rewards, ends, taught), storage, observations, scores
+    batch = Rollout(storage, torch.stack(actions), log_probs, values, rewards, ends, taught)
+    return batch, storage, observations, scores
 
 
 def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
@@ -386,7 +353,7 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = rate
     ready = _flat(batch.ready)
-    actions, old_log_probs = batch.actions.flatten(), batch.log_probs.flatten()
+    actions, old_log_probs = batch.actions.flatten(0, 1), batch.log_probs.flatten()
     taught = batch.taught.flatten(0, 1) if batch.taught is not None else None
     teacher_weight = config.teacher_coefficient * _decay(state.update / config.updates, config.anneal_teacher_from)
     advantages = advantages.flatten()
@@ -400,17 +367,17 @@ def update(
         for chosen in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
             torch.index_select(ready, 0, chosen, out=inputs)
             logits, values = policy.heads(_as_inputs(inputs, policy))
-            log_probs = logits.log_softmax(-1)
-            log_ratio = log_probs.gather(1, actions[chosen, None]).squeeze(1) - old_log_probs[chosen]
+            log_probs, entropies = policy.distribution.log_prob_and_entropy(logits, actions[chosen])
+            log_ratio = log_probs - old_log_probs[chosen]
             ratio, advantage = log_ratio.exp(), advantages[chosen]
             clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
             policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
             value_loss = 0.5 * (values - targets[chosen]).square().mean()
-            entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+            entropy = entropies.mean()
             loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
             teacher_kl = torch.zeros(())
             if taught is not None:
-                teacher_kl = forward_kl(logits, taught[chosen])
+                teacher_kl = policy.distribution.kl(logits, taught[chosen])
                 loss = loss + teacher_weight * (ratio.clamp(min=1 - config.clip) * teacher_kl).mean()
             optimizer.zero_grad()
             loss.backward()

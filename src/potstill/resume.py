@@ -76,7 +76,7 @@ def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], qui
     log = tensors["env.log"].numpy()
     steps = envs.replay(document["env_seed"], log)
     observations: Array = next(steps)
-    with telemetry.Progress("play the games so far again", log.size, quiet=quiet) as bar:
+    with telemetry.Progress("play the games so far again", len(log) * envs.num_envs, quiet=quiet) as bar:
         for step in range(1, len(log) + 1):
             observations = next(steps)
             bar.update(step * envs.num_envs)

@@ -1,0 +1,257 @@
+"""Continuous actions from a reward to an ONNX file: Pendulum, trained in seconds, then taught to smaller networks."""
+
+import json
+import signal
+from contextlib import closing
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from potstill import checkpoints, evaluation
+from potstill.dataset import Dataset
+from potstill.distill import DistillConfig, distill, record, start
+from potstill.envs import PRESETS, Envs
+from potstill.errors import InputError
+from potstill.interop import onnx as exporter
+from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
+from potstill.networks import NetworkConfig, Policy
+from potstill.objectives import GAUSSIAN_OBJECTIVES
+from potstill.policies import load_policy, save_policy
+from potstill.presets import PPO_PRESETS
+from potstill.report import figures
+from potstill.results import curves_table, runs_table
+
+PENDULUM = PRESETS["pendulum"]
+RANDOM = -1_212  # mean score of uniformly random play, 128 games
+MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=16)
+STUDENT = DistillConfig(
+    network=NetworkConfig(width="1/4"), total_timesteps=16_000, num_envs=16, learning_rate=5e-3, precision="float32"
+)
+pytestmark = pytest.mark.timeout(600)  # the teacher is trained in seconds, but for a busy machine
+TINY = replace(STUDENT, total_timesteps=1_280, batch_size=32, warmup_steps=64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of runs: a teacher, and its student."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = replace(PPO_PRESETS["pendulum"], env=PENDULUM, total_timesteps=60_000)
+    execute(new_training(config, folder / "teacher", MACHINE), MACHINE)
+    execute(new_distillation(STUDENT, folder / "teacher", folder / "student", MACHINE), MACHINE)
+    return folder
+
+
+def result(folder, name):
+    return json.loads((folder / name / "result.json").read_text())
+
+
+def play(policy, **options):
+    *_, played = evaluation.play(policy, PENDULUM, episodes=16, seed=1, **options)
+    return played.summary()["mean"]
+
+
+def test_ppo_learns_to_swing_the_pendulum_up(folder):
+    assert result(folder, "teacher")["score"] > -300
+    assert result(folder, "teacher")["score_sampled"] > -400
+    deviation = load_policy(folder / "teacher").policy.log_std.exp().item()
+    assert 0.1 < deviation < 0.8  # it began at 1
+
+
+def test_a_student_comes_near_its_teacher_with_a_fraction_of_its_size(folder):
+    student, teacher = result(folder, "student"), result(folder, "teacher")
+    assert student["teacher_score"] == teacher["score"]
+    assert student["score"] > teacher["score"] - 0.1 * (teacher["score"] - RANDOM)
+    assert student["parameters"] < teacher["parameters"] / 8
+    fresh = start(STUDENT, load_policy(folder / "teacher").policy, torch.device("cpu")).student
+    assert play(fresh) < -900
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"objective": name} for name in GAUSSIAN_OBJECTIVES),
+        {"lead": "mixed"},
+        {"mode": "stepwise", "total_timesteps": 16_000},
+    ],
+    ids=lambda settings: " ".join(str(value) for value in settings.values()),
+)
+def test_a_student_comes_to_act_as_its_teacher_does(folder, settings):
+    teacher = load_policy(folder / "teacher").policy
+    config = replace(STUDENT, **{"total_timesteps": 6_400} | settings)
+    with closing(Envs(PENDULUM, 16)) as envs:
+        state = start(config, teacher, torch.device("cpu"))
+        before = evaluation.compare(state.student, teacher, PENDULUM, steps=800)
+        *_, last = distill(config, state, teacher, envs)
+    after = evaluation.compare(state.student, teacher, PENDULUM, steps=800)
+    assert after["action_difference_teacher_states"] < 0.4 * before["action_difference_teacher_states"]
+    assert after["action_difference"] < 0.25
+    assert "agreement" not in last.metrics
+    assert last.metrics["action_difference"] < 0.25
+
+
+def test_a_student_begins_with_its_teachers_deviations(folder):
+    teacher = load_policy(folder / "teacher").policy
+    student = start(STUDENT, teacher, torch.device("cpu")).student
+    assert torch.equal(student.log_std, teacher.log_std)
+    assert student.log_std is not teacher.log_std
+
+
+def test_agreement_is_not_defined_and_the_difference_of_actions_stands_in_its_place(folder):
+    student, teacher = result(folder, "student"), result(folder, "teacher")
+    assert "agreement" not in teacher
+    for states in ("", "_teacher_states"):
+        assert student[f"agreement{states}"] is None
+        assert 0 < student[f"action_difference{states}"] < 0.2
+        assert 0 < student[f"kl{states}"] < 1
+
+
+def test_a_policy_does_not_differ_from_itself_and_differs_by_2_from_its_opposite():
+    policy, opposite = (Policy(NetworkConfig(), (3,), 1, continuous=True) for _ in range(2))
+    with torch.no_grad():
+        policy.actor.bias.fill_(9.0)
+        opposite.actor.bias.fill_(-9.0)
+    itself = evaluation.compare(policy, policy, PENDULUM, steps=32)
+    assert (itself["action_difference"], itself["kl"]) == (0.0, 0.0)
+    assert evaluation.compare(policy, opposite, PENDULUM, steps=32)["action_difference"] == 2.0
+
+
+def test_tables_and_figures_take_runs_without_agreement(folder):
+    table = runs_table(folder).sort("run")
+    assert table["agreement"].to_list() == [None, None]
+    assert table["action_difference"].to_list()[1] is None  # a teacher has no teacher
+    assert table["action_difference"].to_list()[0] == result(folder, "student")["action_difference"]
+    figures.learning_curves(curves_table(folder))
+    figures.size_score(table)
+    with pytest.raises(InputError):
+        figures.agreement_score(table)
+
+
+def test_greedy_play_takes_the_mean_and_sampled_play_does_not(folder):
+    policy = load_policy(folder / "teacher").policy
+    assert play(policy) == play(policy)
+    assert play(policy, actions="sampled") != play(policy)
+    with torch.no_grad():
+        policy.log_std.fill_(-20.0)
+    assert play(policy, actions="sampled") == pytest.approx(play(policy), rel=1e-3)
+
+
+def test_a_random_start_is_uniform_and_no_matter_of_the_policy(folder):
+    policy = load_policy(folder / "teacher").policy
+    whole_game = evaluation.Start(steps=200)
+    *_, played = evaluation.play(policy, PENDULUM, episodes=64, seed=1, start=whole_game)
+    assert played.summary()["mean"] == pytest.approx(RANDOM, abs=150)
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_noise_makes_that_share_of_recorded_actions_uniform_and_leaves_the_labels(noise, share):
+    teacher = Policy(NetworkConfig(), (3,), 1, continuous=True)
+    with torch.no_grad():
+        teacher.actor.weight.zero_()
+        teacher.actor.bias.fill_(0.5)
+        teacher.log_std.fill_(-20.0)
+    envs = Envs(PENDULUM, 32)
+    data = Dataset(envs, 32 * 40)
+    list(record(replace(STUDENT, lead="teacher", noise=noise), teacher, envs, data, seed=0))
+    actions = envs.state()[1]
+    assert (np.abs(actions - 0.5) > 1e-3).mean() == pytest.approx(share, abs=0.05)
+    labels = data.batch(torch.arange(len(data)), teacher, torch.float32).logits
+    assert torch.equal(labels, torch.tensor([[0.5, -20.0]]).expand(len(data), 2))
+
+
+def test_a_checkpoint_keeps_the_kind_of_its_actions_and_an_older_one_is_discrete(folder, tmp_path):
+    loaded = load_policy(folder / "teacher")
+    assert (loaded.policy.continuous, loaded.document["continuous"]) == (True, True)
+    path, probe = tmp_path / "policy.safetensors", np.zeros((2, 4), np.float32)
+    save_policy(path, Policy(NetworkConfig(), (4,), 2), PRESETS["cartpole"], probe, {})
+    tensors, document = checkpoints.load(path)
+    del document["continuous"]
+    checkpoints.save(path, tensors, document)
+    assert not load_policy(path).policy.continuous
+
+
+@pytest.mark.parametrize("name", ["train", "distill"])
+def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch, name):
+    machine = replace(MACHINE, evaluate=0, save_every=0)
+
+    def new(out):
+        if name == "distill":
+            return new_distillation(TINY, folder / "teacher", out, machine)
+        config = replace(PPO_PRESETS["pendulum"], env=PENDULUM, total_timesteps=4 * 1_024, num_envs=8)
+        return new_training(config, out, machine)
+
+    whole, stopped = new(tmp_path / "whole"), new(tmp_path / "stopped")
+    execute(whole, machine)
+    with monkeypatch.context() as patch:
+        from potstill import telemetry
+
+        write = telemetry.Metrics.write
+        patch.setattr(
+            telemetry.Metrics, "write", lambda self, line: (write(self, line), signal.raise_signal(signal.SIGINT))
+        )
+        with pytest.raises(Interrupted):
+            execute(stopped, machine)
+    assert stopped.resume_path.exists()
+    execute(stopped, machine)
+    policies = [load_policy(run.path).policy.state_dict() for run in (whole, stopped)]
+    assert all(torch.equal(tensor, policies[1][key]) for key, tensor in policies[0].items())
+
+
+# ONNX
+
+
+def session(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_the_exported_file_gives_the_mean_and_the_action_within_its_bounds(folder, tmp_path):
+    loaded, path = load_policy(folder / "teacher"), tmp_path / "policy.onnx"
+    exported = exporter.export(loaded, path)
+    assert exported["max_difference"] <= 1e-4
+    observations = np.random.default_rng(0).normal(0, (1, 1, 8), (64, 3)).astype(np.float32)
+    mean, action = session(path).run(["mean", "action"], {"observation": observations})
+    with torch.no_grad():
+        logits, _ = loaded.policy(torch.from_numpy(observations))
+    assert (mean.shape, mean.dtype, action.shape, action.dtype) == ((64, 1), np.float32, (64, 1), np.float32)
+    np.testing.assert_allclose(mean, 2.0 * logits[:, :1].numpy(), atol=2e-4)  # a torque is within -2 and 2
+    assert np.array_equal(action, np.clip(mean, -2, 2))
+    assert np.abs(mean).max() > 2 > np.abs(mean).min()
+    told = json.loads(session(path).get_modelmeta().custom_metadata_map["actions"])
+    deviation = 2.0 * loaded.policy.log_std.exp().item()
+    assert told == {"low": [-2.0], "high": [2.0], "deviation": [pytest.approx(deviation)]}
+
+
+def test_it_plays_in_gymnasium_without_potstill_as_well_as_with_it(folder, tmp_path):
+    exporter.export(load_policy(folder / "teacher"), tmp_path / "policy.onnx")
+    model, scores = session(tmp_path / "policy.onnx"), []
+    with closing(gymnasium.make("Pendulum-v1")) as game:
+        for seed in range(8):
+            (observation, _), over, score = game.reset(seed=seed), False, 0.0
+            while not over:
+                (action,) = model.run(["action"], {"observation": observation[None]})
+                observation, reward, terminated, truncated, _ = game.step(action[0])
+                score, over = score + float(reward), terminated or truncated
+            scores.append(score)
+    assert np.mean(scores) > -350
+
+
+def test_a_quantised_file_plays_too(folder, tmp_path):
+    exported = exporter.export(load_policy(folder / "teacher"), tmp_path / "policy.onnx", int8=True, episodes=8)
+    scores = {name: model["score"]["mean"] for name, model in exported["models"].items()}
+    *_, played = evaluation.play(load_policy(folder / "teacher").policy, PENDULUM, episodes=8, seed=1)
+    assert scores["float32"] == pytest.approx(played.summary()["mean"], abs=2)
+    assert scores["int8"] > -400
+
+
+def test_a_file_that_computes_something_else_is_refused():
+    policy = Policy(NetworkConfig("1/8"), (3,), 2, continuous=True).initialise(torch.Generator().manual_seed(0))
+    other = Policy(NetworkConfig("1/8"), (3,), 2, continuous=True).initialise(torch.Generator().manual_seed(1))
+    bounds = np.array([[-1, 0], [3, 100]], np.float32)
+    observations = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    data = exporter.build(policy, observations.dtype, bounds).SerializeToString()
+    assert exporter.verify(data, policy, observations, bounds) < 1e-5
+    with pytest.raises(InputError, match="onnxruntime computes other means than PyTorch"):
+        exporter.verify(data, other, observations, bounds)
