@@ -11,7 +11,9 @@ venv: .venv/.installed
 	touch $@
 
 study: venv
-	.venv/bin/python run_script.py --widths 1/4 1/8 1/16 --evaluate 16 --out distill_run/quick
+	.venv/bin/potstill study run plans/quick.toml --out study_run/quick
+	.venv/bin/python figures/size_score.py study_run/quick
+	.venv/bin/potstill report study_run/quick
 
 test: venv
 	scripts/check

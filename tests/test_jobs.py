@@ -64,7 +64,8 @@ CONFIGS = {
     "stepwise": replace(STUDENT, mode="stepwise", act="after", constant_learning_rate=True),
 }
 
-RUN = {"status", "kind", "arm", "env", "width", "seed", "teacher", "env_steps", "gradient_steps", "wall_seconds"}
+RUN = {"status", "kind", "arm", "env", "width", "seed", "teacher", "env_steps", "gradient_steps"}
+RUN |= {"training_macs", "wall_seconds"}
 RUN |= {"parameters", "conv", "linear", "macs", "bytes", "latency_ms", "latency_p95_ms"}
 RUN |= {"command", "commit", "machine", "threads", "precision"}
 SCORES = {"score", "ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns"}

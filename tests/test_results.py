@@ -108,7 +108,7 @@ def test_folders_that_are_no_runs_are_passed_over(tmp_path):
     ("make", "line"),
     [
         (lambda p: p, "is not a folder: a folder of runs is needed"),
-        (lambda p: p.mkdir(), "holds no runs: no directory in it has a config.json or a result.json"),
+        (lambda p: p.mkdir(), "holds no runs: no record, and no directory with a config.json or a result.json"),
         (lambda p: write_run(p / "a", {}) and (p / "a" / "result.json").write_text("{"), "damaged: it is not JSON"),
         (lambda p: write_run(p / "a", RESULT | {"score": "high"}), "do not fit a table"),
     ],

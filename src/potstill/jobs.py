@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
 from potstill.dataset import Dataset, DatasetWriter, open_dataset
@@ -45,6 +46,8 @@ class Machine:
     """Show no progress."""
     evaluate: int = 100
     """Games per evaluation at the end of the run; 0 leaves the evaluation out."""
+    starts: tuple[int, ...] = ()
+    """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
     save_every: float = 60.0
     """Seconds between two saves of the resume state."""
 
@@ -52,6 +55,8 @@ class Machine:
         for name in ("threads", "evaluate", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
+        if any(steps < 1 for steps in self.starts):
+            raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
 
     @property
     def cores(self) -> int:
@@ -86,13 +91,19 @@ class _Progress(Protocol):
 
 
 def new_training(
-    config: ppo.PPOConfig, out: Path, machine: Machine, teacher: Path | None = None, initial: Path | None = None
+    config: ppo.PPOConfig,
+    out: Path,
+    machine: Machine,
+    teacher: Path | None = None,
+    initial: Path | None = None,
+    labels: dict[str, str] | None = None,
 ) -> Run:
     """The directory of a training run, with everything that decides its outcome in config.json.
 
     Args:
         teacher: the policy to learn from beside the reward.
         initial: the policy whose weights to begin with.
+        labels: what a study calls the run: its `arm` and `identity`.
     """
     origins: dict[str, Any] = {}
     policies: dict[str, Policy] = {}
@@ -105,16 +116,23 @@ def new_training(
             policies[role] = loaded.policy
     with closing(Envs(config.env, 1)) as envs:  # what does not fit is refused before anything is made
         ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
-    return Run.create(out, {"kind": "train", "config": resolved(config, machine), **origins, **_provenance(machine)})
+    document = {"kind": "train", "config": resolved(config, machine), **origins}
+    return Run.create(out, document | _provenance(machine) | (labels or {}))
 
 
 def new_distillation(
-    config: distill.DistillConfig, teacher: Path, out: Path, machine: Machine, teacher_env: EnvConfig | None = None
+    config: distill.DistillConfig,
+    teacher: Path,
+    out: Path,
+    machine: Machine,
+    teacher_env: EnvConfig | None = None,
+    labels: dict[str, str] | None = None,
 ) -> Run:
     """The directory of a distillation, with everything that decides its outcome in config.json.
 
     Args:
         teacher_env: the task of a Stable-Baselines3 zip, which does not name it; None for policies of ours.
+        labels: what a study calls the run: its `arm` and `identity`.
     """
     origin = {"teacher": str(teacher)} | ({"teacher_env": asdict(teacher_env)} if teacher_env is not None else {})
     loaded = _load_origin(origin, "teacher")
@@ -122,7 +140,7 @@ def new_distillation(
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     distill.start(config, loaded.policy, torch.device("cpu"))
     document = {**origin, "teacher_hash": file_hash(loaded.path), "config": resolved(config, machine)}
-    return Run.create(out, {"kind": "distill", **document, **_provenance(machine)})
+    return Run.create(out, {"kind": "distill", **document} | _provenance(machine) | (labels or {}))
 
 
 def resolved(config: ppo.PPOConfig | distill.DistillConfig, machine: Machine) -> dict[str, Any]:
@@ -133,11 +151,14 @@ def resolved(config: ppo.PPOConfig | distill.DistillConfig, machine: Machine) ->
     return document
 
 
-def execute(run: Run, machine: Machine, data_root: Path | None = None) -> dict[str, Any]:
+def execute(
+    run: Run, machine: Machine, data_root: Path | None = None, origins: dict[str, Path] | None = None
+) -> dict[str, Any]:
     """Does a run, or goes on with one, and returns its result.
 
     Args:
         data_root: where teacher-led runs keep the data sets they share.
+        origins: where the `teacher` and the `initial` policy lie here, if not where config.json says.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the state is saved.
@@ -148,6 +169,7 @@ def execute(run: Run, machine: Machine, data_root: Path | None = None) -> dict[s
     if kind not in ("train", "distill"):
         raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
     machine.settle()
+    run = replace(run, config=run.config | {f"{role}_here": str(path) for role, path in (origins or {}).items()})
     with run.lock():
         if run.status == "done":
             raise InputError(f"{run.path} is finished: its result is in result.json")
@@ -180,15 +202,19 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
         total, done = config.updates * config.batch_size, state.update * config.batch_size
         title = f"train {config.env.id} {config.network.width}"
         seconds = _drive(run, machine, steps, done, total, title, seconds, partial(resume.pack, state, envs))
-        probe = _probe(envs, state.average)
+        probe = _probe(envs)
     provenance = _provenance_of(run, config.seed, total, seconds)
     save_policy(run.policy_path, state.average, config.env, probe, provenance)
+    macs = _training_macs(state.policy, total, state.gradient_steps * config.minibatch_size)
+    if "teacher" in origins:
+        macs += _training_macs(origins["teacher"].policy, total, 0)
     record = {
         "arm": arm_of(run.config),
         "seed": config.seed,
         "teacher": run.config.get("teacher"),
         "env_steps": total,
         "gradient_steps": state.gradient_steps,
+        "training_macs": macs,
         "wall_seconds": seconds,
     }
     return _finish(run, machine, record, origins.get("teacher"))
@@ -206,7 +232,7 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
         resume.unpack(state, tensors, document)
     with closing(Envs(teacher.env, config.num_envs, threads=machine.cores)) as envs:
         if config.lead == "teacher":
-            data = _teacher_data(config, teacher, envs, data_root or run.path.parent / "data", machine)
+            data = _teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", machine)
             steps: Iterator[_Progress] = distill.distill_from(config, state, data)
         else:
             replayed = (document["env_seed"], tensors["env.log"].numpy()) if tensors else None
@@ -224,7 +250,9 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
             )
         pack = partial(resume.pack, state, envs if config.lead != "teacher" else None)
         seconds = _drive(run, machine, steps, done, total, title, document["seconds"], pack)
-        probe = _probe(envs, teacher.policy)
+        probe = _probe(envs)
+    acted = 0 if config.lead == "teacher" else total
+    batch = config.num_envs if config.mode == "stepwise" else config.batch_size
     provenance = _provenance_of(run, config.seed, total, seconds)
     save_policy(run.policy_path, state.student, teacher.env, probe, provenance)
     record = {
@@ -236,6 +264,8 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
         "mode": config.mode,
         "env_steps": total,
         "gradient_steps": state.gradient_steps,
+        "training_macs": _training_macs(state.student, acted, state.gradient_steps * batch)
+        + _training_macs(teacher.policy, total, 0),
         "wall_seconds": seconds,
     }
     return _finish(run, machine, record, teacher)
@@ -293,23 +323,38 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
     record |= {"precision": run.config["config"]["precision"]}
     if machine.evaluate:
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
-        record |= assess(loaded, machine, beside)
+        record |= assess(loaded, machine, beside, run)
     run.write_result(record)
     run.resume_path.unlink(missing_ok=True)
     return record
 
 
-def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None) -> dict[str, Any]:
-    """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher."""
+def assess(
+    loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None, run: Run | None = None
+) -> dict[str, Any]:
+    """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher.
+
+    Args:
+        run: whose lock gets a sign of life with every game.
+    """
     title = f"evaluate {loaded.env.id} {loaded.policy.config.width}"
 
     def games(
-        policy: Policy, env: EnvConfig, actions: evaluation.Actions, what: str, episodes: int = machine.evaluate
+        policy: Policy,
+        env: EnvConfig,
+        actions: evaluation.Actions,
+        what: str,
+        episodes: int = machine.evaluate,
+        start: evaluation.Start | None = None,
     ) -> dict[str, Any]:
-        play = evaluation.play(policy, env, episodes=episodes, seed=1, actions=actions, threads=machine.cores)
+        play = evaluation.play(
+            policy, env, episodes=episodes, seed=1, actions=actions, start=start, threads=machine.cores
+        )
         with telemetry.Progress(f"{title} {what}", episodes, quiet=machine.quiet, unit="games") as bar:
             for so_far in play:
                 bar.update(len(so_far.episodes))
+                if run is not None:
+                    run.touch_lock()
         return so_far.summary()
 
     main = games(loaded.policy, loaded.env, "greedy", "greedy")
@@ -323,6 +368,15 @@ def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None)
         record["score_nosticky"] = games(loaded.policy, exact, "greedy", "not sticky", min(machine.evaluate, 30))[
             "mean"
         ]
+    if machine.starts:
+        scored = {0: main} | {
+            steps: games(loaded.policy, loaded.env, "greedy", f"after {steps}", start=evaluation.Start(steps))
+            for steps in machine.starts
+        }
+        record["starts"] = {
+            str(steps): {"score": games["mean"], "point_win_rate": games["point_win_rate"]}
+            for steps, games in scored.items()
+        }
     if teacher is not None:
         known = recorded_result(teacher)  # which many students need and none needs measured again
         theirs = known or games(teacher.policy, teacher.env, "greedy", "teacher")
@@ -333,7 +387,7 @@ def assess(loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None)
 
 
 def _teacher_data(
-    config: distill.DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, machine: Machine
+    run: Run, config: distill.DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, machine: Machine
 ) -> Dataset:
     """The stored play of a teacher, made the first time a student asks for it."""
     states = config.vector_steps * config.num_envs
@@ -353,6 +407,7 @@ def _teacher_data(
             with telemetry.Progress(f"record {teacher.env.id}", states, quiet=machine.quiet) as bar:
                 for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
                     bar.update(progress.step)
+                    run.touch_lock()
             writer.finish()
         except BaseException:
             writer.discard()
@@ -366,7 +421,7 @@ def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> Load
     Raises:
         InputError: it is gone, or another one lies there now.
     """
-    path = Path(config[role])
+    path = Path(config.get(f"{role}_here", config[role]))
     if f"{role}_env" in config:
         loaded = load_sb3(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
     else:
@@ -383,11 +438,10 @@ def _provenance_of(run: Run, seed: int, env_steps: int, seconds: float) -> dict[
     return facts | {"seed": seed, "env_steps": env_steps, "seconds": seconds}
 
 
-def _probe(envs: Envs, player: Policy) -> Array:
+def _probe(envs: Envs) -> Array:
     """Sixteen observations from the first seconds of play, (16, *observation shape)."""
     rng = np.random.default_rng(0)
-    actions = rng.integers(0, player.num_actions, (64, envs.num_envs))
-    seen = [envs.reset(0), *(envs.step(row).observations for row in actions)]
+    seen = [envs.reset(0), *(envs.step(actions).observations for actions in envs.random_actions(rng, 64))]
     rows = np.concatenate(seen)
     probe: Array = rows[np.linspace(0, len(rows) - 1, 16).astype(int)]
     return probe
@@ -427,6 +481,18 @@ def _commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _training_macs(policy: Policy, seen: int, learned: int) -> int:
+    """Multiply-adds of a training: `seen` observations forward to act or to label, `learned` forward and backward."""
+    x = policy.prepare(torch.zeros((1, *policy.observation_shape), device=policy.mean.device))
+    with FlopCounterMode(display=False) as forward:
+        logits, value = policy.heads(x)
+    with FlopCounterMode(display=False) as backward:
+        (logits.sum() + value.sum()).backward()
+    policy.zero_grad()
+    once, back = (int(counter.get_total_flops()) // 2 for counter in (forward, backward))
+    return seen * once + learned * (once + back)
 
 
 def file_hash(path: Path) -> str:

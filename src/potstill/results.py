@@ -1,6 +1,10 @@
-"""Run directories -> tables: a row per run, per game and per metrics record. Figures and reports read nothing else."""
+"""Runs -> tables: a row per run, per game and per metrics record. Figures and reports read nothing else.
+
+A folder holds run directories, or a study's records: one JSON file per run, `<run>.json`, beside `study.json`.
+"""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import polars as pl
 from polars.datatypes import DataType, DataTypeClass
 
 from potstill import telemetry
+from potstill.analysis.scaling import convergence
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, reason
 from potstill.runs import Run
@@ -16,8 +21,9 @@ COLUMNS = {
     "run": "directory name",
     "status": "done, failed, interrupted, running or new; only a run that is done has scores",
     "kind": "train or distill",
-    "arm": "how the policy came to be: rl (PPO), rl-split (with a critic of its own), distill-student, distill-teacher,"
-    " distill-mixed, ppd (PPO beside a teacher) or finetune (PPO from a given policy)",
+    "arm": "a study's name for how the policy came to be, or: rl (PPO), rl-split (with a critic of its own),"
+    " distill-student, distill-teacher, distill-mixed, ppd (PPO beside a teacher), finetune (PPO from a given policy)",
+    "method": "rl, distill, ppd or finetune",
     "env": "the task: an ALE ROM or a Gymnasium id",
     "width": "multiplier on the units of every hidden layer, as a fraction",
     "parameters": "parameters of the deployed actor: trunk and action head",
@@ -34,6 +40,13 @@ COLUMNS = {
     "mode": "when the student was updated",
     "env_steps": "agent steps played in training",
     "gradient_steps": "optimiser steps",
+    "training_macs": "multiply-adds of the training: acting, labelling by the teacher, forward and backward passes",
+    "teacher_env_steps": "agent steps the teacher itself was trained for",
+    "teacher_gradient_steps": "optimiser steps of the teacher's own training",
+    "teacher_training_macs": "multiply-adds of the teacher's own training",
+    "initial_env_steps": "agent steps of the distillation a finetune began with",
+    "initial_gradient_steps": "optimiser steps of that distillation",
+    "initial_training_macs": "multiply-adds of that distillation",
     "wall_seconds": "seconds of training, evaluation not included",
     "score": "mean score of whole games, greedy, sticky as trained; in curves.csv of the last 100 training games",
     "ci95_low": "lower end of the 95 % interval of score, over distinct games of this one run",
@@ -46,6 +59,10 @@ COLUMNS = {
     "point_win_rate": "points scored of all points played, 0 to 1",
     "score_sampled": "mean score with sampled actions, sticky as trained",
     "score_nosticky": "mean greedy score without sticky actions; empty where the task has none",
+    "score_start_50": "mean greedy score after 50 steps of a random policy, sticky as trained",
+    "score_start_200": "the same after 200",
+    "score_start_500": "the same after 500",
+    "converged": "of an RL run in a study: converged, not converged or unknown, see docs/analysis.md",
     "teacher_score": "the teacher's mean score, greedy, sticky as trained",
     "teacher_point_win_rate": "the teacher's share of the points",
     "random_score": "mean score of a uniformly random policy, where it was measured",
@@ -53,6 +70,9 @@ COLUMNS = {
     "kl": "KL(teacher || policy) on the policy's own states, nats; in curves.csv of PPO between old and new policy",
     "agreement_teacher_states": "agreement on the teacher's states",
     "kl_teacher_states": "KL(teacher || policy) on the teacher's states, nats",
+    "action_difference": "between greedy continuous actions and the teacher's, absolute, in units of half the range, on"
+    " the policy's own states; in curves.csv of a batch",
+    "action_difference_teacher_states": "the same on the teacher's states",
     "command": "what was run",
     "commit": "the code's commit",
     "machine": "where it ran",
@@ -76,13 +96,16 @@ COLUMNS = {
 
 _NAMES = tuple(COLUMNS)
 TABLE = _NAMES[: _NAMES.index("game")]
+CURVE_POINTS = 200  # of a record's learning curve, at most
 EPISODES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "game", "score")
 CURVES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "step", "seconds", "games", "score")
-CURVES += ("agreement", "kl", *_NAMES[_NAMES.index("loss") :])
+CURVES += ("agreement", "kl", "action_difference", *_NAMES[_NAMES.index("loss") :])
 
-_TEXT = {"run", "status", "kind", "arm", "env", "width", "teacher", "lead", "objective", "mode"}
+_TEXT = {"run", "status", "kind", "arm", "method", "converged", "env", "width", "teacher", "lead", "objective", "mode"}
 _TEXT |= {"command", "commit", "machine", "precision", "error"}
-_INTEGER = {"parameters", "conv", "linear", "macs", "bytes", "seed", "env_steps", "gradient_steps"}
+_INTEGER = {"parameters", "conv", "linear", "macs", "bytes", "seed"}
+_INTEGER |= {f"{whose}{what}" for whose in ("", "teacher_", "initial_") for what in ("env_steps", "gradient_steps")}
+_INTEGER |= {"training_macs", "teacher_training_macs", "initial_training_macs"}
 _INTEGER |= {"distinct", "episodes", "threads", "game", "games", "step"}
 
 
@@ -98,10 +121,28 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: a folder of runs is needed")
+    records = [] if _is_run(folder) else sorted(folder.glob("*.json"))
+    if records:
+        return [_read_record(path) for path in records if path.name != "study.json"]
     places = [folder] if _is_run(folder) else sorted(path for path in folder.iterdir() if _is_run(path))
     if not places:
-        raise InputError(f"{folder} holds no runs: no directory in it has a config.json or a result.json")
+        raise InputError(f"{folder} holds no runs: no record, and no directory with a config.json or a result.json")
     return [_read_run(path) for path in places]
+
+
+def as_record(path: Path) -> dict[str, Any]:
+    """The run in directory `path` as one JSON-ready record: what `read_runs` tells of it, and its learning curve.
+
+    Raises:
+        InputError: as `read_runs`.
+    """
+    record = _read_run(path)
+    del record["path"], record["ci95_low"], record["ci95_high"]
+    points = telemetry.read(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
+    every = max(1, math.ceil(len(points) / CURVE_POINTS))
+    kept = points[::-1][::every][::-1]  # the last one is always there
+    keys = ("step", "seconds", "score", "agreement")
+    return record | {"curve": [{key: point[key] for key in keys if key in point} for point in kept]}
 
 
 def runs_table(folder: Path) -> pl.DataFrame:
@@ -161,13 +202,19 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
 def arm_of(document: dict[str, Any]) -> str:
     """How the policy of a run with this config.json comes to be: a value of the column `arm`."""
     config = document.get("config", {})
+    if "arm" in document:  # a study's own name for it
+        return str(document["arm"])
     if document.get("kind") == "distill":
         return f"distill-{config.get('lead')}"
-    if "initial" in document:
-        return "finetune"
-    if "teacher" in document:
-        return "ppd"
-    return "rl-split" if config.get("network", {}).get("critic") == "split" else "rl"
+    method = method_of(document)
+    return "rl-split" if method == "rl" and config.get("network", {}).get("critic") == "split" else method
+
+
+def method_of(document: dict[str, Any]) -> str:
+    """What made the policy of a run with this config.json: a value of the column `method`."""
+    if document.get("kind") == "distill":
+        return "distill"
+    return "finetune" if "initial" in document else "ppd" if "teacher" in document else "rl"
 
 
 def _is_run(path: Path) -> bool:
@@ -181,6 +228,17 @@ def _read_run(path: Path) -> dict[str, Any]:
         record |= {"status": run.status, **_planned(run.config)}
     if (path / "result.json").is_file():
         record |= _read_result(path / "result.json")
+    return _with_interval(record)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = _read_result(path)
+    if record.get("run") != path.stem or "status" not in record:
+        raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
+    return _with_interval(record | {"path": path})
+
+
+def _with_interval(record: dict[str, Any]) -> dict[str, Any]:
     low, high = record.get("ci95") or (None, None)
     return record | {"ci95_low": low, "ci95_high": high}
 
@@ -192,7 +250,7 @@ def _planned(document: dict[str, Any]) -> dict[str, Any]:
     facts = {key: document.get(key) for key in ("kind", "teacher", "command", "commit", "machine", "threads")}
     facts |= {key: config.get(key) for key in ("seed", "lead", "objective", "mode", "precision")}
     facts |= {"width": network.get("width"), "env": config.get("env", {}).get("id")}
-    return facts | {"arm": arm_of(document)}
+    return facts | {"arm": arm_of(document), "method": method_of(document)}
 
 
 def _read_result(path: Path) -> dict[str, Any]:
@@ -208,7 +266,28 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
-    return _frame(records, TABLE)
+    verdicts = _convergence(records)
+    rows = []
+    for record in records:
+        starts = record.get("starts") or {}
+        after = {f"score_start_{steps}": score["score"] for steps, score in starts.items()}
+        rows.append(record | after | {"converged": verdicts.get(record["run"])})
+    return _frame(rows, TABLE)
+
+
+def _convergence(records: list[dict[str, Any]]) -> dict[str, str]:
+    """The verdict on every RL run that has a learning curve, by name; `<arm>-long` is the same at twice the budget."""
+    done = [record for record in records if record["status"] == "done" and record.get("method") == "rl"]
+    scores = {(record["arm"], record["width"], record["seed"]): record.get("score") for record in done}
+    verdicts: dict[str, str] = {}
+    for record in done:
+        points = [point for point in record.get("curve") or [] if point.get("score") is not None]
+        longer = scores.get((f"{record['arm']}-long", record["width"], record["seed"]))
+        gain = longer - record["score"] if longer is not None and record.get("score") is not None else None
+        if len(points) >= 16:  # a last quarter of three and more
+            steps, curve = zip(*((point["step"], point["score"]) for point in points), strict=True)
+            verdicts[record["run"]] = convergence(steps, curve, gain).verdict
+    return verdicts
 
 
 def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
@@ -222,13 +301,15 @@ def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
 
 def _curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
     whose = ("run", "arm", "env", "width", "parameters", "seed")
-    points = [
-        {key: record.get(key) for key in whose} | point
-        for record in records
-        if (record["path"] / "metrics.jsonl").is_file()
-        for point in telemetry.read(record["path"] / "metrics.jsonl")
-    ]
+    points = [{key: record.get(key) for key in whose} | point for record in records for point in _points(record)]
     return _frame(points, CURVES)
+
+
+def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
+    if "curve" in record:
+        return list(record["curve"])
+    metrics = record["path"] / "metrics.jsonl"
+    return telemetry.read(metrics) if metrics.is_file() else []
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:

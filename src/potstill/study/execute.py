@@ -1,23 +1,26 @@
-"""Runs the cells of a plan, one single-threaded process per core, and goes on where an earlier call stopped."""
+"""Runs cells, one single-threaded process per core, and goes on where an earlier call stopped."""
 
-import os
+import json
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from potstill import telemetry
+from potstill.distill import DistillConfig
 from potstill.errors import InputError
-from potstill.jobs import Machine, file_hash, new_distillation, resolved
+from potstill.jobs import Machine, file_hash, new_distillation, new_training, resolved
 from potstill.policies import load_policy
 from potstill.runs import Run, StopRequested, stop_on_signals
+from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import Cell
 
 
@@ -30,74 +33,136 @@ class StudyInterrupted(Exception):
         super().__init__(f"stopped by {stop.requested.name}; the same command goes on with it")
 
 
+class Ended(NamedTuple):
+    """A run that is over."""
+
+    cell: Cell
+    run: Run | None  # None where it could not begin
+    error: str | None  # None where it is done
+
+
 @dataclass
 class _Worker:
     cell: Cell
     run: Run
-    process: "subprocess.Popen[bytes]"
+    process: Process
 
 
-def execute(cells: Sequence[Cell], out: Path, machine: Machine, workers: int = 0) -> list[str]:
+def execute(
+    cells: Sequence[Cell],
+    folder: Path,
+    machine: Machine,
+    *,
+    workers: int = 0,
+    retries: int = 1,
+    patience: float = 900.0,
+    done: Collection[str] = (),
+    study: Run | None = None,
+    start: Callable[[Run, Machine, Path], Process] = LocalProcess,
+) -> Iterator[Ended]:
     """Runs all cells that are not done yet, at most `workers` at a time (0: one per core).
 
     Each is a process of its own: what kills one leaves the others alone. Its output goes to log.txt in its directory.
+    A process that dies is started again from its last save; a run that failed by itself (its loss diverged) is not.
 
-    Returns:
-        The names of the runs that failed.
+    Args:
+        folder: of the run directories.
+        retries: how often one run is started again.
+        patience: seconds without a sign of life after which a process counts as hung, and is killed.
+        done: names of cells whose results are known. One of them is run all the same where another cell begins with
+            its policy and that is gone.
+        study: whose lock gets a sign of life while runs go on.
+        start: where a run's process goes: here, or a cluster (`cluster.RemoteProcess`).
+
+    Yields:
+        Every run as it ends.
 
     Raises:
-        InputError: a run in `out` belongs to another plan, or what is asked for does not fit.
+        InputError: a run in `folder` belongs to another plan, or what is asked for does not fit.
         StudyInterrupted: SIGINT or SIGTERM; the workers have saved and stopped.
     """
-    if workers < 0:
-        raise InputError(f"workers must be 0 or more, not {workers}")
+    for name, value in (("workers", workers), ("retries", retries), ("patience", patience)):
+        if not value >= 0:
+            raise InputError(f"{name} must be 0 or more, not {value}")
     workers = workers or machine.cores
     single = replace(machine, threads=1)
-    runs = {cell.name: _open_or_create(cell, out, single) for cell in cells}
-    waiting = [cell for cell in cells if runs[cell.name].status != "done"]
-    total, failed = len(cells), []
+    waiting = _due(cells, folder, done)
+    runs = {cell.name: open_or_create(cell, folder, single) for cell in waiting if cell.start_from is None}
+    waiting = [cell for cell in waiting if cell.name not in runs or runs[cell.name].status != "done"]
+    over: dict[str, str | None] = {}  # what ended here, and why it failed
+    starts: dict[str, int] = {}
     active: list[_Worker] = []
-    began, finished_here = time.monotonic(), 0
+    began, total = time.monotonic(), len(waiting)
     console = Console(stderr=True)
     with stop_on_signals() as stop, Live(console=console, auto_refresh=False, transient=True) as live:
-        printed = 0.0
+        printed = began
         try:
             while (waiting or active) and not stop.requested:
-                while waiting and len(active) < workers:
-                    cell = waiting.pop(0)
-                    active.append(_Worker(cell, runs[cell.name], _start(runs[cell.name], single, out)))
-                time.sleep(0.5)
-                for worker in [w for w in active if w.process.poll() is not None]:
+                waiting_for = {cell.name for cell in waiting} | {worker.cell.name for worker in active}
+                for cell in [
+                    cell for cell in waiting if cell.start_from is None or cell.start_from.name not in waiting_for
+                ]:
+                    if len(active) >= workers:
+                        break
+                    waiting.remove(cell)
+                    if cell.start_from is not None and over.get(cell.start_from.name) is not None:
+                        over[cell.name] = f"{cell.start_from.name}, which it begins with, failed"
+                        yield Ended(cell, None, over[cell.name])
+                        continue
+                    run = runs.get(cell.name) or open_or_create(cell, folder, single)
+                    runs[cell.name] = run
+                    starts[cell.name] = starts.get(cell.name, 0) + 1
+                    active.append(_Worker(cell, run, start(run, single, folder / "data")))
+                time.sleep(0.2)
+                if study is not None:
+                    study.touch_lock()
+                for worker in active.copy():
+                    hung = worker.process.poll() is None and time.time() - worker.process.last_sign() > patience
+                    if worker.process.poll() is None and not hung:
+                        continue
+                    if hung:
+                        worker.process.kill()
+                    worker.process.close()
                     active.remove(worker)
-                    finished_here += 1
-                    if worker.run.status != "done":
-                        failed.append(worker.cell.name)
-                left = _time_left(began, finished_here, active, len(waiting))
+                    name, status = worker.cell.name, worker.run.status
+                    if status not in ("done", "failed") and starts[name] <= retries:
+                        waiting.insert(0, worker.cell)
+                        continue
+                    words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
+                    over[name] = None if status == "done" else words
+                    yield Ended(worker.cell, worker.run, over[name])
+                failed = sum(error is not None for error in over.values())
+                left = _time_left(began, len(over), active, len(waiting))
                 if console.is_terminal:
-                    live.update(_table(active, total, len(waiting), failed, left), refresh=True)
+                    live.update(_table(active, len(done), total, len(waiting), failed, left), refresh=True)
                 elif time.monotonic() - printed > 30 and not machine.quiet:
                     printed = time.monotonic()
-                    done = total - len(waiting) - len(active) - len(failed)
                     words = "  ".join(f"{w.cell.name} {_progress(w.run)[0]}" for w in active)
-                    print(
-                        f"study  {done}/{total} done, {len(failed)} failed  {words}  {left} left",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    counts = f"{len(over) - failed}/{total} done, {failed} failed"
+                    print(f"study  {counts}  {words}  {left} left", file=sys.stderr, flush=True)
         finally:  # asked to stop, or failed here: no worker is left behind, and each saves first
             for worker in active:
-                worker.process.send_signal(signal.SIGTERM)
+                worker.process.terminate()
             for worker in active:
-                worker.process.wait()
+                worker.process.close()
         if stop.requested:
             raise StudyInterrupted(stop)
-    return failed
 
 
-def _open_or_create(cell: Cell, out: Path, machine: Machine) -> Run:
-    path = out / cell.name
+def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
+    """The run directory of a cell in `folder`.
+
+    Raises:
+        InputError: a run with other settings, or another teacher, lies there.
+    """
+    path = folder / cell.name
+    initial = folder / cell.start_from.name if cell.start_from is not None else None
     if not path.exists():
-        return new_distillation(cell.config, cell.teacher, path, machine)
+        labels = {"arm": cell.arm, "identity": identity(cell, {})}
+        if isinstance(cell.config, DistillConfig):
+            assert cell.teacher is not None
+            return new_distillation(cell.config, cell.teacher, path, machine, labels=labels)
+        return new_training(cell.config, path, machine, cell.teacher, initial, labels)
     run = Run.open(path)
     stored = run.config.get("config", {})
     config = cell.config
@@ -105,21 +170,43 @@ def _open_or_create(cell: Cell, out: Path, machine: Machine) -> Run:
         config = replace(config, precision=stored.get("precision", "auto"))
     if stored != resolved(config, machine):
         raise InputError(f"{path} is a run with other settings: choose another --out")
-    if run.config.get("teacher_hash") != file_hash(load_policy(cell.teacher).path):
+    if cell.teacher is not None and run.config.get("teacher_hash") != file_hash(load_policy(cell.teacher).path):
         raise InputError(f"{path} is a run with another teacher: choose another --out")
     return run
 
 
-def _start(run: Run, machine: Machine, out: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "potstill", "distill", "--resume", str(run.path), "--data", str(out / "data")]
-    command += ["--threads", str(machine.threads), "--device", machine.device, "--evaluate", str(machine.evaluate)]
-    command += ["--save-every", str(machine.save_every), *(["--track"] if machine.track else [])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(run.path / "log.txt", "ab") as log:
-        # Its own session: Ctrl-C reaches this process alone, which then asks its workers to save.
-        return subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
+def identity(cell: Cell, hashes: dict[Path, str]) -> str:
+    """The cell's identity; `hashes` remembers those of the teachers' files."""
+    teacher = taught_by(cell)
+    if teacher is not None and teacher not in hashes:
+        hashes[teacher] = file_hash(load_policy(teacher).path)
+    return cell.identity(hashes[teacher] if teacher is not None else None)
+
+
+def taught_by(cell: Cell) -> Path | None:
+    """The teacher of a cell, or of the student it begins with."""
+    return cell.teacher if cell.start_from is None else taught_by(cell.start_from)
+
+
+def _due(cells: Sequence[Cell], folder: Path, done: Collection[str]) -> list[Cell]:
+    """The cells to run: those not done, and those done whose policy one of them begins with and does not find."""
+    due = [cell for cell in cells if cell.name not in done]
+    needed = {cell.start_from.name for cell in due if cell.start_from is not None}
+    missing = {name for name in needed & set(done) if not (folder / name / "policy.safetensors").exists()}
+    return [cell for cell in cells if cell.name not in done or cell.name in missing]
+
+
+def _last_words(worker: _Worker) -> str:
+    """Why a run failed: what its result says, or the last line of its log."""
+    if worker.run.status == "failed":
+        return str(json.loads(worker.run.result_path.read_bytes()).get("error"))
+    said = ""
+    with suppress(OSError):
+        lines = (worker.run.path / "log.txt").read_text(errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    code = worker.process.returncode or 0
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{how}: {said[:200]}" if said else how
 
 
 def _progress(run: Run) -> tuple[str, float]:
@@ -129,26 +216,30 @@ def _progress(run: Run) -> tuple[str, float]:
     records = telemetry.read(run.metrics_path)
     if not records:
         return "starting", 0.0
+    last = records[-1]
     total = int(run.config["config"]["total_timesteps"])
-    share = min(records[-1]["step"] / total, 1.0)
-    agreement = records[-1].get("agreement")
+    share = min(last["step"] / total, 1.0)
     words = "evaluating" if share >= 1.0 else f"{share:.0%}"
-    return words + (f", agreement {agreement:.3f}" if agreement is not None else ""), share
+    for name in ("agreement", "score"):
+        if last.get(name) is not None:
+            return f"{words}, {name} {last[name]:.3g}", share
+    return words, share
 
 
-def _time_left(began: float, finished: int, active: list[_Worker], waiting: int) -> str:
+def _time_left(began: float, ended: int, active: list[_Worker], waiting: int) -> str:
     """Extrapolated from the runs of this call; says nothing before there is anything to go by."""
-    done = finished + sum(0.8 * _progress(w.run)[1] for w in active)  # evaluation takes about the last fifth
+    done = ended + sum(0.8 * _progress(w.run)[1] for w in active)  # evaluation takes about the last fifth
     if done < 0.05:
         return "--:--"
-    seconds = (time.monotonic() - began) / done * (len(active) + waiting + finished - done)
+    seconds = (time.monotonic() - began) / done * (len(active) + waiting + ended - done)
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def _table(active: list[_Worker], total: int, waiting: int, failed: list[str], left: str) -> Table:
-    done = total - waiting - len(active) - len(failed)
+def _table(active: list[_Worker], before: int, total: int, waiting: int, failed: int, left: str) -> Table:
+    ended = total - waiting - len(active)
+    done, planned = before + ended - failed, before + total
     table = Table(
-        title=f"{done} of {total} done, {waiting} waiting, {len(failed)} failed, {left} left", title_justify="left"
+        title=f"{done} of {planned} done, {waiting} waiting, {failed} failed, {left} left", title_justify="left"
     )
     table.add_column("run")
     table.add_column("progress")

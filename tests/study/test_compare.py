@@ -22,9 +22,17 @@ from potstill.jobs import Machine, new_distillation
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
 from potstill.runs import Run
+from potstill.study import commands, local
 from potstill.study import execute as study
-from potstill.study.execute import StudyInterrupted, execute
-from potstill.study.plan import Plan
+from potstill.study.execute import StudyInterrupted
+from potstill.study.execute import execute as generate
+from potstill.study.grid import Grid
+
+
+def execute(*arguments, **options):
+    """All runs to their end; the names of those that failed."""
+    return [ended.cell.name for ended in generate(*arguments, **options) if ended.error is not None]
+
 
 MACHINE = Machine(device="cpu", threads=2, quiet=True, evaluate=2)
 BASE = DistillConfig(total_timesteps=1_024, num_envs=8, batch_size=32, warmup_steps=64, precision="float32")
@@ -56,7 +64,7 @@ def teacher(tmp_path_factory):
 
 
 def make_plan(teacher, **changes):
-    return Plan(**{"teachers": (teacher,), "widths": ("1/16", "1/32"), "base": BASE} | changes)
+    return Grid(**{"teachers": (teacher,), "widths": ("1/16", "1/32"), "base": BASE} | changes)
 
 
 def compare(*words):
@@ -79,7 +87,7 @@ def times(*folders):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory, teacher):
     """Two students, compared in two calls: in the first, one of the workers is killed while it holds its lock."""
-    out, start = tmp_path_factory.mktemp("study") / "comparison", study._start
+    out, start = tmp_path_factory.mktemp("study") / "comparison", local.launch
     killed, survivor = (out / name for name in NAMES)
 
     script = """
@@ -90,13 +98,13 @@ with Run.open(Path(sys.argv[1])).lock():
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
-    def start_one_to_kill(run, machine, folder):
-        if run.path == killed:
-            return subprocess.Popen([sys.executable, "-c", script, str(run.path)])
-        return start(run, machine, folder)
+    def start_one_to_kill(run, *others):
+        if run == killed:
+            return subprocess.Popen([sys.executable, "-c", script, str(run)])
+        return start(run, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_start", start_one_to_kill)
+        patch.setattr(local, "launch", start_one_to_kill)
         first = compare("--teachers", teacher, "--out", out)
     left = SimpleNamespace(lock=(killed / "run.lock").exists(), status=Run.open(killed).status, times=times(survivor))
     second = compare("--teachers", teacher, "--out", out)
@@ -147,7 +155,10 @@ def test_an_axis_that_is_empty_or_names_something_twice_is_refused(axis, values,
 def test_a_killed_worker_is_reported_and_the_others_finish(comparison):
     first = comparison.first
     assert first.code == 1
-    assert first.err.splitlines()[-1] == f"potstill: 1 of 2 runs failed: {NAMES[0]} (see log.txt there)"
+    assert first.err.splitlines()[-2:] == [
+        "potstill: 1 of 2 runs failed (see log.txt there):",
+        f"  {NAMES[0]}: killed by SIGKILL",
+    ]
     assert (comparison.left.lock, comparison.left.status) == (True, "new")  # its lock is left, and counts no longer
     assert Run.open(comparison.survivor).status == "done"
     assert str(comparison.survivor / "log.txt") in map(str, comparison.left.times)
@@ -176,7 +187,7 @@ def test_a_comparison_ends_with_a_table_and_figures(comparison):
 
 def test_a_finished_comparison_runs_nothing_and_prints_the_same(comparison, teacher, monkeypatch):
     before = times(comparison.killed, comparison.survivor)
-    monkeypatch.setattr(study.subprocess, "Popen", None)
+    monkeypatch.setattr(local.subprocess, "Popen", None)
     third = compare("--teachers", teacher, "--out", comparison.out)
     assert (third.code, third.out) == (0, comparison.second.out)
     assert times(comparison.killed, comparison.survivor) == before
@@ -201,7 +212,7 @@ def test_a_precision_once_measured_is_kept(comparison, teacher, monkeypatch):
 
 
 def test_without_scores_the_table_stands_and_the_figures_are_missed_aloud(comparison, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "execute", lambda *_: [])
+    monkeypatch.setattr(commands, "execute", lambda *_, **__: [])
     run = new_distillation(BASE, teacher, tmp_path / "out" / "run", MACHINE)
     run.write_result({"status": "done", "env": "CartPole-v1"})
     done = compare("--teachers", teacher, "--out", tmp_path / "out")
@@ -246,7 +257,7 @@ def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_complete
 
 
 def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatch):
-    processes, start = [], study._start
+    processes, start = [], local.launch
 
     def remembering_start(*arguments):
         processes.append(start(*arguments))
@@ -255,7 +266,7 @@ def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatc
     def failing_progress(run):
         raise InputError("the metrics are damaged")
 
-    monkeypatch.setattr(study, "_start", remembering_start)
+    monkeypatch.setattr(local, "launch", remembering_start)
     monkeypatch.setattr(study, "_progress", failing_progress)
     with pytest.raises(InputError, match="the metrics are damaged"):
         execute(make_plan(teacher).cells(), tmp_path, MACHINE, workers=2)

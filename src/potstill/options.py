@@ -1,0 +1,41 @@
+"""Words of the command line to options, and figures to words: what every command needs."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
+    """The options of `potstill COMMAND` as a `cls`; exits 2 with a line of help where they are wrong."""
+    keywords = {} if default is None else {"default": default}
+    options: T = tyro.cli(cls, args=list(arguments), prog=f"potstill {command}", **keywords)
+    return options
+
+
+def peek(arguments: Sequence[str], flag: str, default: str) -> str:
+    """The value of `flag`, before the defaults that depend on it are known."""
+    for word, following in reversed(list(zip(arguments, [*arguments[1:], None], strict=True))):  # the last one counts
+        if word == flag and following is not None:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return default
+
+
+def describe(record: dict[str, Any]) -> str:
+    """A record for people: a line per figure, lists left out but for the interval."""
+    shown = {name: value for name, value in record.items() if name != "returns" and value is not None}
+    return "\n".join(f"{name.replace('_', ' '):<26}{describe_value(value)}" for name, value in shown.items())
+
+
+def describe_value(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, list):
+        return " to ".join(describe_value(item) for item in value)
+    return f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,112 @@
+"""Runs on the machines of a Ray cluster: an actor per run, whose files travel both ways through Ray.
+
+No file system is shared. The actor gets the run's directory and the policies it begins with, does the run in a process
+of its own, and hands back what changed whenever it is asked; so a run whose machine is lost goes on elsewhere from the
+last save that arrived.
+"""
+
+import logging
+import signal
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from potstill.checkpoints import write_atomically
+from potstill.errors import InputError
+from potstill.jobs import Machine
+from potstill.policies import load_policy
+from potstill.runs import Run
+from potstill.study.remote import KEPT, RemoteRun
+
+POLL_SECONDS = 1.0
+
+
+def connect(address: str | None) -> int:
+    """Connects to the cluster at `address`, or to one that this machine's cores make up; the CPUs it has.
+
+    Raises:
+        InputError: Ray is not installed, or nothing answers there.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--executor ray needs Ray: pip install 'potstill[ray]'") from error
+    # A module of ours is found on the other machines where potstill is installed there: nothing of the code travels.
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 0))
+
+
+class RemoteProcess:
+    """A run on the cluster, seen from here; as `local.LocalProcess`."""
+
+    def __init__(self, run: Run, machine: Machine, data: Path) -> None:
+        import ray
+
+        self.run = run
+        self.returncode: int | None = None
+        self._seen = time.time()
+        files = {path.name: path.read_bytes() for path in run.path.iterdir() if path.name in (*KEPT, "config.json")}
+        origins = {}
+        for role in ("teacher", "initial"):
+            if role in run.config:
+                policy = load_policy(Path(run.config[role])).path
+                origins[role] = {"policy.safetensors": policy.read_bytes()}
+                if (policy.parent / "result.json").is_file():  # its known score, which need not be played again
+                    origins[role]["result.json"] = (policy.parent / "result.json").read_bytes()
+        # Its own threads are the worker process's; a lost machine is ours to answer, from the last save.
+        remote: Any = ray.remote(RemoteRun)
+        self._actor = remote.options(num_cpus=1, max_restarts=0).remote()
+        self._begun = self._actor.start.remote(files, origins, asdict(machine))
+        self._asked: Any = None
+        self._next = 0.0
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the run goes on; what the run wrote since is written here."""
+        import ray
+
+        if self.returncode is not None:
+            return self.returncode
+        try:
+            if self._asked is None and time.monotonic() >= self._next:
+                self._asked = self._actor.poll.remote()
+            if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+                code, files, silence = ray.get(self._asked)
+                self._asked, self._next = None, time.monotonic() + POLL_SECONDS
+                self._seen = time.time() - silence
+                for name, content in files.items():
+                    write_atomically(self.run.path / name, content)
+                self.returncode = code
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+            self.returncode = -signal.SIGKILL  # its machine, or its process there, is gone
+        return self.returncode
+
+    def last_sign(self) -> float:
+        """Seconds since 1970 of the last sign of life; while it waits for a machine, now."""
+        import ray
+
+        return self._seen if ray.wait([self._begun], timeout=0)[0] else time.time()
+
+    def terminate(self) -> None:
+        self._actor.stop.remote(int(signal.SIGTERM))
+
+    def kill(self) -> None:
+        self._actor.stop.remote(int(signal.SIGKILL))
+        self.returncode = -signal.SIGKILL
+
+    def close(self) -> None:
+        """Waits for the end, fetches what is left, and gives the machine back."""
+        import ray
+
+        deadline = time.monotonic() + 60
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._actor.close.remote(), timeout=10)
+        ray.kill(self._actor)

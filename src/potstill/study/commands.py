@@ -1,0 +1,251 @@
+"""`potstill compare` and `potstill study`: parse, run the cells, print the table."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional
+
+from potstill.checkpoints import write_atomically
+from potstill.errors import InputError
+from potstill.jobs import Machine
+from potstill.options import describe_value, parse, peek
+from potstill.report import figures
+from potstill.results import curves_table, episodes_table, runs_table, write_tables
+from potstill.runs import next_directory
+from potstill.study import records, tune
+from potstill.study.execute import StudyInterrupted, execute
+from potstill.study.grid import Grid
+from potstill.study.plan import Plan, read_plan
+
+
+@dataclass(frozen=True)
+class _Compare:
+    out: Path | None = None
+    """Folder of the comparison. Where it exists, only what is missing is run. Default: a new one under distill_run/."""
+    workers: int = 0
+    """Runs at a time, each on one core; 0 takes all cores."""
+    grid: OmitArgPrefixes[Grid] = field(default_factory=Grid)
+    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """`potstill compare`: a grid of distillations, then its tables and figures."""
+    for one in ("--width", "--lead", "--seed"):
+        if peek(arguments, one, ""):
+            raise InputError(f"{one} is of a single distillation: write {one}s and what to compare")
+    options = parse(_Compare, arguments, "compare", _Compare())
+    out = options.out or next_directory(Path("distill_run"), "comparison")
+    cells = options.grid.cells()
+    failed = {}
+    try:
+        for ended in execute(cells, out, options.machine, workers=options.workers):
+            if ended.error is not None:
+                failed[ended.cell.name] = ended.error
+    except StudyInterrupted as stop:
+        print(f"potstill: {stop}: --out {out}", file=sys.stderr)
+        sys.exit(stop.code)
+    write_tables(out)
+    _print_table(runs_table(out))
+    done = runs_table(out).filter(status="done").height
+    for draw, table in (
+        (figures.size_score, runs_table),
+        (figures.learning_curves, curves_table),
+        (figures.score_distributions, episodes_table),
+        (figures.agreement_score, runs_table),
+    ):
+        if done:
+            path = out / f"{draw.__name__}.png"
+            try:
+                figures.save(draw(table(out)), path)
+                print(path)
+            except InputError as error:  # not evaluated, or of several tasks: the table stands without the figure
+                print(f"potstill: no {path}: {error}", file=sys.stderr)
+    _exit_for(failed, len(cells))
+
+
+@dataclass(frozen=True)
+class _StudyMachine:
+    """What of `Machine` a study leaves open: its evaluation is the plan's, its runs have one thread each."""
+
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
+    track: bool = False
+    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
+    quiet: bool = False
+    """Show no progress."""
+    save_every: float = 60.0
+    """Seconds between two saves of a run's resume state."""
+
+
+@dataclass(frozen=True)
+class _StudyRun:
+    plan: Positional[Path]
+    """The plan, a TOML file: see docs/study.md."""
+    out: Path | None = None
+    """Folder of the study's records, with the run directories under `runs`. Default: results/<name of the plan>."""
+    workers: int = 0
+    """Runs at a time, each on one core; 0 takes all cores."""
+    retries: int = 1
+    """How often a run whose process died is started again, from its last save."""
+    patience: float = 900.0
+    """Seconds without a sign of life after which a run counts as hung."""
+    executor: Literal["local", "ray"] = "local"
+    """Where runs go: the cores of this machine, or a Ray cluster."""
+    ray_address: str | None = None
+    """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
+    machine: OmitArgPrefixes[_StudyMachine] = field(default_factory=_StudyMachine)
+
+
+@dataclass(frozen=True)
+class _StudyStatus:
+    plan: Positional[Path]
+    """The plan, a TOML file."""
+    out: Path | None = None
+    """Folder of the study's records. Default: results/<name of the plan>."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+@dataclass(frozen=True)
+class _StudyTable:
+    folder: Positional[Path]
+    """Folder of a study's records, or of run directories."""
+    out: Path
+    """The table: .csv or .parquet; must not exist."""
+
+
+def study(arguments: Sequence[str]) -> None:
+    """`potstill study run|status|table|tune`."""
+    commands = {"run": _run, "status": _status, "table": _table, "tune": _tune}
+    word, *rest = arguments or [""]
+    if word in ("-h", "--help"):
+        print("usage: potstill study run PLAN | status PLAN | tune PLAN | table FOLDER --out FILE")
+        print("\npotstill study run --help lists its options with their defaults; so do the others.")
+        return
+    if word not in commands:
+        raise InputError(f"potstill study {word}: write one of {', '.join(commands)}, such as potstill study run PLAN")
+    commands[word](rest)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    options = parse(_StudyRun, arguments, "study run")
+    plan = read_plan(options.plan)
+    out = options.out or Path("results") / plan.name
+    failed = _drive(plan, out, options)
+    _exit_for(failed, len(plan.cells()))
+
+
+def _drive(plan: Plan, out: Path, options: _StudyRun) -> dict[str, str]:
+    """Runs a plan and prints its table; the runs that failed, with the reason."""
+    machine = Machine(**vars(options.machine))
+    failed, ran = {}, 0
+    limits: dict[str, Any] = {"workers": options.workers, "retries": options.retries, "patience": options.patience}
+    if options.executor == "ray":
+        from potstill.study import cluster
+
+        cores = cluster.connect(options.ray_address)
+        limits |= {"workers": options.workers or cores, "start": cluster.RemoteProcess}
+    elif options.ray_address is not None:
+        raise InputError("--ray-address goes with --executor ray")
+    runs = records.run_study(plan, out, machine, **limits)
+    try:
+        for ended in runs:
+            ran += 1
+            if ended.error is not None:
+                failed[ended.cell.name] = ended.error
+    except StudyInterrupted as stop:
+        print(f"potstill: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
+    if ran:
+        _print_table(runs_table(out))
+    else:
+        print("nothing to do: all runs of the plan are done")
+    print(out)
+    return failed
+
+
+def _tune(arguments: Sequence[str]) -> None:
+    options = parse(_StudyRun, arguments, "study tune")
+    plan = read_plan(options.plan)
+    trial_plan = tune.tuning_plan(plan)
+    out = (options.out or Path("results") / plan.name) / "tune"
+    failed = _drive(trial_plan, out, options)
+    _exit_for(failed, len(trial_plan.cells()))
+    chosen = tune.as_toml(tune.choose(plan, list(records.recorded(trial_plan.cells(), out).values())))
+    write_atomically(out / "chosen.toml", chosen.encode())
+    print(chosen)
+    print(out / "chosen.toml")
+
+
+def _status(arguments: Sequence[str]) -> None:
+    options = parse(_StudyStatus, arguments, "study status")
+    plan = read_plan(options.plan)
+    report = records.status(plan, options.out or Path("results") / plan.name)
+    if options.json:
+        print(json.dumps(report))
+        return
+    counts = (f"{report[state]} {state}" for state in ("done", "running", "interrupted", "failed", "missing"))
+    print(f"{report['study']}: {report['planned']} runs, {', '.join(counts)}")
+    for name, error in report["failures"].items():
+        print(f"{name}: {error}")
+
+
+def _table(arguments: Sequence[str]) -> None:
+    options = parse(_StudyTable, arguments, "study table")
+    if options.out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{options.out} is neither a .csv nor a .parquet")
+    if options.out.exists():
+        raise InputError(f"{options.out} exists: choose another --out")
+    table = runs_table(options.folder)
+    write_atomically(options.out, _encode(table, options.out.suffix))
+    print(options.out)
+
+
+def _encode(table: pl.DataFrame, suffix: str) -> bytes:
+    if suffix == ".csv":
+        return table.write_csv().encode()
+    from io import BytesIO
+
+    buffer = BytesIO()
+    table.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _exit_for(failed: dict[str, str], planned: int) -> None:
+    """Nothing fails silently: exit code 1, and why, run by run."""
+    if failed:
+        print(f"potstill: {len(failed)} of {planned} runs failed (see log.txt there):", file=sys.stderr)
+        for name, error in failed.items():
+            print(f"  {name}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_table(table: pl.DataFrame) -> None:
+    shown = {
+        "run": "run",
+        "parameters": "parameters",
+        "score": "score",
+        "ci95_low": "from",
+        "ci95_high": "to",
+        "score_sampled": "sampled",
+        "score_nosticky": "not sticky",
+        "teacher_score": "teacher",
+        "agreement": "agreement",
+        "p_negative": "P(score<0)",
+        "latency_ms": "ms",
+        "wall_seconds": "seconds",
+        "status": "status",
+    }
+    output = Table(title="greedy, 95 % interval over distinct games", title_justify="left")
+    for name, heading in shown.items():
+        output.add_column(heading, justify="left" if name in ("run", "status") else "right")
+    for row in table.sort("parameters", nulls_last=True).iter_rows(named=True):
+        output.add_row(*(describe_value(row.get(name)) for name in shown))
+    Console(width=1_000).print(output)  # as wide as it comes: a run's name cut short is no name

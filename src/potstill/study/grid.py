@@ -1,0 +1,60 @@
+"""A comparison from the command line: teachers x widths x leads x seeds, each one distillation."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from potstill.distill import DistillConfig, Lead
+from potstill.errors import InputError
+from potstill.networks import parse_width
+from potstill.study.plan import Cell
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison of distillations. Every combination is run once."""
+
+    teachers: tuple[Path, ...] = (Path("experts/pong/seed-0"),)
+    """Run directories, expert directories or checkpoints."""
+    widths: tuple[str, ...] = ("1/4", "1/8", "1/16")
+    """Widths of the students."""
+    leads: tuple[Lead, ...] = ("student",)
+    """Whose states the students learn from."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the students."""
+    base: DistillConfig = field(default_factory=DistillConfig)
+    """What all runs have in common."""
+
+    def cells(self) -> list[Cell]:
+        """Every combination, largest students last so that a table fills from the quick end.
+
+        Raises:
+            InputError: an axis of the grid is empty or names something twice.
+        """
+        for name in ("teachers", "widths", "leads", "seeds"):
+            values = getattr(self, name)
+            meant = {parse_width(value) if name == "widths" else value for value in values}  # 1/8 is 0.125
+            if not values or len(meant) < len(values):
+                raise InputError(
+                    f"{name} must name at least one, and none twice: {' '.join(map(str, values)) or 'none'}"
+                )
+        widths = sorted(self.widths, key=parse_width)
+        several = len(self.teachers) > 1
+        return [
+            Cell(
+                "_".join(
+                    [
+                        *([f"teacher-{number}"] if several else []),
+                        f"width-{width.replace('/', '_')}",
+                        lead,
+                        f"seed-{seed}",
+                    ]
+                ),
+                f"distill-{lead}",
+                replace(self.base, network=replace(self.base.network, width=width), lead=lead, seed=seed),
+                teacher,
+            )
+            for width in widths
+            for lead in self.leads
+            for number, teacher in enumerate(self.teachers)
+            for seed in self.seeds
+        ]

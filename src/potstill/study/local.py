@@ -1,0 +1,89 @@
+"""A run in a process of its own on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from potstill.runs import Run
+
+if TYPE_CHECKING:  # which brings torch along
+    from potstill.jobs import Machine
+
+
+class Process(Protocol):
+    """A run that goes on somewhere."""
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def last_sign(self) -> float: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str, Path]) -> "subprocess.Popen[bytes]":
+    """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory."""
+    places = {role: str(path) for role, path in origins.items()}
+    job = {"run": str(run), "machine": machine, "data": str(data), "origins": places}
+    with open(run / "log.txt", "ab") as log:
+        # Its own session: Ctrl-C reaches this process alone, which then asks its workers to save.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "potstill.study.worker"],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it died at once: its exit code and log tell
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+class LocalProcess:
+    """A worker on this machine."""
+
+    def __init__(self, run: Run, machine: "Machine", data: Path) -> None:
+        self.run = run
+        self.began = time.time()
+        self.process = launch(run.path, asdict(machine), data, {})
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the run goes on."""
+        return self.process.poll()
+
+    def last_sign(self) -> float:
+        """Seconds since 1970 of the last sign of life."""
+        seen = self.began
+        for path in (self.run.lock_path, self.run.metrics_path, self.run.path / "log.txt"):
+            with suppress(FileNotFoundError):  # a lock comes and goes
+                seen = max(seen, path.stat().st_mtime)
+        return seen
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def close(self) -> None:
+        """Waits for the end."""
+        self.process.wait()
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):  # the process is gone, and what was not written is lost with it
+                self.process.stdin.close()

@@ -1,0 +1,141 @@
+"""A study's folder: one small JSON record per run, `study.json`, and the run directories themselves under `runs/`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from potstill import __version__, evaluation
+from potstill.checkpoints import write_atomically
+from potstill.envs import Envs, find_env
+from potstill.errors import InputError, reason
+from potstill.jobs import Machine
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import load_policy, recorded_result
+from potstill.results import as_record, read_runs
+from potstill.runs import Run
+from potstill.study.execute import Ended, execute, identity, taught_by
+from potstill.study.plan import Cell, Plan
+
+_COSTS = ("env_steps", "gradient_steps", "training_macs")
+
+
+def run_study(plan: Plan, out: Path, machine: Machine, **options: Any) -> Iterator[Ended]:
+    """Runs what the plan asks for and `out` does not hold yet; every run that ends leaves its record in `out`.
+
+    A run that is recorded as done is never run again. What failed is run again by the next call.
+
+    Args:
+        options: `workers`, `retries`, `patience` and `start`, as `execute` has them.
+
+    Yields:
+        Every run as it ends.
+
+    Raises:
+        InputError: `out` holds a record of a run with other settings, or another process works there.
+        StudyInterrupted: as `execute`.
+    """
+    cells = plan.cells()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
+    machine = replace(machine, evaluate=plan.evaluation.episodes, starts=plan.evaluation.starts)
+    folder = Run(out, {})  # for its lock alone
+    with folder.lock():
+        done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
+        document = {"name": plan.name, "plan": plan.text, "potstill": __version__, "planned": len(cells)}
+        document["random_score"] = _random_score(plan, out, machine)
+        write_atomically(out / "study.json", _json(document))
+        for ended in execute(
+            cells,
+            out / "runs",
+            machine,
+            done=done,
+            study=folder,
+            **options,
+        ):
+            record = make_record(ended, out / "runs") | {"random_score": document["random_score"]}
+            write_atomically(out / f"{ended.cell.name}.json", _json(record))
+            yield ended
+
+
+def recorded(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
+    """The records in `out` of these cells, by name.
+
+    Raises:
+        InputError: one is of a run with other settings, or damaged.
+    """
+    names = {cell.name: cell for cell in cells}
+    if not out.is_dir() or not any(path.name != "study.json" for path in out.glob("*.json")):
+        return {}
+    found = {record["run"]: record for record in read_runs(out) if record["run"] in names}
+    hashes: dict[Path, str] = {}
+    for name, record in found.items():
+        if record.get("identity") != identity(names[name], hashes):
+            raise InputError(
+                f"{out / name}.json is of a run with other settings or another teacher than the plan now asks for:"
+                " name the study otherwise, choose another --out, or move that record away"
+            )
+    return found
+
+
+def status(plan: Plan, out: Path) -> dict[str, Any]:
+    """How far a study is: counts of done, running, interrupted, failed and missing runs, and the failed by name."""
+    cells = plan.cells()
+    records = recorded(cells, out)
+    counts = dict.fromkeys(("done", "running", "interrupted", "failed", "missing"), 0)
+    failed = {}
+    for cell in cells:
+        state = records[cell.name]["status"] if cell.name in records else "missing"
+        path = out / "runs" / cell.name
+        if state != "done" and (path / "config.json").is_file():
+            now = Run.open(path).status
+            state = (
+                state
+                if state == "failed" and now != "running"
+                else {"new": "missing", "done": "interrupted"}.get(now, now)
+            )
+        counts[state] += 1
+        if state == "failed":
+            failed[cell.name] = str(records.get(cell.name, {}).get("error"))
+    return {"study": plan.name, "planned": len(cells), **counts, "failures": failed}
+
+
+def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
+    """What is kept of a run: its result, what it was, what its teacher cost, its learning curve."""
+    cell, run = ended.cell, ended.run
+    record: dict[str, Any] = {"run": cell.name}
+    if run is not None:
+        record = as_record(run.path)
+    record |= {"status": "done" if ended.error is None else "failed", "error": ended.error}
+    record["identity"] = identity(cell, {})
+    teacher = taught_by(cell)
+    record |= {"arm": cell.arm, "method": cell.method, "teacher": teacher.name if teacher is not None else None}
+    if teacher is not None:
+        theirs = recorded_result(load_policy(teacher)) or {}
+        record |= {f"teacher_{cost}": theirs.get(cost) for cost in _COSTS}
+    if cell.start_from is not None and (runs / cell.start_from.name / "result.json").is_file():
+        before = json.loads((runs / cell.start_from.name / "result.json").read_bytes())
+        record |= {f"initial_{cost}": before.get(cost) for cost in _COSTS}
+    return record
+
+
+def _random_score(plan: Plan, out: Path, machine: Machine) -> float:
+    """Mean score of a uniformly random policy over 32 games, measured once per study."""
+    try:
+        return float(json.loads((out / "study.json").read_bytes())["random_score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    env = find_env(plan.env)
+    with closing(Envs(env, 1)) as envs:
+        policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions, envs.continuous)
+    start = evaluation.Start(steps=1 << 40)  # it never takes over
+    *_, last = evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=machine.cores)
+    return float(last.summary()["mean"])
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()

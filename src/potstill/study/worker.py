@@ -1,0 +1,47 @@
+"""One run in a process of its own, for as long as the study that started it lives: `python -m potstill.study.worker`.
+
+Reads one JSON line on stdin: {"run": directory, "machine": settings, "data": folder, "origins": {role: policy}}. The
+study keeps the other end of stdin open; when it closes, however the study ended, the run saves and stops.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from potstill.errors import DivergedError, InputError, Terminated, reason
+from potstill.jobs import Interrupted, Machine, execute
+from potstill.policies import rebuild
+from potstill.runs import Run
+
+
+def main() -> None:
+    """Does the run; exits 0, or 1 with a line that says why, or 130 / 143 where it was asked to stop."""
+    job = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGTERM, _terminate)  # where no loop waits for it
+    threading.Thread(target=_stop_with_the_study, daemon=True).start()
+    try:
+        origins = {role: Path(path) for role, path in job["origins"].items()}
+        execute(Run.open(Path(job["run"])), rebuild(Machine, job["machine"]), Path(job["data"]), origins)
+    except Interrupted as stop:
+        print(f"potstill: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
+    except (InputError, DivergedError) as error:
+        sys.exit(f"potstill: {error}")
+    except OSError as error:
+        sys.exit(f"potstill: {reason(error)}" + (f": {error.filename}" if error.filename else ""))
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _stop_with_the_study() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

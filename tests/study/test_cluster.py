@@ -1,0 +1,173 @@
+"""On a real Ray, started here. Its workers run at the least priority: on a busy machine these tests are slow."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from potstill.envs import PRESETS
+from potstill.errors import InputError
+from potstill.jobs import Machine
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import save_policy
+from potstill.study import cluster
+from potstill.study.execute import StudyInterrupted
+from potstill.study.plan import read_plan
+from potstill.study.records import run_study
+
+pytestmark = pytest.mark.timeout(300)
+
+MACHINE = Machine(device="cpu", quiet=True, save_every=0.0)
+PLAN = """\
+env = "cartpole"
+widths = ["1/32"]
+seeds = [0]
+teachers = ["expert"]
+
+[evaluation]
+episodes = 4
+
+[arms.student]
+method = "distill"
+total-timesteps = 1024
+num-envs = 8
+batch-size = 32
+warmup-steps = 64
+value-coefficient = 0.5
+
+[arms.finetune]
+from = "student"
+total-timesteps = 2048
+"""
+LONG = """\
+env = "cartpole"
+widths = ["1/32"]
+seeds = [0]
+
+[evaluation]
+episodes = 4
+
+[arms.rl]
+total-timesteps = 81920
+"""
+SAME = ("score", "returns", "env_steps", "gradient_steps", "training_macs", "identity", "starts", "teacher_score")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.actor.weight *= 300
+    (folder / "expert").mkdir()
+    probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    save_policy(folder / "expert/policy.safetensors", policy, PRESETS["cartpole"], probe, {})
+    (folder / "expert/result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
+    return folder
+
+
+@pytest.fixture
+def two_machines():
+    """Two nodes of one CPU each, in one process group here; the first is the head."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = nodes.add_node(num_cpus=1)
+    assert cluster.connect(nodes.address) == 2
+    yield nodes, second
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def plan_of(folder, text, name):
+    (folder / f"{name}.toml").write_text(text)
+    return read_plan(folder / f"{name}.toml")
+
+
+def records(out):
+    return {path.stem: json.loads(path.read_bytes()) for path in out.glob("*_*.json")}
+
+
+def on_ray(plan, out, **options):
+    return list(run_study(plan, out, MACHINE, workers=2, start=cluster.RemoteProcess, **options))
+
+
+def wait_for(path, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def test_a_study_on_two_machines_comes_to_the_same_records_as_here(folder, two_machines, tmp_path):
+    plan = plan_of(folder, PLAN, "small")
+    assert [ended.error for ended in on_ray(plan, tmp_path / "ray")] == [None, None]
+    list(run_study(plan, tmp_path / "here", MACHINE, workers=1))
+    there, here = records(tmp_path / "ray"), records(tmp_path / "here")
+    assert there.keys() == here.keys()
+    for name in here:
+        assert {key: there[name].get(key) for key in SAME} == {key: here[name].get(key) for key in SAME}
+    assert not list(Path("/tmp").glob("potstill-*/run"))
+
+
+def test_a_run_goes_on_from_its_last_save_when_its_machine_or_process_is_lost(folder, two_machines, tmp_path):
+    nodes, second = two_machines
+    plan = plan_of(folder, LONG, "long")
+    name, lost = "rl_width-1_32_seed-0", []
+
+    def lose(run, machine, data):
+        """The first process is killed when its first save has arrived, the second loses its machine."""
+        process = cluster.RemoteProcess(run, machine, data)
+        poll = process.poll
+
+        def poll_and_lose():
+            code = poll()
+            if code is None and run.resume_path.exists() and len(lost) < 2 and process not in lost:
+                lost.append(process)
+                if len(lost) == 1:
+                    process._actor.stop.remote(int(signal.SIGKILL))
+                else:
+                    nodes.remove_node(second, allow_graceful=False)
+                    nodes.add_node(num_cpus=1)
+            return code
+
+        process.poll = poll_and_lose
+        return process
+
+    (ended,) = run_study(plan, tmp_path / "ray", MACHINE, workers=1, start=lose, retries=3)
+    assert ended.error is None
+    assert len(lost) == 2
+    list(run_study(plan, tmp_path / "here", MACHINE, workers=1))
+    there, here = records(tmp_path / "ray")[name], records(tmp_path / "here")[name]
+    assert {key: there.get(key) for key in SAME} == {key: here.get(key) for key in SAME}
+    assert [point["score"] for point in there["curve"]] == [point["score"] for point in here["curve"]]
+
+
+def test_a_cluster_that_does_not_answer_is_refused():
+    with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        cluster.connect("127.0.0.1:1")
+
+
+def test_the_process_of_a_stopped_study_leaves_nothing_behind(folder, two_machines, tmp_path):
+    plan = plan_of(folder, LONG.replace("81920", "100_000_000"), "endless")
+    generator = run_study(plan, tmp_path / "ray", MACHINE, workers=1, start=cluster.RemoteProcess)
+    resume = tmp_path / "ray/runs/rl_width-1_32_seed-0/resume.safetensors"
+
+    def interrupt(number, frame):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 15)
+    try:
+        with pytest.raises(StudyInterrupted):
+            list(generator)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert resume.exists()
+    assert not list(Path("/tmp").glob("potstill-*/run"))

@@ -1,0 +1,185 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from potstill.distill import DistillConfig
+from potstill.errors import InputError
+from potstill.study.plan import ARMS, line_of, read_plan
+
+PLAN = """\
+env = "cartpole"
+widths = ["1/8", "1/16"]
+seeds = [3, 4]
+teachers = ["experts/a", "experts/b"]
+
+[evaluation]
+episodes = 20
+starts = [50]
+
+[arms.rl]
+total-timesteps = 8192
+
+[arms.rl.width."1/16"]
+max-learning-rate = 1e-2
+
+[arms.distill-student]
+seeds = [3]
+value-coefficient = 1
+
+[arms.finetune]
+from = "distill-student"
+seeds = [3]
+"""
+
+
+def write(folder, text=PLAN):
+    path = folder / "small.toml"
+    path.write_text(text)
+    return path
+
+
+def refused(folder, old, new):
+    """What is said of the plan with `old` replaced; it names the file once."""
+    assert old in PLAN
+    with pytest.raises(InputError) as error:
+        read_plan(write(folder, PLAN.replace(old, new, 1)))
+    assert str(error.value).startswith(str(folder / "small.toml"))
+    return str(error.value).removeprefix(str(folder / "small.toml"))
+
+
+def test_a_plan_is_every_arm_at_every_width_from_every_seed_and_teacher(tmp_path):
+    plan = read_plan(write(tmp_path))
+    assert (plan.name, plan.env, plan.evaluation.episodes, plan.evaluation.starts) == ("small", "cartpole", 20, (50,))
+    assert [cell.name for cell in plan.cells()[:6]] == [
+        "rl_width-1_16_seed-3",
+        "rl_width-1_16_seed-4",
+        "distill-student_width-1_16_teacher-a_seed-3",
+        "distill-student_width-1_16_teacher-b_seed-3",
+        "finetune_width-1_16_teacher-a_seed-3",
+        "finetune_width-1_16_teacher-b_seed-3",
+    ]
+    assert len(plan.cells()) == 12
+
+
+def test_settings_are_the_tasks_then_the_arms_then_the_widths(tmp_path):
+    cells = {cell.name: cell for cell in read_plan(write(tmp_path)).cells()}
+    small, large = cells["rl_width-1_16_seed-3"].config, cells["rl_width-1_8_seed-3"].config
+    assert (small.network.width, small.seed, small.total_timesteps, small.max_learning_rate) == ("1/16", 3, 8192, 1e-2)
+    assert (large.total_timesteps, large.max_learning_rate) == (8192, 5e-3)
+    assert small.env.id == "CartPole-v1"
+    student = cells["distill-student_width-1_8_teacher-b_seed-3"]
+    assert student.config == replace(DistillConfig(), network=large.network, seed=3, value_coefficient=1.0)
+    assert student.teacher == tmp_path / "experts" / "b"
+
+
+def test_a_finetune_begins_with_the_student_of_its_own_width_seed_and_teacher(tmp_path):
+    cells = {cell.name: cell for cell in read_plan(write(tmp_path)).cells()}
+    tuned = cells["finetune_width-1_8_teacher-b_seed-3"]
+    assert tuned.start_from == cells["distill-student_width-1_8_teacher-b_seed-3"]
+    assert (tuned.method, tuned.teacher) == ("finetune", None)
+
+
+def test_pairing_by_cycle_gives_each_seed_one_teacher_in_turn(tmp_path):
+    text = PLAN.replace("seeds = [3, 4]", 'pairing = "cycle"\nseeds = [3, 4, 5]').replace("seeds = [3]\n", "")
+    names = [cell.name for cell in read_plan(write(tmp_path, text)).cells() if cell.arm == "distill-student"]
+    assert names[:3] == [
+        "distill-student_width-1_16_teacher-a_seed-3",
+        "distill-student_width-1_16_teacher-b_seed-4",
+        "distill-student_width-1_16_teacher-a_seed-5",
+    ]
+
+
+def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
+    def identities(text=PLAN, teacher="0" * 12):
+        return {cell.name: cell.identity(teacher) for cell in read_plan(write(tmp_path, text)).cells()}
+
+    first = identities()
+    assert len(set(first.values())) == 8  # the two teachers are one here
+    assert identities() == first
+    assert identities(PLAN.replace("episodes = 20", "episodes = 30")) == first
+    changed = identities(PLAN.replace("value-coefficient = 1", "value-coefficient = 2"))
+    assert {name.split("_")[0] for name in first if changed[name] != first[name]} == {"distill-student", "finetune"}
+    other_teacher = identities(teacher="1" * 12)
+    assert (
+        other_teacher["distill-student_width-1_8_teacher-a_seed-3"]
+        != first["distill-student_width-1_8_teacher-a_seed-3"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('env = "cartpole"', 'env = "cartpol"', ", line 1: no environment is called 'cartpol'; did you mean cartpole?"),
+        ('env = "cartpole"', "", ", line 1: env is missing"),
+        ("seeds = [3, 4]", "seed = [3, 4]", ", line 3: seed is not a key of a plan; did you mean seeds?"),
+        ("seeds = [3, 4]", "seeds = [3, 3]", ", line 3: seeds must name at least one, and none twice: 3, 3"),
+        ("seeds = [3, 4]", 'seeds = ["3"]', ", line 3: seeds should be a whole number, not '3'"),
+        ('"1/8", "1/16"', '"1/8", "0.125"', ", line 2: widths must name at least one, and none twice: 1/8, 0.125"),
+        ('"1/8", "1/16"', '"1/8", "0"', ", line 2: width must be above 0 and at most 16, not 0"),
+        ("episodes = 20", "episodes = 0", ", line 6: episodes and starts are at least 1"),
+        ("[arms.rl]", "[arms.rll]", ", line 10: no arm is called 'rll': did you mean rl?"),
+        ("total-timesteps = 8192", "total-steps = 8192", ", line 11: rl has no setting 'total-steps': did you mean"),
+        ("total-timesteps = 8192", "total-timesteps = 0", ", line 10: total-timesteps must be at least 1, not 0"),
+        ("total-timesteps = 8192", "total-timesteps = 8e3", ", line 11: total-timesteps should be a whole number, not"),
+        ("total-timesteps = 8192", "network = 1", ", line 11: rl has no setting 'network'"),
+        ('[arms.rl.width."1/16"]', '[arms.rl.width."1/4"]', ", line 13: width 1/4 is not one of this arm's: 1/8, 1/16"),
+        ("max-learning-rate = 1e-2", "max-learning-rate = -1.0", "max-learning-rate must be positive and finite"),
+        ('from = "distill-student"', 'from = "rl"', ", line 21: from names an arm of this plan that distils, not 'rl'"),
+        ('from = "distill-student"', "", ", line 20: arms.finetune.from is missing"),
+        ('from = "distill-student"\nseeds = [3]', 'from = "distill-student"', "which the plan does not make"),
+        ('"experts/b"', '"other/a"', ", line 4: two teachers have the same last name"),
+        ("[evaluation]", "[evaluation", " is not TOML: Expected ']' at the end of a table declaration (at line 6"),
+    ],
+)
+def test_a_bad_plan_is_refused_with_its_line_and_what_would_be_right(tmp_path, old, new, words):
+    said = refused(tmp_path, old, new)
+    assert words in said
+    assert "\n" not in said
+
+
+def test_a_plan_that_is_too_large_or_not_there_is_refused(tmp_path):
+    path = write(tmp_path, "# " + "x" * (1 << 20))
+    with pytest.raises(InputError, match=r"small.toml is no plan: it is larger than 1024 KiB"):
+        read_plan(path)
+    with pytest.raises(InputError, match=r"cannot read the plan .*none.toml: no such file or directory"):
+        read_plan(tmp_path / "none.toml")
+
+
+def test_deeply_nested_toml_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not TOML"):
+        read_plan(write(tmp_path, "a = " + "[" * 100_000))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden"])
+def test_the_name_of_a_plan_cannot_lead_out_of_the_results(tmp_path, name):
+    assert "becomes a folder" in refused(tmp_path, 'env = "cartpole"', f'name = "{name}"\nenv = "cartpole"')
+
+
+def test_the_line_of_a_key_is_found_in_its_own_table():
+    text = 'seeds = [1]\n[arms.a]\nseeds = [2]\n[arms."b c"]\n# seeds\nseeds = [3]\n'
+    assert line_of(text, ("seeds",)) == 1
+    assert line_of(text, ("arms", "a", "seeds")) == 3
+    assert line_of(text, ("arms", "b c", "seeds")) == 6
+    assert line_of(text, ("arms", "b c", "width")) == 4
+
+
+def test_every_named_arm_can_be_planned(tmp_path):
+    arms = "".join(
+        f"[arms.{name}]\n{chr(10) + 'from = ' + chr(34) + 'distill-student' + chr(34) if name == 'finetune' else ''}\n"
+        for name in ARMS
+    )
+    text = PLAN[: PLAN.index("[arms.rl]")] + arms
+    cells = read_plan(write(tmp_path, text)).cells()
+    assert {cell.arm for cell in cells} == set(ARMS)
+    split = next(cell for cell in cells if cell.arm == "rl-split")
+    assert (split.config.network.critic, split.method) == ("split", "rl")
+
+
+@pytest.mark.parametrize(
+    "plan", sorted((Path(__file__).parents[2] / "plans").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there(plan):
+    cells = read_plan(plan).cells()
+    assert cells
+    assert all(cell.teacher is None or (cell.teacher / "policy.safetensors").is_file() for cell in cells)

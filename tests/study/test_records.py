@@ -1,0 +1,275 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from potstill.cli import main
+from potstill.envs import PRESETS
+from potstill.errors import InputError
+from potstill.jobs import Machine
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import save_policy
+from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
+from potstill.study import execute, local
+from potstill.study.plan import read_plan
+from potstill.study.records import make_record, run_study, status
+
+MACHINE = Machine(device="cpu", threads=2, quiet=True)
+NAMES = [
+    "rl_width-1_32_seed-0",
+    "student_width-1_32_teacher-expert_seed-0",
+    "finetune_width-1_32_teacher-expert_seed-0",
+]
+PLAN = """\
+env = "cartpole"
+widths = ["1/32"]
+seeds = [0]
+teachers = ["expert"]
+
+[evaluation]
+episodes = 4
+starts = [5, 50]
+
+[arms.rl]
+total-timesteps = 20480
+num-steps = 64
+minibatch-size = 512
+
+[arms.student]
+method = "distill"
+total-timesteps = 1024
+num-envs = 8
+batch-size = 32
+warmup-steps = 64
+value-coefficient = 0.5
+
+[arms.finetune]
+from = "student"
+total-timesteps = 2048
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def handler():
+    """A command minds SIGTERM; the tests after it do as before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def write(folder, text=PLAN):
+    (folder / "plan.toml").write_text(text)
+    return folder / "plan.toml"
+
+
+def save_teacher(path):
+    policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.actor.weight *= 300
+    path.mkdir()
+    probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    save_policy(path / "policy.safetensors", policy, PRESETS["cartpole"], probe, {})
+    (path / "result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
+
+
+def study(*words):
+    """`potstill study` in this process; exit code, stdout and stderr."""
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(["study", *map(str, words)])
+        except SystemExit as stop:
+            code = stop.code
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def run(plan, out):
+    return study("run", plan, "--out", out, "--quiet", "--workers", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A whole study: three runs, one of which begins with another's policy."""
+    folder = tmp_path_factory.mktemp("study")
+    save_teacher(folder / "expert")
+    plan, out = write(folder), folder / "results"
+    before = study("status", plan, "--out", out, "--json")
+    return SimpleNamespace(folder=folder, plan=plan, out=out, before=before, first=run(plan, out))
+
+
+def test_a_study_ends_with_a_record_of_every_run_and_says_so(done):
+    assert (done.first.code, done.first.err) == (0, "")
+    assert sorted(path.stem for path in done.out.glob("*.json")) == sorted([*NAMES, "study"])
+    assert json.loads(done.before.out)["missing"] == 3
+    report = json.loads(study("status", done.plan, "--out", done.out, "--json").out)
+    assert report == dict.fromkeys(("running", "interrupted", "failed", "missing"), 0) | {
+        "study": "plan",
+        "planned": 3,
+        "done": 3,
+        "failures": {},
+    }
+
+
+def test_a_record_tells_what_was_run_what_it_cost_and_how_it_scored(done):
+    rl, student, tuned = (json.loads((done.out / f"{name}.json").read_bytes()) for name in NAMES)
+    assert (rl["arm"], rl["method"], rl["teacher"], rl["env_steps"]) == ("rl", "rl", None, 20480)
+    assert (student["arm"], student["method"], student["teacher"]) == ("student", "distill", "expert")
+    assert (student["teacher_env_steps"], student["teacher_gradient_steps"]) == (77, None)
+    assert (tuned["arm"], tuned["method"], tuned["teacher_env_steps"]) == ("finetune", "finetune", 77)
+    assert tuned["initial_env_steps"] == 1024
+    assert tuned["initial_training_macs"] == student["training_macs"]
+    for record in (rl, tuned, student):
+        assert (record["status"], record["episodes"], len(record["returns"])) == ("done", 4, 4)
+        assert set(record["starts"]) == {"0", "5", "50"}
+        assert record["starts"]["0"]["score"] == record["score"]
+        assert 15 < record["random_score"] < 30
+        assert record["curve"][-1]["step"] == record["env_steps"]
+
+
+def test_training_macs_are_counted_by_hand_for_the_smallest_network(done):
+    rl = json.loads((done.out / f"{NAMES[0]}.json").read_bytes())
+    forward = 4 * 2 + 2 * 2 + 2 * 2 + 2 * 1  # two layers of two units, two logits, a value
+    backward = 2 * forward - 4 * 2  # no gradient of the inputs is asked for
+    assert rl["training_macs"] == rl["env_steps"] * forward + rl["gradient_steps"] * 512 * (forward + backward)
+
+
+def test_running_a_finished_study_again_does_nothing(done):
+    before = {path: path.stat().st_mtime_ns for path in done.out.glob("*_*")}
+    again = run(done.plan, done.out)
+    assert (again.code, again.out.splitlines()) == (0, ["nothing to do: all runs of the plan are done", str(done.out)])
+    assert {path: path.stat().st_mtime_ns for path in done.out.glob("*_*")} == before
+
+
+def test_records_alone_are_enough_to_know_what_is_done(done, tmp_path):
+    for record in done.out.glob("*.json"):
+        (tmp_path / record.name).write_bytes(record.read_bytes())
+    assert run(done.plan, tmp_path).out.startswith("nothing to do")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path):
+    (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
+    save_teacher(tmp_path / "expert")
+    plan = read_plan(write(tmp_path, PLAN.replace("[arms.rl]", "[arms.rl]\nseeds = [9]")))
+    names = [ended.cell.name for ended in run_study(plan, tmp_path, MACHINE, workers=2) if ended.cell.arm != "rl"]
+    assert names == NAMES[1:]
+
+
+def test_a_record_of_a_run_with_other_settings_is_refused_and_left(done):
+    plan = write(done.folder, PLAN.replace("value-coefficient = 0.5", "value-coefficient = 1"))
+    before = (done.out / f"{NAMES[1]}.json").read_bytes()
+    try:
+        refused = run(plan, done.out)
+    finally:
+        write(done.folder)
+    assert refused.code == 2
+    assert f"{NAMES[2]}.json is of a run with other settings or another teacher" in refused.err  # the first by name
+    assert (done.out / f"{NAMES[1]}.json").read_bytes() == before
+
+
+def test_a_study_that_another_process_runs_is_refused(done):
+    holder = execute.Run(done.out, {})
+    script = "import sys, time; from pathlib import Path; from potstill.runs import Run\n"
+    script += "with Run(Path(sys.argv[1]), {}).lock(): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script, str(done.out)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        refused = run(done.plan, done.out)
+        other.kill()
+    assert refused.code == 2
+    assert f"{done.out} is in use by process {other.pid}" in refused.err
+    assert run(done.plan, done.out).code == 0  # the lock of the dead is taken over
+    assert not holder.lock_path.exists()
+
+
+def test_the_tables_of_records_are_those_of_run_directories(done, tmp_path):
+    table = runs_table(done.out)
+    assert table["run"].to_list() == sorted(NAMES)
+    assert set(table.columns) <= set(COLUMNS)
+    assert table.filter(run=NAMES[1])["score_start_50"][0] > 0
+    assert episodes_table(done.out).height == 12
+    assert set(curves_table(done.out)["run"]) == set(NAMES)
+    for suffix, read in ((".csv", pl.read_csv), (".parquet", pl.read_parquet)):
+        out = tmp_path / f"table{suffix}"
+        assert study("table", done.out, "--out", out).code == 0
+        assert read(out)["run"].to_list() == sorted(NAMES)
+        assert f"{out} exists" in study("table", done.out, "--out", out).err
+    assert "neither a .csv nor a .parquet" in study("table", done.out, "--out", tmp_path / "table.xls").err
+
+
+def test_a_record_keeps_a_learning_curve_short(done):
+    record = json.loads((done.out / f"{NAMES[0]}.json").read_bytes())
+    assert record["curve"][0].keys() == {"step", "seconds", "score"}
+    assert len(record["curve"]) == 40 <= CURVE_POINTS
+
+
+@pytest.mark.parametrize("text", ["{}", '{"run": "other", "status": "done"}', "no JSON"])
+def test_a_file_that_is_no_record_is_named(done, tmp_path, text):
+    (tmp_path / "stray.json").write_text(text)
+    with pytest.raises(InputError, match=r"stray.json is"):
+        read_runs(tmp_path)
+
+
+def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_others_finish(tmp_path):
+    save_teacher(tmp_path / "expert")
+    plan = PLAN.replace("value-coefficient = 0.5", "learning-rate = 3e38")
+    ended = run(write(tmp_path, plan), tmp_path / "out")
+    assert ended.code == 1
+    assert "2 of 3 runs failed" in ended.err
+    assert f"{NAMES[2]}: {NAMES[1]}, which it begins with, failed" in ended.err
+    failed = json.loads((tmp_path / "out" / f"{NAMES[1]}.json").read_bytes())
+    assert failed["status"] == "failed"
+    assert "finite" in failed["error"]
+    assert (tmp_path / "out/runs" / NAMES[1] / "log.txt").read_text().count("finite") == 1
+    report = status(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
+    assert (report["done"], report["failed"]) == (1, 2)
+    assert set(report["failures"]) == set(NAMES[1:])
+
+
+def test_a_worker_that_shows_no_life_is_killed_and_named(tmp_path, monkeypatch):
+    save_teacher(tmp_path / "expert")
+    plan = read_plan(write(tmp_path, PLAN[: PLAN.index("[arms.student]")]))
+    sleeper = [sys.executable, "-c", "import time; time.sleep(100)"]
+    monkeypatch.setattr(local, "launch", lambda *_: subprocess.Popen(sleeper))
+    (ended,) = run_study(plan, tmp_path / "out", MACHINE, retries=0, patience=1)
+    assert ended.error == "no sign of life for 1 s"
+    assert ended.run.status == "new"
+
+
+def test_workers_stop_and_save_when_their_study_is_killed(tmp_path):
+    save_teacher(tmp_path / "expert")
+    plan = write(tmp_path, PLAN[: PLAN.index("[arms.student]")].replace("20480", "100_000_000"))
+    command = [sys.executable, "-m", "potstill", "study", "run", str(plan), "--out", str(tmp_path / "out"), "--quiet"]
+    driver = subprocess.Popen([*command, "--save-every", "0"], start_new_session=True)
+    run_path = tmp_path / "out/runs" / NAMES[0]
+    try:
+        deadline = time.monotonic() + 60
+        while not (run_path / "resume.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        worker = json.loads((run_path / "run.lock").read_text())["pid"]
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline + 30:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()
+    assert "stopped by SIGTERM" in (run_path / "log.txt").read_text()
+    report = status(read_plan(plan), tmp_path / "out")
+    assert (report["interrupted"], report["running"]) == (1, 0)
+
+
+def test_a_run_that_never_began_is_recorded_too(done):
+    tuned = next(cell for cell in read_plan(done.plan).cells() if cell.arm == "finetune")
+    record = make_record(execute.Ended(tuned, None, "no student"), done.out / "runs")
+    assert (record["run"], record["status"], record["error"]) == (NAMES[2], "failed", "no student")
+    assert record["identity"] == json.loads((done.out / f"{NAMES[2]}.json").read_bytes())["identity"]
