@@ -58,6 +58,9 @@ ARMS = {
     "distill-student": Arm("distilled,\nstudent leads", "#0072b2", "o"),
     "distill-teacher": Arm("distilled,\nteacher leads", "#56b4e9", "^"),
     "distill-mixed": Arm("distilled,\nmixed lead", "#009e73", "v"),
+    "ppd": Arm("distilled\nwith reward", "#cc79a7", "X"),
+    "finetune": Arm("distilled,\nthen RL", "#117733", "P"),  # this and the next: Tol 2021
+    "self-distill": Arm("self-\ndistilled", "#332288", "*"),
 }
 
 
@@ -137,11 +140,12 @@ def size_score(table: pl.DataFrame) -> Figure:
     return figure
 
 
-def score_distributions(episodes: pl.DataFrame) -> Figure:
+def score_distributions(episodes: pl.DataFrame, width: float = WIDTH) -> Figure:
     """Scores of single games by size and arm: every game a dot over a violin, the median a bar, P(score < 0) on top.
 
     Args:
         episodes: columns `results.EPISODES`; the games of a cell's seeds are pooled.
+        width: of the figure, in inches.
 
     Raises:
         InputError: there are no games, or several tasks.
@@ -152,15 +156,15 @@ def score_distributions(episodes: pl.DataFrame) -> Figure:
     sizes = episodes.group_by("width").agg(pl.col("parameters").max()).sort("parameters")
     rng = np.random.default_rng(0)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.4))
+        figure = Figure(figsize=(width, 4.4))
         ax = figure.subplots()
         _title(figure, f"Scores of single games, {_task(episodes)}", "one dot per game, seeds pooled; bar: median")
         slot = min(0.84 / len(arms), 0.5)
         labels: dict[str, tuple[float, str, Colour]] = {}
         for order, arm in enumerate(arms):
             look = _arm(arm)
-            for place, width in enumerate(sizes["width"]):
-                scores = episodes.filter(pl.col("arm") == arm, pl.col("width") == width)["score"].to_numpy()
+            for place, size in enumerate(sizes["width"]):
+                scores = episodes.filter(pl.col("arm") == arm, pl.col("width") == size)["score"].to_numpy()
                 if not scores.size:
                     continue
                 x = place + (order - (len(arms) - 1) / 2) * slot
@@ -168,7 +172,10 @@ def score_distributions(episodes: pl.DataFrame) -> Figure:
                 for body in bodies:
                     body.set(facecolor=look.colour, alpha=0.22, linewidth=0)
                 spread = x + rng.uniform(-0.25, 0.25, scores.size) * slot
-                ax.scatter(spread, scores, s=7, c=look.colour, marker=look.marker, alpha=0.5, linewidths=0, zorder=3)
+                ax.scatter(
+                    spread, scores, s=7, c=look.colour, marker=look.marker, alpha=0.5, linewidths=0, zorder=3,
+                    rasterized=True,  # thousands of dots
+                )  # fmt: skip
                 median = float(np.median(scores))
                 ax.plot([x - 0.4 * slot, x + 0.4 * slot], [median, median], color="black", linewidth=1.6, zorder=4)
                 ax.annotate(

@@ -1,4 +1,4 @@
-"""What the scripts under `figures/` share: one table in, one figure out."""
+"""What the scripts under `figures/` share: one table, or a study's answers, in, and one figure out."""
 
 import argparse
 import sys
@@ -9,20 +9,36 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from potstill.errors import InputError
+from potstill.report.answers import Answers, answer
 from potstill.report.figures import save
+from potstill.report.page import read_study
 from potstill.results import read_table
 
 
 def main(draw: Callable[[pl.DataFrame], Figure], columns: tuple[str, ...], argv: Sequence[str] | None = None) -> None:
-    """Draws one figure and prints where it went; bad input is one line on stderr and exit code 2.
+    """Draws one figure of a table and prints where it went; bad input is one line on stderr and exit code 2.
 
     Args:
         draw: a function of `report.figures`.
         columns: of the table it takes: TABLE, EPISODES or CURVES.
         argv: the arguments; None takes the command line's.
     """
+    _main(draw, lambda source: draw(read_table(source, columns)), "a folder of runs, or a CSV made from one", argv)
+
+
+def main_of_study(draw: Callable[[Answers], Figure], argv: Sequence[str] | None = None) -> None:
+    """As `main`, of what `potstill report` computes from a study's records.
+
+    Args:
+        draw: a function of `report.scaling_figures`.
+        argv: the arguments; None takes the command line's.
+    """
+    _main(draw, lambda source: draw(answer(read_study(source).records)), "a folder of a study's records", argv)
+
+
+def _main(draw: Callable[..., Figure], make: Callable[[Path], Figure], source: str, argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(description=(draw.__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path, metavar="FOLDER_OR_CSV", help="a folder of runs, or a CSV made from one")
+    parser.add_argument("source", type=Path, metavar="FOLDER_OR_CSV" if "CSV" in source else "FOLDER", help=source)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f".png or .svg; default: {draw.__name__}.png beside it"
     )
@@ -30,7 +46,7 @@ def main(draw: Callable[[pl.DataFrame], Figure], columns: tuple[str, ...], argv:
     folder = options.source if options.source.is_dir() else options.source.parent
     out = options.out or folder / f"{draw.__name__}.png"
     try:
-        save(draw(read_table(options.source, columns)), out)
+        save(make(options.source), out)
     except InputError as error:
         print(f"potstill: {error}", file=sys.stderr)
         sys.exit(2)

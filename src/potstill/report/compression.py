@@ -1,0 +1,287 @@
+"""What `potstill compress` found -> a card in Markdown, and one HTML page that holds its figure and its film."""
+
+import base64
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from potstill.report.figures import GREY, STYLE, WIDTH, short
+
+BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe & Ito 2008
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 52rem; margin: 2.5rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+.claim { font-size: 1.1rem; border-left: 4px solid {{ "#009e73" if reached else "#d55e00" }}; padding-left: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th, td { text-align: right; white-space: nowrap; padding: .3rem .6rem; border-bottom: 1px solid #e6e6e6; }
+th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; color: #555; }
+td:last-child:not(:nth-child(-n+3)) { white-space: normal; }
+tr.chosen td { font-weight: 600; background: #eef6fb; }
+svg, video { width: 100%; height: auto; }
+code { overflow-wrap: anywhere; }
+.note { color: #555; font-size: .9rem; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p class="claim">{{ claim }}</p>
+
+<h2>{{ "Teacher and student" if reached else "Teacher" }}</h2>
+<div class="wide"><table>
+<tr>{% for cell in facts[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in facts[1:] -%}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor -%}
+</table></div>
+<p class="note">{{ reading }}</p>
+
+{% if film -%}
+<h2>A game of each</h2>
+<video controls muted loop playsinline preload="auto" src="data:video/mp4;base64,{{ film }}"></video>
+<p class="note">Both play greedily from the same seed; a minute at most is shown.</p>
+{% elif no_film -%}
+<p class="note">No film: {{ no_film }}.</p>
+{% endif %}
+<h2>Widths tried</h2>
+{% if figure %}{{ figure }}{% endif %}
+<div class="wide"><table>
+<tr>{% for cell in trials[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in trials[1:] -%}
+<tr{% if row[0] == chosen %} class="chosen"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor -%}
+</table></div>
+<p class="note">{{ method }}</p>
+
+<h2>Made by</h2>
+<p>{% for key, value in origin %}{{ key }}: <code>{{ value }}</code><br>
+{% endfor %}</p>
+</body>
+</html>
+"""
+
+
+def claim(record: dict[str, Any]) -> str:
+    """What was found, in one or two sentences, and how surely."""
+    keep, sure = f"{100 * record['keep']:g} %", f"{100 * record['confidence']:g} %"
+    what = f"the teacher's {record['measure']}"
+    if record["reached"]:
+        part = record["parameters"] / record["teacher_size"]["parameters"]
+        text = (
+            f"With {sure} confidence, the student of width {record['width']} keeps at least {keep} of {what}"
+            f" (measured {100 * record['share']:.1f} %, at least {_floor(record['share_low'])} %), with"
+            f" {record['parameters']:,} parameters, {100 * part:.2g} % of the teacher's."
+        )
+        if record["stopped"] == "budget":
+            text += " The budget ended the search before all smaller widths were settled: one of them may do as well."
+        return text
+    bound = f" of at most {record['max_parameters']:,} parameters" if record["max_parameters"] else ""
+    text = f"Not reached: no student{bound} was shown to keep {keep} of {what} with {sure} confidence."
+    shares = [(trial["confirm"] or trial["screen"] or {}).get("share", 0.0) for trial in record["trials"]]
+    if any(shares):
+        best = record["trials"][shares.index(max(shares))]
+        text += f" The nearest is width {best['width']}, measured at {100 * max(shares):.1f} %."
+    if record["stopped"] == "budget":
+        text += f" The budget of {record['budget']:g} minutes ended the search; the same command with more goes on."
+    return text
+
+
+def card(record: dict[str, Any], exported: dict[str, Any] | None) -> str:
+    """Markdown for the folder the student lies in.
+
+    Args:
+        record: result.json of a compression.
+        exported: what `onnx.export` returned; None where no student was found.
+    """
+    parts = [f"# {_title(record)}", claim(record), _markdown(_facts(record, exported)), _reading(record)]
+    parts += ["## Widths tried", _markdown(_trials(record)), _method(record), "## Made by"]
+    parts += ["\n".join(f"- {key}: `{value.replace('`', ' ')}`" for key, value in _origin(record))]
+    if exported is not None:
+        parts += ["## Files"]
+        parts += [
+            "- `policy.safetensors`: for `potstill evaluate`, `watch`, `distill`\n"
+            "- `policy.onnx`: raw observations in, logits and action out; the normalisation is inside\n"
+            "- `report.html`: this card with the figure and the film"
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(
+    record: dict[str, Any], exported: dict[str, Any] | None, film: bytes | None, no_film: str | None = None
+) -> str:
+    """One HTML page that loads nothing.
+
+    Args:
+        record: result.json of a compression.
+        exported: what `onnx.export` returned; None where no student was found.
+        film: an MP4.
+        no_film: why there is none.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(PAGE).render(
+        title=_title(record),
+        claim=claim(record),
+        reached=record["reached"],
+        facts=_facts(record, exported),
+        reading=_reading(record),
+        film=base64.b64encode(film).decode() if film else None,
+        no_film=no_film,
+        figure=Markup(svg) if (svg := _figure(record)) else None,  # drawn here, without names
+        trials=_trials(record),
+        chosen=record.get("width") if record["reached"] else None,
+        method=_method(record),
+        origin=_origin(record),
+    )
+
+
+def _title(record: dict[str, Any]) -> str:
+    task = record["env"].replace("_", " ").title() if record["env"].islower() else record["env"]
+    if record["reached"]:
+        return f"{task} in {record['parameters']:,} parameters"
+    return f"{task}: no smaller network found"
+
+
+def _facts(record: dict[str, Any], exported: dict[str, Any] | None) -> list[list[str]]:
+    """Teacher beside student: a heading and a row per figure."""
+    size, games, speed = record["teacher_size"], record["teacher_games"], record["teacher_latency"]
+    columns = [size | games | speed]
+    if record["reached"]:
+        columns.append(record | {"mean": record["score"]})
+    shown: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("width", lambda c: c["width"]),
+        ("parameters", lambda c: f"{c['parameters']:,}"),
+        ("multiply-adds", lambda c: f"{c['macs']:,}"),
+        ("bytes", lambda c: f"{c['bytes']:,}"),
+        ("score, greedy", _score),
+        ("games, distinct", lambda c: f"{c['episodes']}, {c['distinct']}"),
+        ("latency, PyTorch", lambda c: f"{c['latency_ms']:.2f} ms (95th percentile {c['latency_p95_ms']:.2f})"),
+    ]
+    if record["measure"] == "point-win rate":
+        shown.insert(5, ("point-win rate", lambda c: f"{100 * c['point_win_rate']:.1f} %"))
+    rows = [["", "teacher", *(["student"] if record["reached"] else [])]]
+    rows += [[name, *(write(column) for column in columns)] for name, write in shown]
+    if exported is not None:
+        model = exported["models"]["float32"]
+        speed = f"{model['latency_ms']:.2f} ms (95th percentile {model['latency_p95_ms']:.2f})"
+        rows += [["policy.onnx, bytes", "", f"{model['bytes']:,}"], ["latency, onnxruntime", "", speed]]
+    if record["random_score"] is not None:
+        rows.append(["random play, score", f"{record['random_score']:.2f}", *([""] if record["reached"] else [])])
+    return rows
+
+
+def _trials(record: dict[str, Any]) -> list[list[str]]:
+    """A heading and a row per width tried."""
+    rows = [["width", "parameters", "score", "kept", "lower bound", "games", "outcome"]]
+    for trial in record["trials"]:
+        games = trial["confirm"] or trial["screen"]
+        head = [trial["width"], f"{trial['parameters']:,}"]
+        if trial["error"] is not None:
+            rows.append([*head, "", "", "", "", f"failed: {trial['error']}"])
+            continue
+        outcome = {True: "screened: promising", False: "screened: too little"}[trial["will_do"]]
+        if trial["confirm"]:
+            outcome = "confirmed" if trial["will_do"] else "not confirmed"
+        low = "" if games["share_low"] is None else f"{_floor(games['share_low'])} %"
+        rows.append([*head, _score(games), f"{100 * games['share']:.1f} %", low, str(games["episodes"]), outcome])
+    return rows
+
+
+def _score(games: dict[str, Any]) -> str:
+    interval = "" if games["ci95"] is None else f" ({games['ci95'][0]:.2f} to {games['ci95'][1]:.2f})"
+    return f"{games['mean']:.2f}{interval}"
+
+
+def _reading(record: dict[str, Any]) -> str:
+    sticky = f", sticky actions {record['sticky']:g}" if record["sticky"] else ""
+    return (
+        f"Scores are means of whole games with their 95 % intervals, greedy actions{sticky}. Latency is from one raw"
+        " observation to its logits, batch 1, one thread, on the machine below."
+    )
+
+
+def _method(record: dict[str, Any]) -> str:
+    scale = (
+        "Kept is the share of the teacher's point-win rate."
+        if record["measure"] == "point-win rate"
+        else "Kept is (student - random play) / (teacher - random play), of mean returns."
+    )
+    return (
+        f"{scale} A student is screened with few games and confirmed with fresh ones. The lower bound is one-sided and"
+        " takes the games of both into account; of a screening it is what a confirmation would find if its games went"
+        " alike, and claims nothing."
+    )
+
+
+def _origin(record: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("teacher", record["teacher"])]
+    facts += [(key, str(record[key])) for key in ("command", "commit", "machine") if record.get(key)]
+    return [*facts, ("minutes", f"{record['seconds'] / 60:.1f} of {record['budget']:g}")]
+
+
+def _figure(record: dict[str, Any]) -> str:
+    """Share kept against parameters as SVG, a dot per width with its lower bound; empty where none was tried."""
+    found = [(trial, trial["confirm"] or trial["screen"]) for trial in record["trials"]]
+    found = [(trial, games) for trial, games in found if games]
+    if not found:
+        return ""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6))
+        ax = figure.subplots()
+        lows = [-1e9 if games["share_low"] is None else games["share_low"] for _, games in found]
+        floor = min(0.0, *(games["share"] for _, games in found)) - 0.04
+        ax.axhline(1.0, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=1)
+        ax.axhline(record["keep"], color=ORANGE, linewidth=1.0, zorder=1)
+        for (trial, games), low in zip(found, lows, strict=True):
+            confirmed = trial["confirm"] is not None
+            ax.plot([trial["parameters"]] * 2, [max(low, floor), games["share"]], color=BLUE, linewidth=1.6, zorder=2)
+            face = BLUE if confirmed else "white"
+            ax.plot(
+                trial["parameters"], games["share"], "o", markersize=7, markerfacecolor=face, markeredgecolor=BLUE,
+                zorder=3,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        sizes = [trial["parameters"] for trial, _ in found]
+        ax.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
+        ax.set_xticks(sizes, [f"{short(trial['parameters'])}\n{trial['width']}" for trial, _ in found])
+        ax.set_xticks([], minor=True)
+        ax.set_ylim(floor, max(1.08, *(games["share"] + 0.06 for _, games in found)))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        ax.set_ylabel("kept of the teacher's score")
+        ax.set_xlabel("parameters, and width")
+        for height, words, colour, side in (
+            (1.0, "teacher", "black", "bottom"),
+            (record["keep"], f"wanted: {100 * record['keep']:g} %", ORANGE, "top"),
+        ):
+            ax.annotate(words, (1.0, height), (6, 0), ("axes fraction", "data"), "offset points", va=side, color=colour)
+        note = "dot: measured, filled where confirmed; line: down to the one-sided bound"
+        ax.set_title(note, loc="left", fontsize=9, color=GREY)
+        data = StringIO()
+        figure.savefig(data, format="svg", metadata={"Date": None})
+    return data.getvalue()[data.getvalue().index("<svg") :]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
+    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
+
+
+def _floor(share: float) -> str:
+    """A bound in per cent, rounded down: it must not promise more than it holds."""
+    return f"{int(1000 * share // 1) / 10:.1f}"

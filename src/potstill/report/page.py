@@ -1,0 +1,284 @@
+"""A study's records -> one HTML page that needs nothing beside it: answers first, then figures, tables and methods."""
+
+import base64
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from potstill import __version__
+from potstill.checkpoints import write_atomically
+from potstill.errors import InputError, reason
+from potstill.report import scaling_figures as drawn
+from potstill.report import tables, words
+from potstill.report.answers import Answers, Record, answer
+from potstill.report.figures import ARMS, STYLE, WIDTH, score_distributions
+from potstill.report.tables import Table
+from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table
+
+PHONE = 3.9  # inches: 10 pt text is 13 px high on a screen 390 px wide
+FILM_LIMIT = 1_000_000  # bytes
+
+
+class Study(NamedTuple):
+    """What a page is made of."""
+
+    name: str
+    records: list[Record]
+    document: dict[str, Any]
+    """Of study.json; empty where there is none."""
+    films: list[tuple[str, bytes]]
+    """Name and content of each .mp4 in the folder that is small enough."""
+
+
+class Section(NamedTuple):
+    """A heading, how to read what follows, then figures and tables; what a study lacks is a line of its own."""
+
+    title: str
+    lead: str
+    figures: Sequence[Markup] = ()
+    tables: Sequence[Table] = ()
+    lacks: Sequence[str] = ()
+
+
+def write(folder: Path, out: Path, seed: int = 0, resamples: int = 10_000) -> None:
+    """Makes the page of the study in `folder` and writes it to `out`, atomically; an older one there is replaced.
+
+    Raises:
+        InputError: no runs there, a file of one is damaged, or `out` cannot be written.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{out}: a report is written as .html")
+    write_atomically(out, render(read_study(folder), seed, resamples).encode())
+
+
+def read_study(folder: Path) -> Study:
+    """Everything of a study's folder that its report shows.
+
+    Raises:
+        InputError: as `results.read_runs`, or study.json is damaged.
+    """
+    folder = Path(folder)
+    records = read_runs(folder)
+    runs_table(folder)  # refuses what is no number where one is meant
+    if any("curve" not in record for record in records):
+        curves = curves_table(folder).select("run", "step", "seconds", "score").drop_nulls("step")
+        by_run = {run: frame.drop("run").to_dicts() for (run,), frame in curves.group_by("run", maintain_order=True)}
+        for record in (record for record in records if record["run"] in by_run):
+            points = by_run[record["run"]]
+            record.setdefault("curve", points[::-1][:: math.ceil(len(points) / CURVE_POINTS)][::-1])
+    document = {}
+    if (folder / "study.json").is_file():
+        try:
+            document = json.loads((folder / "study.json").read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read {folder / 'study.json'}: {reason(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{folder / 'study.json'} is damaged: it is not JSON") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{folder / 'study.json'} is damaged: it is not a JSON object")
+    films = [path for path in sorted(folder.glob("*.mp4")) if path.stat().st_size < FILM_LIMIT]
+    called = str(document.get("name") or folder.resolve().name)
+    return Study(called, records, document, [(path.stem, path.read_bytes()) for path in films])
+
+
+def render(study: Study, seed: int = 0, resamples: int = 10_000) -> str:
+    """The page, as HTML. The same study and seed make the same page.
+
+    Args:
+        study: of `read_study`.
+        seed: of all that is drawn.
+        resamples: of every bootstrap.
+    """
+    tasks = list(dict.fromkeys(str(record["env"]) for record in study.records if record.get("env"))) or [""]
+    each = [
+        answer([record for record in study.records if (record.get("env") or tasks[0]) == task], seed, resamples)
+        for task in tasks
+    ]
+    planned = study.document.get("planned")
+    planned = planned if isinstance(planned, int) and len(tasks) == 1 else None
+    statuses = [str(record.get("status")) for record in study.records]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("template.html").render(
+        name=study.name,
+        version=__version__,
+        status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
+        total=max(planned or 0, len(study.records)),
+        tasks=[
+            {
+                "task": words.task(answers),
+                "replies": words.replies(answers),
+                "unknown": words.unknown(answers, planned),
+                "hero": _of(answers, "", "", [drawn.iqm_by_size]),
+                "sections": list(_sections(answers)),
+            }
+            for answers in each
+        ],
+        runs=tables.runs(study.records, each),
+        films=[(title, "data:video/mp4;base64," + base64.b64encode(data).decode()) for title, data in study.films],
+        facts=_facts(study, seed, resamples),
+        plan=str(study.document.get("plan") or ""),
+    )
+
+
+def _sections(answers: Answers) -> Iterable[Section]:
+    yield _of(
+        answers,
+        "Sizes and scores",
+        "Every arm at every size; the interval is of the interquartile mean over runs, teachers included.",
+        beside=[tables.sizes(answers)],
+    )
+    yield _of(
+        answers,
+        "Size needed for a score",
+        "How many times the parameters RL needs to reach a score, from monotone curves of score in log size. A curve"
+        " that reaches it below the smallest size or not at all leaves a bound only: the ratio is censored.",
+        [drawn.size_ratios],
+        [tables.ratios(answers)],
+    )
+    yield _of(
+        answers,
+        "Difference at equal size",
+        "The arm's interquartile mean less that of RL from scratch. p is corrected over the arm's sizes by Holm's"
+        f" method; equivalent: the 90 % interval lies within {answers.scale.margin:.2g} of no difference. The"
+        " probability is that of a run of the arm scoring above one of RL. <=: RL is not shown to have converged, so"
+        " the difference may be smaller.",
+        [drawn.differences, drawn.improvements],
+        [tables.differences(answers)],
+    )
+    yield _of(
+        answers,
+        "Laws of size",
+        "Both laws are fitted to the same quantity and judged by their error at sizes left out of the fit.",
+        [drawn.size_laws],
+        [tables.laws(answers), tables.reach(answers)],
+    )
+    yield _of(
+        answers,
+        "Learning",
+        "RL is called converged where the slope of its last quarter includes 0 and twice the budget gains less than"
+        " half a point (the arm rl-long); else its score is a lower bound. Scores here are of training games.",
+        [drawn.learning_costs],
+        [tables.convergence(answers), tables.budgets(answers), tables.shares(answers)],
+    )
+    yield _of(answers, "Cost of deployment", "Measured on one thread, for one observation.", [drawn.cost_fronts])
+    yield _of(
+        answers,
+        "Bad starts",
+        "A random policy plays the first k steps of each game, then the network.",
+        [drawn.bad_starts],
+    )
+    yield _of(
+        answers,
+        "Covariate shift",
+        "A student that imitates well where its teacher goes may not where it goes itself.",
+        [drawn.covariate_shift],
+    )
+    groups = [
+        ("rl", "distill-student", "distill-teacher"),
+        ("rl-split", "ppd", "finetune", "self-distill", "distill-mixed"),
+    ]
+    figures, lacks = [], []
+    for group in groups:
+        present = [arm for arm in group if answers.of(arm)]
+        if present:
+            figures.append(
+                _wide_and_narrow([_games(answers, present)], [_games(answers, [arm], PHONE) for arm in present])
+            )
+    if not figures:
+        lacks = ["No game was played: no run is done and has a score."]
+    yield Section(
+        "Scores of single games", "A mean can hide games lost: P(score < 0) stands on top.", figures, (), lacks
+    )
+    others = [cell for cell in answers.cells if cell.arm not in ARMS]
+    if others:
+        yield Section(
+            "Ablations", "Arms of this study's own, beside the protocol's.", tables=[tables.ablations(others)]
+        )
+
+
+def _of(
+    answers: Answers,
+    title: str,
+    lead: str,
+    draws: Sequence[Callable[[Answers, float], Figure]] = (),
+    beside: Sequence[Table] = (),
+) -> Section:
+    figures, lacks = [], []
+    for draw in draws:
+        try:
+            figures.append(_wide_and_narrow([draw(answers, WIDTH)], [draw(answers, PHONE)]))
+        except InputError as error:
+            lacks.append(f"No figure: {error}.")
+    full = [table for table in beside if table.rows]
+    if not (figures or full or lacks):
+        lacks.append("No run is done and has a score.")
+    return Section(title, lead, figures, full, lacks)
+
+
+def _games(answers: Answers, arms: Sequence[str], width: float = WIDTH) -> Figure:
+    rows = [
+        {"arm": cell.arm, "env": answers.task, "width": cell.width, "parameters": cell.parameters, "score": score}
+        for arm in arms
+        for cell in answers.of(arm)
+        for run in cell.runs
+        for score in run.get("returns") or [run["score"]]
+    ]
+    return score_distributions(pl.DataFrame(rows, schema_overrides={"score": pl.Float64}), width)
+
+
+def _wide_and_narrow(wide: Sequence[Figure], narrow: Sequence[Figure]) -> Markup:
+    """Both sizes of a figure; the style sheet shows the one that fits the screen."""
+    parts = [
+        Markup('<div class="{}" role="img" aria-label="{}">').format(kind, figures[0].get_suptitle().strip())
+        + Markup("".join(map(_svg, figures)) + "</div>")  # matplotlib escapes what it draws
+        for kind, figures in (("wide", wide), ("narrow", narrow))
+    ]
+    return Markup("<figure>") + Markup("").join(parts) + Markup("</figure>")
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as an element of a page: no prologue, and names that no other figure on the page has."""
+    text = StringIO()
+    with rc_context(STYLE):
+        figure.savefig(
+            text, format="svg", dpi=130, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    prefix = f"f{zlib.crc32(svg.encode()):08x}-"
+    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", svg)
+    opening, rest = svg.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest  # as wide as the page lets it be
+
+
+def _facts(study: Study, seed: int, resamples: int) -> list[tuple[str, str]]:
+    def seen(key: str) -> str:
+        values = dict.fromkeys(str(run[key]) for run in study.records if run.get(key) is not None)
+        shown = list(values)[:6]
+        return "; ".join(shown) + (f"; and {len(values) - len(shown)} more" if len(values) > len(shown) else "")
+
+    facts = {
+        "Games per run": seen("episodes"),
+        "Arithmetic in training": seen("precision"),
+        "Threads per run": seen("threads"),
+        "Machines": seen("machine"),
+        "Commits": seen("commit"),
+        "potstill at the runs": str(study.document.get("potstill") or ""),
+        "Commands of the runs": seen("command"),
+        "This page": f"potstill {__version__}, seed {seed}, {resamples:,} resamples",
+    }
+    return [(what, value or "not recorded") for what, value in facts.items()]

@@ -1,0 +1,259 @@
+"""Answers -> the report's tables."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from potstill.report import words
+from potstill.report.answers import BUDGETS, LONG, REWARD, Answers, Cell, Record, name, number
+from potstill.report.figures import ARMS, short
+
+
+class Value(NamedTuple):
+    """A table's cell: what it shows, and what it is sorted by where that differs."""
+
+    text: str
+    key: float | str
+
+
+class Table(NamedTuple):
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str | Value]]
+    sortable: bool = False
+    less: Sequence[str] = ()
+    """Headings of columns that are left out in print."""
+
+
+def sizes(answers: Answers) -> Table:
+    headings = (
+        "arm",
+        "width",
+        "parameters",
+        "conv / linear",
+        "runs",
+        "score",
+        "95 % interval",
+        "sampled",
+        "not sticky",
+        "P(score < 0)",
+        "distinct games",
+    )
+    rows = []
+    for cell in answers.cells:
+        conv, linear = cell.middle("conv"), cell.middle("linear")
+        rows.append(
+            [
+                name(cell.arm),
+                _width(cell.width),
+                _integer(cell.parameters),
+                f"{conv:,.0f} / {linear:,.0f}" if conv is not None and linear is not None else "-",
+                f"{len(cell.runs)}" + (f" of {len(cell.teachers)} teachers" if len(cell.teachers) > 1 else ""),
+                (">= " if cell.lower_bound else "") + f"{cell.score.value:.1f}",
+                _interval(cell.score.low, cell.score.high),
+                _number(cell.middle("score_sampled"), ".1f"),
+                _number(cell.middle("score_nosticky"), ".1f"),
+                _number(_mean(cell, "p_negative"), ".0%"),
+                _number(
+                    min((v for run in cell.runs if (v := number(run, "distinct")) is not None), default=None), ".0f"
+                ),
+            ]
+        )
+    return Table("Scores, per arm and size", headings, rows)
+
+
+def ratios(answers: Answers) -> Table:
+    rows = [
+        [
+            f"{name(ratio.reward)} / {name(ratio.student)}",
+            f"{ratio.target:g}",
+            words.ratio_text(ratio),
+            words.span(*ratio.size.interval),
+            f"{ratio.size.exact:.0%}",
+        ]
+        for ratio in answers.ratios
+    ]
+    return Table("Ratios of sizes", ("size of", "score", "ratio", "95 % interval", "resamples not censored"), rows)
+
+
+def differences(answers: Answers) -> Table:
+    rows = [
+        [
+            name(each.arm),
+            _width(each.width),
+            ("<= " if each.lower_bound else "") + _signed(each.score.value),
+            _interval(each.score.low, each.score.high, "+.1f"),
+            _number(each.p, ".4f") if each.p is not None else "one run: no test",
+            "yes" if each.equivalent else "not shown",
+            f"{each.improvement.value:.2f} ({each.improvement.low:.2f} to {each.improvement.high:.2f})",
+        ]
+        for each in answers.differences
+    ]
+    headings = ("arm", "width", "difference", "95 % interval", "p (Holm)", "equivalent", "probability of improvement")
+    return Table("Differences to RL from scratch", headings, rows)
+
+
+def laws(answers: Answers) -> Table:
+    quantity = "share of points lost" if answers.scale.points else "score"
+    rows = []
+    for law in answers.scalings:
+        value, low, high = law.exponent.interval()
+        held_out = f"{law.held_out:.2g}" if law.held_out is not None else "takes 3 sizes"
+        rows.append(
+            [name(law.arm), law.law, f"{len(law.sizes)}", f"{value:.2f}", _interval(low, high, ".2f"), held_out]
+        )
+    return Table(
+        "Laws, fitted and left out",
+        ("arm", "law", "sizes", "exponent", "95 % interval", f"error left out, {quantity}"),
+        rows,
+    )
+
+
+def reach(answers: Answers) -> Table:
+    """Agent steps until each score asked for, by the learning curves."""
+    rows = []
+    for arm in answers.arms:
+        if arm not in ARMS or not any(run.get("curve") for cell in answers.of(arm) for run in cell.runs):
+            continue
+        columns = [dict(words.reach(answers, arm, target)) for target in answers.scale.targets]
+        rows += [
+            [name(arm), _width(cell.width), *(column[cell.width] for column in columns)] for cell in answers.of(arm)
+        ]
+    targets = [f"steps to {target:g}" for target in answers.scale.targets]
+    return Table("Agent steps to reach a score: median, and runs that did", ("arm", "width", *targets), rows)
+
+
+def convergence(answers: Answers) -> Table:
+    rows = []
+    for arm in REWARD:
+        for cell in answers.of(arm):
+            names = {str(run.get("run")) for run in cell.runs}
+            mine = [certificate for certificate in answers.certificates if certificate.run in names]
+            verdicts = [certificate.verdict for certificate in mine]
+            gains = [c.convergence.gain for c in mine if c.convergence is not None and c.convergence.gain is not None]
+            rows.append(
+                [
+                    name(arm),
+                    _width(cell.width),
+                    *(f"{verdicts.count(verdict)}" for verdict in ("converged", "not converged", "unknown")),
+                    f"{_signed(median(gains))} ({len(gains)} runs)" if gains else "not extended",
+                ]
+            )
+    return Table(
+        "Convergence of RL", ("arm", "width", "converged", "not converged", "unknown", "gain of twice the budget"), rows
+    )
+
+
+def budgets(answers: Answers) -> Table:
+    rows = [
+        [
+            name(cell.arm),
+            _width(cell.width),
+            *(_cost(cell.middle(measure)) for measure in BUDGETS),
+            _number(cell.middle("wall_seconds"), ",.0f"),
+            *(_cost(cell.middle(f"teacher_{measure}")) for measure in BUDGETS),
+        ]
+        for cell in answers.cells
+    ]
+    own, teachers = BUDGETS.values(), [f"teacher's {words}" for words in BUDGETS.values()]
+    return Table("Budgets per run: medians", ("arm", "width", *own, "seconds", *teachers), rows)
+
+
+def shares(answers: Answers) -> Table:
+    def text(share: tuple[float, float] | None) -> str:
+        if share is None:
+            return "not recorded"
+        low, high = (f"{end:.2g}" for end in share)
+        return low if low == high else f"{low} to {high}"
+
+    rows = [
+        [name(b.student), BUDGETS[b.measure], text(b.alone), text(b.with_teacher), "yes" if b.no_less else "no"]
+        for b in answers.budgets
+    ]
+    return Table(
+        "Were the budgets equal?",
+        ("student", "budget", "RL's over the student's", "teacher's cost added in", "RL had no less"),
+        rows,
+    )
+
+
+def ablations(cells: Sequence[Cell]) -> Table:
+    rows = [
+        [
+            cell.arm,
+            _width(cell.width),
+            f"{len(cell.runs)}",
+            f"{cell.score.value:.1f}",
+            _interval(cell.score.low, cell.score.high),
+            _number(cell.middle("score_sampled"), ".1f"),
+            _number(cell.middle("wall_seconds"), ",.0f"),
+        ]
+        for cell in cells
+    ]
+    return Table("Scores and seconds", ("arm", "width", "runs", "score", "95 % interval", "sampled", "seconds"), rows)
+
+
+def runs(records: Sequence[Record], each: Sequence[Answers]) -> Table:
+    verdicts = {certificate.run: certificate.verdict for answers in each for certificate in answers.certificates}
+    columns: dict[str, Callable[[Record], str | Value]] = {
+        "run": lambda run: str(run.get("run")),
+        "status": lambda run: ": ".join(str(run[key]) for key in ("status", "error") if run.get(key)),
+        "arm": lambda run: str(run.get("arm") or "-"),
+        "width": lambda run: _width(str(run.get("width") or "-")),
+        "parameters": lambda run: _integer(number(run, "parameters")),
+        "seed": lambda run: _integer(number(run, "seed")),
+        "teacher": lambda run: str(run.get("teacher") or "-"),
+        "score": lambda run: _sorted(number(run, "score"), ".1f"),
+        "sampled": lambda run: _sorted(number(run, "score_sampled"), ".1f"),
+        "not sticky": lambda run: _sorted(number(run, "score_nosticky"), ".1f"),
+        "P(score < 0)": lambda run: _sorted(number(run, "p_negative"), ".0%"),
+        "converged": lambda run: verdicts.get(str(run.get("run")), "-"),
+        "agent steps": lambda run: _cost(number(run, "env_steps")),
+        "gradient steps": lambda run: _cost(number(run, "gradient_steps")),
+        "multiply-adds": lambda run: _cost(number(run, "training_macs")),
+        "seconds": lambda run: _sorted(number(run, "wall_seconds"), ",.0f"),
+        "ms": lambda run: _sorted(number(run, "latency_ms"), ".2f"),
+    }
+    order = sorted(records, key=lambda run: (run.get("arm") in LONG, str(run.get("run"))))
+    less = ("sampled", "not sticky", "gradient steps", "multiply-adds", "ms", "teacher", "seed", "arm", "width")
+    return Table("All runs", tuple(columns), [[show(run) for show in columns.values()] for run in order], True, less)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
+
+
+def _interval(low: float, high: float, form: str = ".1f") -> str:
+    return f"{low:{form}} to {high:{form}}" if math.isfinite(low) and math.isfinite(high) else "one run: none"
+
+
+def _width(text: str) -> str | Value:
+    above, _, below = text.partition("/")
+    try:
+        return Value(text, float(above) / float(below or 1))
+    except (ValueError, ZeroDivisionError):
+        return text
+
+
+def _integer(value: float | None) -> str | Value:
+    return _sorted(value, ",.0f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return f"{value:{form}}" if value is not None else "-"
+
+
+def _cost(value: float | None) -> str | Value:
+    if value is None:
+        return "-"
+    return Value(f"{value / 1e12:.3g}T" if value >= 1e12 else short(value), value)
+
+
+def _sorted(value: float | None, form: str) -> str | Value:
+    return Value(f"{value:{form}}", value) if value is not None else "-"
+
+
+def _mean(cell: Cell, key: str) -> float | None:
+    values = [value for run in cell.runs if (value := number(run, key)) is not None]
+    return sum(values) / len(values) if values else None

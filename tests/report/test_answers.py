@@ -1,0 +1,226 @@
+"""Against made-up studies whose truth is known (synthetic.py)."""
+
+import math
+
+import numpy as np
+import pytest
+from synthetic import ARMS, EXPONENT, RATIO, SIZES, study
+
+from potstill.errors import InputError
+from potstill.report.answers import Answers, answer, number, share_lost, steps_to_reach
+from potstill.report.words import headline, ratio_text, replies, span, unknown
+
+RL_AND_STUDENT = {"rl": 1.0, "distill-student": RATIO}
+RESAMPLES = 1_000
+
+
+def settled(records):
+    """The same, with learning curves that have levelled off: whatever was extended has converged."""
+    return [
+        run | {"curve": [p | {"score": run["score"] + 0.1 * (-1) ** i} for i, p in enumerate(run["curve"])]}
+        for run in records
+    ]
+
+
+def ask(records, **options) -> Answers:
+    return answer(records, resamples=RESAMPLES, **options)
+
+
+@pytest.fixture(scope="module")
+def known() -> Answers:
+    return ask(settled(study()))
+
+
+def ratios(answers, student="distill-student"):
+    return {ratio.target: ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)}
+
+
+def verdicts(answers):
+    return [reply.verdict for reply in replies(answers)]
+
+
+def test_the_ratio_of_sizes_is_the_true_one_wherever_both_curves_reach_the_score(known):
+    for target in (0, 10, 15, 18):
+        low, high = ratios(known)[target].size.interval
+        assert 1 < low < RATIO < high < 4.2
+
+
+def test_the_first_answer_is_the_highest_score_whose_ratio_has_an_interval_with_two_ends(known):
+    chosen = headline(known)
+    assert chosen is not None
+    assert chosen.target == 18
+    reply = replies(known)[0]
+    assert reply.verdict == "Yes"
+    low, high = chosen.size.interval
+    assert f"To reach 18 points, RL from scratch needs {ratio_text(chosen)} times the parameters" in reply.sentence
+    assert f"95 % interval {low:.3g} to {high:.3g}" in reply.sentence
+
+
+def test_the_second_answer_counts_the_sizes_that_remain_significant_after_holm(known):
+    ours = [each for each in known.differences if each.arm == "distill-student"]
+    raw = sorted(each.p for each in ours)
+    higher = [each for each in ours if each.p < 0.05 and each.score.value > 0]
+    assert {each.width for each in higher} >= {"1/32", "1/16", "1/8", "1/4"}
+    assert raw[0] == pytest.approx(6 * 2 / (RESAMPLES + 1))  # the least there can be, times six sizes
+    best = max(higher, key=lambda each: each.score.value)
+    reply = replies(known)[1]
+    assert reply.verdict == "Yes"
+    assert f"higher than RL from scratch at {len(higher)} of 6 sizes" in reply.sentence
+    assert f"{best.score.value:+.1f}" in reply.sentence
+    assert f"95 % interval {best.score.low:+.1f} to {best.score.high:+.1f}" in reply.sentence
+
+
+def test_the_third_answer_has_the_true_exponent_and_the_law_that_is_true(known):
+    laws = {(each.arm, each.law): each for each in known.scalings}
+    for arm in RL_AND_STUDENT:
+        _, low, high = laws[arm, "sigmoid"].exponent.interval()
+        assert low < EXPONENT < high
+        assert laws[arm, "sigmoid"].held_out < laws[arm, "power"].held_out
+    reply = replies(known)[2]
+    assert reply.verdict == "No difference in rate shown"
+    assert f"{2 ** laws['rl', 'sigmoid'].exponent.value:.2f}" in reply.sentence
+    assert "the odds of losing a point" in reply.sentence
+
+
+def test_arms_that_are_alike_are_not_said_to_differ():
+    answers = ask(settled(study({"rl": 1.0, "distill-student": 1.0})))
+    assert verdicts(answers)[:2] == ["Not shown", "Not shown"]
+    assert "the interval includes 1" in replies(answers)[0].sentence
+
+
+def test_students_that_need_more_are_said_to():
+    answers = ask(settled(study({"rl": 3.0, "distill-student": 1.0})))
+    assert verdicts(answers)[:2] == ["No: a smaller one", "No"]
+    assert "RL from scratch scores higher than student-led distillation" in replies(answers)[1].sentence
+
+
+def test_an_overhead_is_not_claimed_where_rl_had_less_of_two_budgets():
+    short = {"env_steps": 500_000, "gradient_steps": 9_000}
+    records = [run | (short if run["arm"] == "rl" else {}) for run in settled(study(RL_AND_STUDENT))]
+    answers = ask(records)
+    reply = replies(answers)[0]
+    assert reply.verdict == "Not claimed"
+    assert any("no less than the student of 1 of three budgets" in note for note in reply.notes)
+    shares = {budget.measure: budget for budget in answers.budgets}
+    assert shares["env_steps"].alone == pytest.approx((1 / 3, 1 / 3))
+    assert shares["env_steps"].with_teacher == pytest.approx((1 / 6, 1 / 6))
+    assert not shares["env_steps"].no_less
+    assert shares["training_macs"].no_less
+
+
+def test_rl_that_was_not_extended_is_a_lower_bound_and_the_answers_say_at_this_budget():
+    answers = ask(settled(study(RL_AND_STUDENT, extended=False)))
+    assert all(cell.lower_bound for cell in answers.of("rl"))
+    assert not any(cell.lower_bound for cell in answers.of("distill-student"))
+    assert verdicts(answers)[:2] == ["Yes, at this budget", "Yes, at this budget"]
+    assert any("30 of 30 RL runs are not shown to have converged" in line for line in unknown(answers))
+
+
+def test_rl_that_was_still_learning_has_not_converged_though_its_extension_gained_nothing():
+    answers = ask(study(RL_AND_STUDENT, widths=("1/8",), converged=False))
+    assert {certificate.verdict for certificate in answers.certificates} == {"not converged"}
+
+
+def test_an_extension_that_gained_a_point_refutes_convergence():
+    records = [run | ({"score": run["score"] + 1.0} if run["arm"] == "rl-long" else {}) for run in settled(study())]
+    assert {certificate.verdict for certificate in ask(records).certificates} == {"not converged"}
+
+
+def test_a_score_that_rl_never_reaches_bounds_the_ratio_from_below_and_is_reported_as_censored():
+    answers = ask(settled(study(RL_AND_STUDENT, widths=("1/32", "1/16", "1/8"))))
+    ratio = ratios(answers)[10]
+    assert ratio_text(ratio).startswith("more than ")
+    assert ratio.size.high == math.inf
+    assert any("The ratio of sizes at 10, 15, 18, 20 is censored" in line for line in unknown(answers))
+
+
+def test_one_seed_has_no_interval_and_nothing_can_be_said_from_it():
+    answers = ask(settled(study(seeds=1)))
+    assert all(math.isinf(cell.score.low) and math.isinf(cell.score.high) for cell in answers.cells)
+    assert all(each.p is None and not each.equivalent for each in answers.differences)
+    assert verdicts(answers) == ["Cannot be said"] * 3
+    assert any("Fewer than 3 runs" in line for line in unknown(answers))
+    assert any(line.startswith("One teacher only") for line in unknown(answers))
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ({"rl": 1.0}, "no finished run of a distilled network"),
+        ({"distill-student": 3.0}, "no finished run of RL from scratch"),
+        ({}, "no finished run of RL from scratch or of a distilled network"),
+    ],
+)
+def test_a_missing_arm_is_named(arms, words):
+    for reply in replies(ask(study(arms, widths=("1/8",)))):
+        assert (reply.verdict, words in reply.sentence) == ("Cannot be said", True)
+
+
+def test_failed_and_missing_runs_are_counted_and_left_out_of_the_scores():
+    records = settled(study(RL_AND_STUDENT, widths=("1/8", "1/4"), extended=False))
+    failed = [run | {"status": "failed", "score": None, "error": "diverged"} for run in records[:2]]
+    answers = ask(failed + records[2:])
+    assert len(answers.of("rl")[0].runs) == 3
+    assert unknown(answers, planned=23)[0].startswith("Of 23 runs, 2 failed, 3 not started")
+
+
+def test_an_arm_more_changes_no_other_s_numbers_and_the_seed_does():
+    few = settled(study(RL_AND_STUDENT, widths=("1/8", "1/4")))
+    more = ask(settled(study(ARMS, widths=("1/8", "1/4"))))
+    assert ratios(ask(few)) == ratios(more)
+    assert ratios(ask(few, seed=1)) != ratios(more)
+
+
+def test_a_teacher_that_a_size_lacks_is_left_out_of_the_curve_and_that_is_said():
+    records = settled(study(RL_AND_STUDENT, widths=("1/16", "1/8", "1/4")))
+    answers = ask([run for run in records if (run["teacher"], run["width"]) != ("seed-2", "1/8")])
+    assert any("student-led distillation leaves out 1 of 3 teachers" in note for note in answers.notes)
+    assert ratios(answers)
+
+
+def test_the_share_of_points_lost_is_counted_from_the_games():
+    run = {"score": 7.0, "returns": [21.0, 11.0, -11.0]}  # 0 of 21, 10 of 31, 21 of 31 points lost
+    assert share_lost(run) == pytest.approx([(31 + 0.5) / (83 + 1)])
+
+
+def test_the_step_a_score_was_reached_at_is_the_first():
+    run = {"curve": [{"step": s, "score": v} for s, v in ((1, None), (2, 3.0), (3, 11.0), (4, 9.0), (5, 12.0))]}
+    assert steps_to_reach(run, 10) == 3
+    assert steps_to_reach(run, 13) is None
+
+
+def test_another_task_has_targets_of_its_own_and_a_power_law_of_the_score_only():
+    records = [run | {"env": "minatar-breakout", "score": run["score"] + 25, "returns": [s + 25 for s in run["returns"]]} for run in settled(study(RL_AND_STUDENT))]  # fmt: skip  # noqa: E501
+    records = [run | {"random_score": 1.0, "teacher_score": 41.0} for run in records]
+    answers = ask(records)
+    assert answers.scale.targets == (11.0, 21.0, 31.0, 37.0)
+    assert answers.scale.margin == pytest.approx(0.5)
+    assert {law.law for law in answers.scalings} == {"power"}
+    assert "multiplies the score by" in replies(answers)[2].sentence
+
+
+def test_several_tasks_are_refused():
+    with pytest.raises(InputError, match=r"several tasks \(breakout, pong\)"):
+        ask([{"env": "pong"}, {"env": "breakout"}])
+
+
+def test_the_pareto_front_holds_the_cheapest_and_the_best(known):
+    cells = known.cells
+    for cost in ("latency_ms", "bytes", "macs"):
+        front = [cell for cell, yes in zip(cells, known.front[cost], strict=True) if yes]
+        assert max(cells, key=lambda cell: cell.score.value) in front
+        assert {cell.parameters for cell in front} <= set(SIZES.values())
+
+
+@pytest.mark.parametrize("value", [None, "3", True, math.nan, math.inf, [1]])
+def test_what_is_no_finite_number_is_none(value):
+    assert number({"x": value}, "x") is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(1.9, 5.0, "1.9 to 5"), (2.2, math.inf, "from 2.2, no upper end"), (0.0, 3.0, "up to 3, no lower end")],
+)
+def test_an_interval_without_an_end_says_so(low, high, words):
+    assert span(low, high) == words
+    assert span(0.0, np.inf) == "without ends"

@@ -1,0 +1,113 @@
+"""The page in a real browser. Debian's chromium will do; where there is none, POTSTILL_BROWSER=required fails here."""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import synthetic
+from browser import BINARY, Browser
+
+from potstill.report import page
+
+if BINARY is None and os.environ.get("POTSTILL_BROWSER") != "required":
+    pytest.skip("no chromium or google-chrome: apt-get install chromium", allow_module_level=True)
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    assert BINARY is not None, "POTSTILL_BROWSER=required, and there is no chromium or google-chrome"
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """A page with everything on it: arms, an ablation, a failed run, markup in a name."""
+    records = synthetic.study({"rl": 1.0, "distill-student": 3.0}, widths=("1/16", "1/8", "1/4"), seeds=3)
+    records[0] |= {"status": "failed", "score": None, "error": "<b>diverged</b>"}
+    folder = tmp_path_factory.mktemp("study")
+    out = folder / "report.html"
+    page.write(synthetic.write(folder / "records", records), out, resamples=200)
+    return out
+
+
+@pytest.fixture
+def tab(browser, report) -> Browser:
+    browser.events.clear()
+    browser.resize(1280)
+    browser.open(report)
+    return browser
+
+
+COLUMN = "[...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[{}].textContent)"
+HEADINGS = "[...document.querySelectorAll('table.sortable th')].map(heading => heading.textContent)"
+
+
+def test_it_renders_without_a_complaint_and_asks_nothing_of_a_network(tab):
+    assert tab.run("document.querySelectorAll('.answer .verdict').length") == 3
+    assert tab.run(
+        "[...document.querySelectorAll('figure .wide svg')].every(svg => svg.getBoundingClientRect().height > 200)"
+    )
+    assert tab.complaints() == []
+    assert tab.requests() == []
+
+
+def test_the_check_sees_a_request_and_an_error_where_there_is_one(tab, tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text("<!doctype html><img src='http://127.0.0.1:9/pixel.png'><script>undefined.x</script>")
+    tab.open(bad)
+    assert tab.requests() == ["http://127.0.0.1:9/pixel.png"]
+    assert any("TypeError" in line for line in tab.complaints())
+
+
+def test_the_page_s_own_policy_refuses_a_request(tab):
+    tab.run(
+        "new Promise(done => { const image = new Image(); image.onerror = done; image.src = 'http://127.0.0.1:9/p' })"
+    )
+    assert any("Content Security Policy" in line for line in tab.complaints())
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_no_wider_than_the_screen_and_shows_the_figure_that_fits(tab, report, width):
+    tab.resize(width)
+    tab.open(report)
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    shown, hidden = (".wide", ".narrow") if width > 640 else (".narrow", ".wide")
+    assert tab.run(f"document.querySelector('figure {shown}').getBoundingClientRect().height") > 0
+    assert tab.run(f"document.querySelector('figure {hidden}').getBoundingClientRect().height") == 0
+
+
+def test_a_click_on_a_heading_sorts_the_runs_by_it_and_a_second_one_the_other_way(tab):
+    column = tab.run(HEADINGS).index("score")
+    before = tab.run(COLUMN.format(column))
+    known = sorted(float(score) for score in before if score != "-")
+    click = f"document.querySelectorAll('table.sortable th button')[{column}].click()"
+    tab.run(click)
+    assert tab.run(COLUMN.format(column)) == [f"{score:.1f}" for score in known] + ["-"]
+    tab.run(click)
+    assert tab.run(COLUMN.format(column)) == [f"{score:.1f}" for score in reversed(known)] + ["-"]
+
+
+def test_sizes_and_widths_sort_as_numbers(tab):
+    for heading, order in (("parameters", lambda cell: int(cell.replace(",", ""))), ("width", Fraction)):
+        column = tab.run(HEADINGS).index(heading)
+        tab.run(f"document.querySelectorAll('table.sortable th button')[{column}].click()")
+        cells = tab.run(COLUMN.format(column))
+        assert cells == sorted(cells, key=order)
+        assert cells[0] != cells[-1]
+
+
+def test_markup_in_a_record_is_text_on_the_page(tab):
+    assert "failed: <b>diverged</b>" in tab.run("document.querySelector('table.sortable').textContent")
+    assert tab.run("document.querySelectorAll('table.sortable b').length") == 0
+
+
+def test_it_prints_with_every_table_open(tab):
+    pdf = tab.pdf()
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 50_000
+    assert tab.run("[...document.querySelectorAll('details')].every(each => each.open)")
