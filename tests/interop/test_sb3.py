@@ -15,6 +15,7 @@ from pathlib import Path
 import ale_py
 import gymnasium
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO, SAC
@@ -544,6 +545,7 @@ def test_spaces_and_classes_that_are_not_read_are_refused_by_name(zips, tmp_path
     [
         ("ppo", "acrobot", "the policy chooses among 2 actions, Acrobot-v1 has 3"),
         ("ppo", "mountaincar", r"chooses among 2 actions, MountainCar-v0 has 3"),
+        ("ppo", "pendulum", "Pendulum-v1 has continuous actions, and the policy has not"),
         ("pong-ppo", "cartpole", "chooses among 6 actions, CartPole-v1 has 2"),
         ("pong-dqn", "cartpole", "chooses among 6 actions, CartPole-v1 has 2"),
     ],
@@ -668,6 +670,22 @@ def test_distill_learns_from_a_zip_and_names_it_by_its_own_hash(call, zips, tmp_
     assert load_policy(run).document["provenance"]["teacher_hash"] == config["teacher_hash"]
 
 
+def test_export_and_watch_take_a_zip_and_its_task(call, zips, models, tmp_path):
+    words = [zips / "ppo.zip", "--env", "cartpole"]
+    code, out, _ = call("export", *words, "--out", tmp_path / "ppo.onnx", "--threads", 1, "--json")
+    assert (code, json.loads(out)["env"]) == (0, "CartPole-v1")
+    observations = some_observations("ppo", None)
+    session = onnxruntime.InferenceSession(tmp_path / "ppo.onnx")
+    (logits,) = session.run(["logits"], {"observation": observations})
+    np.testing.assert_allclose(logits, heads(models["ppo"], observations)[0], atol=1e-4)
+
+    film = tmp_path / "game.gif"
+    import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "imported")
+    code, out, _ = call("watch", zips / "ppo.zip", tmp_path / "imported", *words[1:], "--out", film, "--max-steps", 3)
+    assert (code, out) == (0, f"{film}\n")
+    assert film.read_bytes().startswith(b"GIF89a")
+
+
 def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_path):
     file = Path(shutil.copy(zips / "ppo.zip", tmp_path / "model.zip"))
     run = tmp_path / "run"
@@ -687,6 +705,13 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
         (["distill", "ppo.zip", "--out", "new"], r"ppo\.zip does not name its task: add --env"),
         (["evaluate", "imported", "--env", "cartpole"], "--env names the task of a Stable-Baselines3 zip"),
         (["distill", "imported", "--env", "cartpole", "--out", "new"], "--env names the task of a Stable-Baselines3"),
+        (["export", "ppo.zip", "--out", "new.onnx"], r"ppo\.zip does not name its task: add --env"),
+        (["watch", "imported", "ppo.zip", "--out", "new.gif"], r"ppo\.zip does not name its task: add --env"),
+        (
+            ["export", "imported", "--env", "cartpole", "--out", "new.onnx"],
+            "--env names the task of a Stable-Baselines3",
+        ),
+        (["watch", "imported", "--env", "cartpole", "--out", "new.gif"], "--env names the task of a Stable-Baselines3"),
         (["evaluate", "ppo.zip", "--env", "cartpol"], "did you mean cartpole"),
         (["evaluate", "ppo.zip", "--env", "PongNoFrameskip-v4"], "write ale/<rom>"),
         (["evaluate", "ppo.zip", "--env", "pong"], "the policy chooses among 2 actions, pong has 6"),

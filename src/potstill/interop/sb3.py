@@ -271,6 +271,8 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
         raise InputError(f"policy.pth has no {missing[0]}: it is no MlpPolicy or CnnPolicy of PPO, A2C or DQN")
     if unknown := sorted(set(state) - expected):
         raise InputError(f"policy.pth has {unknown[0]}, for which potstill's {family} family has no place")
+    if envs.continuous:
+        raise InputError(f"{envs.config.id} has continuous actions, and the policy has not")
     actions = state[f"{names['actor']}.bias"].numel()
     if actions != envs.num_actions:
         raise InputError(f"the policy chooses among {actions} actions, {envs.config.id} has {envs.num_actions}")

@@ -1,0 +1,333 @@
+"""The Hugging Face Hub: a policy there with a card of its measured results, or from there, without running anything.
+
+What travels is safetensors and JSON. The Hub shows the card's metadata and plays `replay.mp4`; `pull` downloads the
+files that `push` writes, by name, and nothing else of a repository.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potstill import __version__
+from potstill.errors import InputError, reason
+from potstill.policies import LoadedPolicy, load_policy
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+POLICY, RESULT, CONFIG, CARD, FILM = "policy.safetensors", "result.json", "config.json", "README.md", "replay.mp4"
+
+#: What `pull` downloads, and the most bytes of each: a width-1 Nature-CNN takes 7 MB.
+MAX_BYTES = {POLICY: 1 << 30, RESULT: 1 << 24, CONFIG: 1 << 24, CARD: 1 << 20}
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".zip")
+TIMEOUT = 30.0  # seconds for the Hub to say what a repository holds
+
+
+def push(
+    path: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    film: Path | None = None,
+    message: str = "",
+    licence: str = "mit",
+) -> str:
+    """Uploads a policy in one commit: weights, card, and the result.json and config.json beside it where they exist.
+
+    What an earlier push left there and this one does not write, such as another policy's film, is deleted by the same
+    commit. Other files are left alone.
+
+    Args:
+        path: a run directory, an expert directory or a checkpoint.
+        repo_id: USER/NAME; made where it does not exist.
+        private: whether it is to be private. A public one is refused then.
+        film: an .mp4, uploaded as replay.mp4.
+        message: of the commit.
+        licence: by the Hub's name for it.
+
+    Returns:
+        The commit's URL.
+
+    Raises:
+        InputError: no policy there, or a damaged result; no film; no token, or one without the right; the Hub refuses
+            or cannot be reached. Nothing is committed then, though a new repository may stay, empty.
+    """
+    api = _api(repo_id, "push")
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
+
+    loaded = load_policy(path)
+    # Beside a checkpoint of another name, they would be of another policy.
+    beside = [loaded.path.with_name(name) for name in (RESULT, CONFIG) if loaded.path.name == POLICY]
+    documents = {file.name: _document(file, file) for file in beside if file.exists()}
+    files: dict[str, Path | bytes] = {POLICY: loaded.path}
+    files |= {file.name: file for file in beside if file.name in documents}
+    if film is not None:
+        if film.suffix.lower() != ".mp4" or not film.is_file():
+            raise InputError(f"{film} is not a film: make an .mp4 with `potstill watch {path} --out {film.stem}.mp4`")
+        files[FILM] = film
+    try:
+        card = _card(loaded, documents.get(RESULT, {}), documents.get(CONFIG, {}), repo_id, licence, film is not None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the {RESULT} beside {loaded.path} is not one that potstill wrote: {error!r}") from error
+    files[CARD] = card.encode()
+    with _one_line(api, repo_id):
+        if get_token() is None:
+            raise InputError("the Hub wants to know who pushes: run `hf auth login`, or set HF_TOKEN")
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        info = api.model_info(repo_id, timeout=TIMEOUT)
+        if private and not info.private:
+            raise InputError(f"{repo_id} exists and is public: make it private on its page, or leave out --private")
+        stale = {file.rfilename for file in info.siblings or []} & {*MAX_BYTES, FILM} - set(files)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in files.items()]
+            + [CommitOperationDelete(name) for name in sorted(stale)],
+            commit_message=message or f"{loaded.env.id}, width {loaded.policy.config.width} (potstill {__version__})",
+        )
+    return str(commit.commit_url)
+
+
+def pull(repo_id: str, out: Path, revision: str = "main") -> tuple[LoadedPolicy, str]:
+    """Downloads the policy of a repository into a new directory `out`, which appears when it has been checked.
+
+    Only the files named in `MAX_BYTES` are downloaded. Pickles are not, whatever else is there; a repository that holds
+    its weights in nothing else is refused.
+
+    Args:
+        repo_id: USER/NAME.
+        revision: a branch, a tag or a commit.
+
+    Returns:
+        The policy, loaded from `out`, and the commit it is of.
+
+    Raises:
+        InputError: `out` exists; no such repository or revision; no policy.safetensors; a file too large, damaged, or
+            of a name that leads out of its folder; the Hub refuses or cannot be reached. Nothing is left then.
+    """
+    api, out = _api(repo_id, "pull"), Path(out)
+    if os.path.lexists(out):
+        raise InputError(f"{out} exists: choose another --out")
+    with _one_line(api, repo_id, revision):
+        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        sizes = {file.rfilename: file.size for file in info.siblings or []}
+        commit = str(info.sha)
+    names = _expected(repo_id, sizes)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        with _one_line(api, repo_id, revision):
+            for name in names:
+                api.hf_hub_download(repo_id, name, revision=commit, local_dir=temporary)
+        shutil.rmtree(temporary / ".cache")  # huggingface_hub's notes on the download
+        for name in names:
+            size = (temporary / name).stat().st_size
+            if size != sizes[name]:
+                raise InputError(f"{repo_id}: {name} came with {size:,} bytes instead of {sizes[name]:,}: try again")
+        for name in {RESULT, CONFIG} & set(names):
+            _document(temporary / name, f"{repo_id}/{name}")
+        try:
+            loaded = load_policy(temporary)
+        except InputError as error:
+            raise InputError(str(error).replace(str(temporary), repo_id)) from error
+        temporary.rename(out)
+    except OSError as error:
+        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    loaded.path = out / POLICY
+    return loaded, commit
+
+
+def _api(repo_id: str, command: str) -> "HfApi":
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    except ImportError as error:
+        raise InputError(f"{command} needs {error.name}: pip install 'potstill[hub]'") from error
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+        raise InputError(f"{repo_id!r} is no name of a repository: write USER/NAME")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return HfApi(library_name="potstill", library_version=__version__)
+
+
+def _expected(repo_id: str, sizes: Mapping[str, int | None]) -> list[str]:
+    """The files to download of those that a repository lists; InputError where they cannot be a policy of ours."""
+    if odd := [name for name in sizes if name.startswith("/") or "\\" in name or ".." in name.split("/")]:
+        raise InputError(
+            f"{repo_id} lists {odd[0][:80]!r}, a name that leads out of its folder: nothing was downloaded"
+        )
+    if POLICY not in sizes:
+        if pickled := [name for name in sizes if name.lower().endswith(PICKLES)]:
+            raise InputError(
+                f"{repo_id} has no {POLICY}, only {pickled[0][:80]}: a pickle runs whatever its author wants when it is"
+                " read, so potstill does not download it"
+            )
+        raise InputError(f"{repo_id} has no {POLICY}: it was not pushed by potstill")
+    for name in (names := [name for name in MAX_BYTES if name in sizes]):
+        size = sizes[name]
+        if size is None or size > MAX_BYTES[name]:
+            told = "an unknown number of" if size is None else f"{size:,}"
+            raise InputError(f"{repo_id}: {name} has {told} bytes; at most {MAX_BYTES[name]:,} are downloaded")
+    return names
+
+
+def _document(file: Path, shown: Path | str) -> dict[str, Any]:
+    """A JSON object from `file`, which messages call `shown`."""
+    try:
+        document = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {shown}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{shown} is damaged: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{shown} is not a JSON object")
+    return document
+
+
+def _card(
+    loaded: LoadedPolicy, result: dict[str, Any], config: dict[str, Any], repo_id: str, licence: str, film: bool
+) -> str:
+    """The model card: metadata the Hub reads, then what people do. Scores are those of `result`, none are made here."""
+    from ale_py.registration import rom_id_to_name
+    from huggingface_hub import EvalResult, ModelCardData
+
+    env, size, name = loaded.env, loaded.policy.size(), repo_id.partition("/")[2]
+    task = f"ALE/{rom_id_to_name(env.id)}-v5" if env.atari else env.id
+    facts = loaded.document.get("provenance", {}) | config | result
+    results = None
+    if "score" in result:
+        spread = f" +/- {result['std']:.2f}" if result.get("std") is not None else ""
+        results = [
+            EvalResult(
+                task_type="reinforcement-learning",
+                task_name="reinforcement-learning",
+                dataset_type=task,
+                dataset_name=task,
+                metric_type="mean_reward",
+                metric_name="mean_reward",
+                metric_value=f"{result['score']:.2f}{spread}",
+                verified=False,
+            )
+        ]
+    data = ModelCardData(
+        model_name=name,
+        library_name="potstill",
+        pipeline_tag="reinforcement-learning",
+        tags=["reinforcement-learning", task],
+        license=licence,
+        eval_results=results,
+    )
+    made = {"train": "Trained with PPO.", "distill": f"Distilled from `{facts.get('teacher')}`."}.get(
+        facts.get("kind", "")
+    )
+    if facts.get("source") == "stable-baselines3":
+        made = f"Imported from Stable-Baselines3 ({facts.get('algorithm')})."
+    episodes = result.get("episodes")
+    lines = [
+        *("---", data.to_yaml().strip(), "---", "", f"# {name}", ""),
+        f"A policy for {task}: width {loaded.policy.config.width}, {size.parameters:,} parameters, {size.macs:,}"
+        f" multiply-adds, {size.bytes:,} bytes. " + (made or ""),
+        "",
+        *(_scores(result, env.sticky) if results else ["It has not been scored."]),
+        "",
+        *(
+            f"- {title}: `{facts[key]}`"
+            for title, key in (("Command", "command"), ("Commit", "commit"))
+            if facts.get(key)
+        ),
+        *([f"- Machine: {facts['machine']}"] if facts.get("machine") else []),
+        *([f"- Training: {result['wall_seconds'] / 60:.0f} minutes"] if "wall_seconds" in result else []),
+        *(
+            [f"- Latency: {result['latency_ms']:.2f} ms an observation, one core, median"]
+            if "latency_ms" in result
+            else []
+        ),
+        *([f"- Film of a game: [{FILM}]({FILM})"] if film else []),
+        *("", "## Use", "", "```sh", "pip install 'potstill[hub]'", f"potstill pull {repo_id} --out {name}"),
+        f"potstill evaluate {name}" + (f" --episodes {episodes} --seed 1" if episodes else ""),
+        *(
+            "```",
+            "",
+            f"`{POLICY}` holds tensors and JSON, no code: the task, its actions and the normalisation are inside.",
+        ),
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _scores(result: dict[str, Any], sticky: float) -> Iterator[str]:
+    """A table of the scores in a result."""
+    stuck = f", sticky actions {sticky:g}" if sticky else ""
+    games = f" ({result['episodes']} games, {result['distinct']} distinct)" if "distinct" in result else ""
+    interval = "{:.2f} to {:.2f}".format(*result["ci95"]) if result.get("ci95") else ""
+    yield from ("| evaluation | mean score | 95 % interval |", "|---|---|---|")
+    yield f"| greedy{stuck}{games} | **{result['score']:.2f}** | {interval} |"
+    others = {"score_sampled": f"sampled{stuck}", "score_nosticky": "greedy, no sticky actions"}
+    others |= {"teacher_score": f"its teacher, greedy{stuck}", "random_score": "a random policy"}
+    for key, what in others.items():
+        if result.get(key) is not None:
+            yield f"| {what} | {result[key]:.2f} | |"
+    if interval:
+        yield from ("", "The interval is over distinct games of this one policy.")
+
+
+@contextmanager
+def _one_line(api: "HfApi", repo_id: str, revision: str = "main") -> Iterator[None]:
+    """Around calls of huggingface_hub alone: whatever goes wrong in there is an InputError that says what to do."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # it raises its own, httpx2's, hf_xet's and plain ones, and what a wrong server provokes
+        raise InputError(_explain(_causes(error), api.endpoint, repo_id, revision)) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _explain(causes: Iterable[BaseException], endpoint: str, repo_id: str, revision: str) -> str:
+    from httpx2 import TransportError
+    from huggingface_hub import errors
+
+    causes = list(causes)
+    for error in causes:
+        match error:
+            case errors.HFValidationError():
+                return f"{repo_id!r} is no name of a repository: {error}"
+            case errors.RevisionNotFoundError():
+                return f"{repo_id} has no revision {revision!r}"
+            case errors.GatedRepoError():
+                return f"{repo_id} is gated: ask for access on its page, {endpoint}/{repo_id}"
+            case errors.RepositoryNotFoundError():
+                return (
+                    f"{endpoint} has no model {repo_id}, or it is private: look at its name, and log in with"
+                    " `hf auth login`"
+                )
+            case errors.HfHubHTTPError(response=response):
+                status, said = response.status_code, " ".join((error.server_message or response.reason_phrase).split())
+                advice = {
+                    401: f"{endpoint} does not know your token: run `hf auth login`, or set HF_TOKEN",
+                    403: f"{endpoint} forbids it for {repo_id} ({said}): your token may lack the right",
+                }
+                later = "; try again later" if status == 429 or status >= 500 else ""
+                return advice.get(status, f"{endpoint} answers {status}, {said}{later}")
+            case errors.OfflineModeIsEnabled():
+                return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
+            case TransportError():
+                return (
+                    f"cannot reach {endpoint}: {re.sub(r'^.Errno -?[0-9]+. ', '', str(error)) or type(error).__name__}"
+                )
+            case OSError(errno=int()):
+                return reason(error) + (f": {error.filename}" if error.filename else "")
+    root = causes[-1]
+    return f"{endpoint} did not answer as the Hub does ({type(root).__name__}: {' '.join(str(root).split())[:200]})"
