@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from potstill import __version__, commands, evaluation
+from potstill import __version__, evaluation
 from potstill.cli import COMMANDS, main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.jobs import Machine
 from potstill.networks import NetworkConfig, Policy
+from potstill.options import peek
 from potstill.policies import save_policy
-from potstill.ppo import PPO_PRESETS
+from potstill.presets import PPO_PRESETS
 from potstill.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -296,10 +297,15 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
         "train": f"(default: {PPO_PRESETS['pong'].total_timesteps})",
         "distill": f"(default: {DistillConfig().total_timesteps})",
         "compare": "(default: 1/4 1/8 1/16)",
+        "study": "study run PLAN",
+        "report": "(default: 10000)",
+        "compress": "(default: 0.95)",
         "evaluate": "(default: 100)",
         "watch": "(default: game.mp4)",
         "export": "(default: policy.onnx)",
         "import-sb3": "(default: 0.01)",
+        "push": "(default: mit)",
+        "pull": "(default: main)",
         "info": "-h, --help",
     }[command] in " ".join(out.replace("│", " ").split())
 
@@ -323,9 +329,9 @@ def test_info_names_the_versions_and_the_machine(call):
 
 
 def test_the_last_value_of_a_flag_counts_in_both_spellings():
-    assert commands._peek(["--env", "a", "--env=b"], "--env", "pong") == "b"
-    assert commands._peek(["--env=b", "--env", "a"], "--env", "pong") == "a"
-    assert commands._peek(["--environment", "a"], "--env", "pong") == "pong"
+    assert peek(["--env", "a", "--env=b"], "--env", "pong") == "b"
+    assert peek(["--env=b", "--env", "a"], "--env", "pong") == "a"
+    assert peek(["--environment", "a"], "--env", "pong") == "pong"
 
 
 def test_compare_refuses_the_options_of_a_single_distillation(call, policies, tmp_path):

@@ -47,7 +47,7 @@ def test_the_policy_sees_the_film_shrunk_to_84x84_greys_the_brighter_of_its_last
     rows, columns = area_weights(210, 84), area_weights(160, 84)
     rng = np.random.default_rng(0)
     for action in rng.integers(0, 3, 150):
-        pictures, reward = screen.step(int(action))
+        pictures, reward = screen.step(PONG.actions[action])
         step = envs.step(np.array([action]))
         greys = [np.round(picture @ [0.2989, 0.5870, 0.1140]) for picture in pictures[-2:]]
         expected = rows @ np.maximum(*greys) @ columns.T
@@ -59,7 +59,7 @@ def test_the_policy_sees_the_film_shrunk_to_84x84_greys_the_brighter_of_its_last
 def test_without_stickiness_the_film_is_gymnasiums_own_pong_pixel_for_pixel_after_as_many_no_ops():
     screen = watch._screen(replace(PONG, sticky=0.0), seed=5)
     actions = np.random.default_rng(0).integers(0, 3, 20)
-    filmed = [screen.first(), *(picture for action in actions for picture in screen.step(int(action))[0])]
+    filmed = [screen.first(), *(picture for action in actions for picture in screen.step(PONG.actions[action])[0])]
     gymnasium.register_envs(ale_py)
     options = {"frameskip": 1, "repeat_action_probability": 0.0, "render_mode": "rgb_array"}
     env = gymnasium.make("ALE/Pong-v5", disable_env_checker=True, **options)
@@ -123,6 +123,38 @@ def test_a_finished_game_stays_on_its_last_picture_until_the_others_are_done():
 
 def test_more_than_three_games_form_a_grid_with_even_sides():
     assert watch._tiled([np.zeros((11, 5, 3), np.uint8)] * 5).shape == (2 * 11 + 8, 3 * 5 + 2 * 8 + 1, 3)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_a_grid_of_sizes_shows_the_size_and_the_score_of_each(tmp_path, monkeypatch, kind):
+    captions = []
+    captioned = watch._captioned
+    monkeypatch.setattr(watch, "_captioned", lambda *a: captions.append(a[2:]) or captioned(*a))
+    film(tmp_path / f"game.{kind}", *[untrained(PONG, seed) for seed in range(5)], max_steps=2)
+    assert set(captions) == {
+        (f"policy {number}", "1,964 parameters, width 1/32", "won 0, lost 0") for number in range(5)
+    }
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / f"game.{kind}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert f" {3 * 160 + 2 * 8}x{2 * 240 + 8}" in found  # three in the first row, two in the second
+
+
+def test_a_wide_grid_is_drawn_smaller(tmp_path, monkeypatch):
+    scales = []
+    monkeypatch.setattr(
+        watch, "_encode", lambda path, kind, fps, frames: scales.append(next(frames).shape) or path.touch()
+    )
+    policies = [(str(number), untrained(PONG)) for number in range(17)]
+    watch.film(policies, tmp_path / "game.mp4", seed=3, max_steps=1, quiet=True)
+    assert scales == [(4 * (2 * 210 + 48) + 3 * 8, 5 * 2 * 160 + 4 * 8, 3)]
+
+
+def test_a_size_too_long_for_its_game_is_cut():
+    picture = np.zeros((4, 160, 3), np.uint8)
+    cut = watch._captioned(picture, 1, "", "123,456,789,012 parameters, width 0.123456789012", "")
+    blank = watch._captioned(picture, 1, "", "", "")
+    assert np.array_equal(cut[:, -5:], blank[:, -5:])
+    assert not np.array_equal(cut, blank)
 
 
 def test_a_title_too_long_for_its_game_is_cut_not_written_over_the_score():

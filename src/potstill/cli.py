@@ -8,10 +8,15 @@ COMMANDS = {
     "train": "an expert, from scratch, with PPO",
     "distill": "a student from a teacher",
     "compare": "several distillations (sizes x leads x seeds) on all cores, with a table and figures",
+    "study": "a plan's runs: run, status, table",
+    "report": "a study's answers, figures and tables in one offline HTML page",
+    "compress": "the smallest student that keeps a share of its teacher's score, as ONNX, with a report",
     "evaluate": "a policy's score, with its interval, distinct games and latency",
     "watch": "film a game, or teacher and student side by side",
     "export": "a policy as an ONNX file, checked against PyTorch",
     "import-sb3": "a Stable-Baselines3 zip as a policy of potstill's, without running what it holds",
+    "push": "a policy to the Hugging Face Hub, with a card of its results",
+    "pull": "a policy from the Hugging Face Hub, never a pickle",
     "info": "versions, devices, cores: what a bug report needs",
 }
 
@@ -48,7 +53,10 @@ def _call(command: str, arguments: list[str]) -> None:
 
     try:
         signal.signal(signal.SIGTERM, terminate)
-        from potstill import commands
+        if command in ("compare", "study"):
+            from potstill.study import commands
+        else:
+            from potstill import commands  # type: ignore[no-redef]
 
         getattr(commands, command.replace("-", "_"))(arguments)
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot

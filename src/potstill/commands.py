@@ -5,33 +5,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from potstill.compress import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, EnvConfig, find_env, with_sticky
 from potstill.errors import InputError
 from potstill.interop import sb3
 from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
 from potstill.networks import resolve_device
+from potstill.options import describe, describe_value, parse, peek
 from potstill.policies import LoadedPolicy
-from potstill.ppo import PPO_PRESETS, PPOConfig
+from potstill.ppo import PPOConfig
+from potstill.presets import PPO_PRESETS
 from potstill.runs import Run, next_directory
-from potstill.study.plan import Plan
-
-if TYPE_CHECKING:
-    import polars as pl
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Train:
     env: str = "pong"
-    """The task: a preset (pong, breakout, cartpole, acrobot, lunarlander, minatar-breakout, minatar-space-invaders), an
-    ALE game as ale/<rom>, or a Gymnasium id. The other defaults shown are this task's."""
+    """The task: a preset (pong, breakout, cartpole, acrobot, pendulum, lunarlander, lunarlander-continuous,
+    minatar-breakout, minatar-space-invaders), an ALE game as ale/<rom>, or a Gymnasium id. The other defaults shown are
+    this task's."""
     out: Path | None = None
     """Directory of the run; must not exist. Default: a new one under <env>_run/."""
     resume: Path | None = None
@@ -50,18 +47,18 @@ def train(arguments: Sequence[str]) -> None:
     """`potstill train`."""
     from potstill.policies import load_policy
 
-    name = _peek(arguments, "--env", "pong")
+    name = peek(arguments, "--env", "pong")
     env, network = find_env(name), None
-    start_from, teacher = _peek(arguments, "--start-from", ""), _peek(arguments, "--teacher", "")
+    start_from, teacher = peek(arguments, "--start-from", ""), peek(arguments, "--teacher", "")
     if start_from or teacher:
         origin = load_policy(Path(start_from or teacher))
-        if not _peek(arguments, "--env", ""):  # else a task that differs is refused below
+        if not peek(arguments, "--env", ""):  # else a task that differs is refused below
             env = origin.env
             name = next((preset for preset, known in PRESETS.items() if known.id == env.id), env.id)
         network = origin.policy.config if start_from else None
     config = replace(PPO_PRESETS.get(name, PPOConfig()), env=env)
     config = replace(config, network=network) if network is not None else config
-    options = _parse(_Train, arguments, "train", _Train(env=name, config=config))
+    options = parse(_Train, arguments, "train", _Train(env=name, config=config))
     if options.resume is not None:
         run = Run.open(options.resume)
     else:
@@ -88,7 +85,7 @@ class _Distill:
 
 def distill(arguments: Sequence[str]) -> None:
     """`potstill distill`."""
-    options = _parse(_Distill, arguments, "distill", _Distill())
+    options = parse(_Distill, arguments, "distill", _Distill())
     if options.resume is not None:
         run = Run.open(options.resume)
     elif options.teacher is None:
@@ -106,82 +103,46 @@ def distill(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Compare:
+class _Compress:
+    teacher: Positional[Path]
+    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, which does not name it."""
     out: Path | None = None
-    """Folder of the comparison. Where it exists, only what is missing is run. Default: a new one under distill_run/."""
-    workers: int = 0
-    """Runs at a time, each on one core; 0 takes all cores."""
-    plan: OmitArgPrefixes[Plan] = field(default_factory=Plan)
-    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    """Folder of the result. Where this command began it before, it goes on. Default: a new one under distill_run/."""
+    config: OmitArgPrefixes[CompressConfig] = field(default_factory=CompressConfig)
+    device: str = "auto"
+    """cuda, mps or cpu."""
+    threads: int = 0
+    """CPU threads, and students trained side by side; 0 takes all cores."""
+    quiet: bool = False
+    """Show no progress."""
 
 
-def compare(arguments: Sequence[str]) -> None:
-    """`potstill compare`: a grid of distillations, then its tables and figures."""
-    from potstill.report import figures
-    from potstill.results import curves_table, episodes_table, runs_table, write_tables
+def compress(arguments: Sequence[str]) -> None:
+    """`potstill compress`: exits with 1 where no student was found."""
+    from potstill import compress as room
+    from potstill.report.compression import claim
     from potstill.study.execute import StudyInterrupted
-    from potstill.study.execute import execute as execute_study
 
-    for one in ("--width", "--lead", "--seed"):
-        if _peek(arguments, one, ""):
-            raise InputError(f"{one} is of a single distillation: write {one}s and what to compare")
-    options = _parse(_Compare, arguments, "compare", _Compare())
-    out = options.out or next_directory(Path("distill_run"), "comparison")
-    cells = options.plan.cells()
+    if peek(arguments, "--width", ""):
+        raise InputError("--width is what compress looks for: bound it with --max-parameters")
+    options = parse(_Compress, arguments, "compress")
+    out = options.out or next_directory(Path("distill_run"), "compression")
+    machine = Machine(device=options.device, threads=options.threads, quiet=options.quiet)
+    run = room.open_compression(options.teacher, options.config, out, machine, _zip_env(options.env, options.teacher))
     try:
-        failed = execute_study(cells, out, options.machine, options.workers)
+        with run.lock():
+            for news in room.search(run, options.config, machine):
+                if not options.quiet:
+                    print(news.words, file=sys.stderr, flush=True)
+            record = room.finish(run, machine)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
-    write_tables(out)
-    _print_table(runs_table(out))
-    done = runs_table(out).filter(status="done").height
-    for draw, table in (
-        (figures.size_score, runs_table),
-        (figures.learning_curves, curves_table),
-        (figures.score_distributions, episodes_table),
-        (figures.agreement_score, runs_table),
-    ):
-        if done:
-            path = out / f"{draw.__name__}.png"
-            try:
-                figures.save(draw(table(out)), path)
-                print(path)
-            except InputError as error:  # not evaluated, or of several tasks: the table stands without the figure
-                print(f"potstill: no {path}: {error}", file=sys.stderr)
-    if failed:
-        print(
-            f"potstill: {len(failed)} of {len(cells)} runs failed: {', '.join(failed)} (see log.txt there)",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-
-
-def _print_table(table: "pl.DataFrame") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = {
-        "run": "run",
-        "parameters": "parameters",
-        "score": "score",
-        "ci95_low": "from",
-        "ci95_high": "to",
-        "score_sampled": "sampled",
-        "score_nosticky": "not sticky",
-        "teacher_score": "teacher",
-        "agreement": "agreement",
-        "p_negative": "P(score<0)",
-        "latency_ms": "ms",
-        "wall_seconds": "seconds",
-        "status": "status",
-    }
-    output = Table(title="greedy, 95 % interval over distinct games", title_justify="left")
-    for name, heading in shown.items():
-        output.add_column(heading, justify="left" if name in ("run", "status") else "right")
-    for row in table.sort("parameters", nulls_last=True).iter_rows(named=True):
-        output.add_row(*(_describe_value(row.get(name)) for name in shown))
-    Console(width=1_000).print(output)  # as wide as it comes: a run's name cut short is no name
+    print(claim(record))
+    print(out / "report.html")
+    sys.exit(0 if record["reached"] else 1)
 
 
 @dataclass(frozen=True)
@@ -215,7 +176,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     from potstill import evaluation, telemetry
 
-    options = _parse(_Evaluate, arguments, "evaluate")
+    options = parse(_Evaluate, arguments, "evaluate")
     if options.actions not in ("greedy", "sampled"):
         raise InputError(f"actions are greedy or sampled, not {options.actions!r}")
     device = str(resolve_device(options.device))
@@ -247,7 +208,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     size = loaded.policy.size()
     record = so_far.summary() | {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
     record |= evaluation.latency(loaded.policy) | beside
-    print(json.dumps(record, allow_nan=False) if options.json else _describe(record))
+    print(json.dumps(record, allow_nan=False) if options.json else describe(record))
 
 
 @dataclass(frozen=True)
@@ -264,17 +225,20 @@ class _ImportSb3:
 
 def import_sb3(arguments: Sequence[str]) -> None:
     """`potstill import-sb3`."""
-    options = _parse(_ImportSb3, arguments, "import-sb3")
+    options = parse(_ImportSb3, arguments, "import-sb3")
     loaded = sb3.import_sb3(options.model, sb3.as_sb3(find_env(options.env)), options.out, options.temperature)
     print(options.out)
     facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
-    print(_describe({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
+    print(describe({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
 
 
 @dataclass(frozen=True)
 class _Watch:
     policies: Positional[tuple[Path, ...]]
-    """One policy, or several to stand side by side: run directories, expert directories or checkpoints."""
+    """One policy, or several to stand side by side: run directories, expert directories, checkpoints, or
+    Stable-Baselines3 .zips."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
     out: Path = Path("game.mp4")
     """The film, .mp4 or .gif; must not exist."""
     seed: int = 1
@@ -287,13 +251,13 @@ class _Watch:
 
 def watch(arguments: Sequence[str]) -> None:
     """`potstill watch`."""
-    from potstill.policies import load_policy
     from potstill.watch import film
 
-    options = _parse(_Watch, arguments, "watch")
+    options = parse(_Watch, arguments, "watch")
     if not options.policies:
         raise InputError("name a policy to watch, or several to stand side by side")
-    loaded = [load_policy(path) for path in options.policies]
+    task = _zip_env(options.env, *options.policies)
+    loaded = [_load(path, task, "cpu") for path in options.policies]
     titles = [f"{path.name}" for path in options.policies]
     film(
         list(zip(titles, loaded, strict=True)),
@@ -306,9 +270,37 @@ def watch(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
+class _Report:
+    study: Positional[Path]
+    """Folder of the study's records, such as results/pong, or of run directories."""
+    out: Path | None = None
+    """The page, .html; an older one there is replaced. Default: report.html in the study's folder."""
+    resamples: int = 10_000
+    """Resamples of every bootstrap."""
+    seed: int = 0
+    """Seeds the resamples."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`potstill report`."""
+    from potstill.report import page
+
+    options = parse(_Report, arguments, "report")
+    if options.resamples < 100:
+        raise InputError(f"resamples must be 100 or more, not {options.resamples}: percentiles are read from them")
+    if options.seed < 0:
+        raise InputError(f"seed must be 0 or more, not {options.seed}")
+    out = options.out or options.study / "report.html"
+    page.write(options.study, out, options.seed, options.resamples)
+    print(out)
+
+
+@dataclass(frozen=True)
 class _Export:
     policy: Positional[Path]
-    """A run directory, an expert directory or a checkpoint."""
+    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
     out: Path = Path("policy.onnx")
     """The file; must not exist."""
     format: Literal["onnx"] = "onnx"
@@ -328,13 +320,12 @@ class _Export:
 def export(arguments: Sequence[str]) -> None:
     """`potstill export`."""
     from potstill.interop import onnx
-    from potstill.policies import load_policy
 
-    options = _parse(_Export, arguments, "export")
+    options = parse(_Export, arguments, "export")
     machine = Machine(threads=options.threads)
     machine.settle()
     record = onnx.export(
-        load_policy(options.policy),
+        _load(options.policy, _zip_env(options.env, options.policy), "cpu"),
         options.out,
         int8=options.int8,
         episodes=options.episodes,
@@ -352,9 +343,65 @@ def export(arguments: Sequence[str]) -> None:
     columns = [model | model.get("score", {}) for model in record["models"].values()]
     for name in ("path", "bytes", "latency_ms", "latency_p95_ms", "mean", "ci95", "episodes"):
         if name in columns[0]:
-            table.add_row(name.replace("_", " "), *(_describe_value(column[name]) for column in columns))
+            table.add_row(name.replace("_", " "), *(describe_value(column[name]) for column in columns))
     Console(width=1_000).print(table)
-    print(f"logits within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations")
+    print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations")
+
+
+@dataclass(frozen=True)
+class _Push:
+    policy: Positional[Path]
+    """A run directory, an expert directory or a checkpoint."""
+    repo_id: Positional[Annotated[str, arg(metavar="REPO_ID")]]
+    """USER/NAME on the Hub; made where it does not exist."""
+    private: bool = False
+    """Make it private."""
+    film: Path | None = None
+    """An .mp4 of a game, such as `potstill watch` makes, which the Hub plays on the policy's page."""
+    message: str = ""
+    """The commit's message. Default: task and width."""
+    license: str = "mit"
+    """The licence you give it, by the Hub's name for it."""
+
+
+def push(arguments: Sequence[str]) -> None:
+    """`potstill push`."""
+    from potstill.interop import hub
+
+    options = parse(_Push, arguments, "push")
+    print(
+        hub.push(
+            options.policy,
+            options.repo_id,
+            private=options.private,
+            film=options.film,
+            message=options.message,
+            licence=options.license,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Pull:
+    repo_id: Positional[Annotated[str, arg(metavar="REPO_ID")]]
+    """USER/NAME on the Hub."""
+    out: Path
+    """Directory of the policy; must not exist."""
+    revision: str = "main"
+    """A branch, a tag or a commit."""
+
+
+def pull(arguments: Sequence[str]) -> None:
+    """`potstill pull`."""
+    from potstill.interop import hub
+    from potstill.policies import recorded_result
+
+    options = parse(_Pull, arguments, "pull")
+    loaded, commit = hub.pull(options.repo_id, options.out, options.revision)
+    size, known = loaded.policy.size(), recorded_result(loaded) or {}
+    print(options.out)
+    facts = {"env": loaded.env.id, "width": loaded.policy.config.width, "parameters": size.parameters}
+    print(describe(facts | {key: known[key] for key in ("score", "ci95") if key in known} | {"commit": commit}))
 
 
 def info(arguments: Sequence[str]) -> None:
@@ -367,7 +414,7 @@ def info(arguments: Sequence[str]) -> None:
     from potstill import __version__
     from potstill.networks import resolve_precision
 
-    _parse(_Info, arguments, "info")
+    parse(_Info, arguments, "info")
     cpu = torch.device("cpu")
     print(f"potstill    {__version__}")
     print(f"python      {platform.python_version()} on {platform.platform()}")
@@ -407,24 +454,7 @@ def _run(run: Run, machine: Machine, data_root: Path | None = None) -> None:
             "agreement",
             "distinct",
         )
-        print(_describe({key: result[key] for key in keys if key in result}))
-
-
-def _describe(record: dict[str, Any]) -> str:
-    """A record for people: a line per figure, lists left out but for the interval."""
-
-    shown = {name: value for name, value in record.items() if name != "returns" and value is not None}
-    return "\n".join(f"{name.replace('_', ' '):<26}{_describe_value(value)}" for name, value in shown.items())
-
-
-def _describe_value(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.3f}".rstrip("0").rstrip(".")
-    if isinstance(value, list):
-        return " to ".join(_describe_value(item) for item in value)
-    return f"{value:,}" if type(value) is int else str(value)
+        print(describe({key: result[key] for key in keys if key in result}))
 
 
 def _zip_env(name: str | None, *policies: Path | None) -> EnvConfig | None:
@@ -453,19 +483,3 @@ def _start(text: str | None, device: str) -> Any:
     if not who or not steps.isdecimal():
         raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
     return Start(int(steps), None if who == "random" else load_policy(Path(who), device).policy)
-
-
-def _parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
-    keywords = {} if default is None else {"default": default}
-    options: T = tyro.cli(cls, args=list(arguments), prog=f"potstill {command}", **keywords)
-    return options
-
-
-def _peek(arguments: Sequence[str], flag: str, default: str) -> str:
-    """The value of `flag`, before the defaults that depend on it are known."""
-    for word, following in reversed(list(zip(arguments, [*arguments[1:], None], strict=True))):  # the last one counts
-        if word == flag and following is not None:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return default

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import imageio_ffmpeg  # type: ignore[import-untyped]
@@ -24,7 +24,6 @@ from potstill.collect import Inputs, collect
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, reason
 from potstill.evaluation import Actions, check_fit
-from potstill.networks import sample
 from potstill.policies import LoadedPolicy
 
 ENCODERS = {
@@ -58,7 +57,8 @@ def film(
         out: .mp4 or .gif; must not exist. It appears when it is complete.
         max_steps: agent steps after which a game is cut.
         fps: frames per second of the film. Default 30, in a GIF 20: it counts in hundredths of a second.
-        scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF.
+        scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF, and less
+            where a grid of them would pass 1920.
 
     Raises:
         InputError: `out` exists, is of another kind or cannot be written, or a task cannot be drawn.
@@ -74,7 +74,7 @@ def film(
     if not policies or max_steps < 1 or (fps or 1) < 1 or (scale or 1) < 1:
         raise InputError("a film needs a policy, and at least 1 step, 1 frame a second and scale 1")
     fps = fps or (20 if kind == ".gif" else 30)
-    width = 320 if kind == ".gif" else 480
+    width = min(320 if kind == ".gif" else 480, 1920 // _columns(len(policies)))
     games = [_play(title, loaded, seed, max_steps, fps, actions, scale, width) for title, loaded in policies]
     temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{kind}")
     try:
@@ -99,12 +99,13 @@ def _play(
 ) -> Iterator[tuple[int, Array]]:
     """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
     policy, config = loaded.policy, loaded.env
-    details = f"width {policy.config.width}, {policy.size().parameters:,} parameters"
+    details = f"{policy.size().parameters:,} parameters, width {policy.config.width}"
     generator = torch.Generator().manual_seed(seed)
 
     def act(ready: Tensor) -> Tensor:
         logits = policy.logits(ready).cpu()
-        return logits.argmax(-1) if actions == "greedy" else sample(logits, generator)
+        kind = policy.distribution
+        return kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
 
     with closing(Envs(config, 1)) as envs:
         check_fit(policy, envs)
@@ -120,7 +121,7 @@ def _play(
 
         yield 0, drawn(first)
         for step, transition in enumerate(collect(envs, Inputs(policy), observations, act), start=1):
-            pictures, reward = screen.step(int(transition.actions[0]))
+            pictures, reward = screen.step(envs.own_actions(transition.actions.numpy())[0])
             assert reward == transition.step.rewards[0], "the film shows another game than the policy plays"
             won, lost = won + max(reward, 0.0), lost + max(-reward, 0.0)
             ended = bool(transition.step.terminated[0] or transition.step.truncated[0])
@@ -141,7 +142,8 @@ class _Screen(Protocol):
 
     def first(self) -> Array: ...  # (H, W, 3) uint8
 
-    def step(self, action: int) -> tuple[list[Array], float]: ...  # the pictures of one agent step, its reward
+    # The environment's own action -> the pictures of one agent step, its reward
+    def step(self, action: Any) -> tuple[list[Array], float]: ...
 
 
 def _screen(config: EnvConfig, seed: int) -> _Screen:
@@ -182,8 +184,8 @@ class _AtariScreen:
         observations, _ = self._venv.reset(seed=np.array([self._seed]))
         return np.asarray(observations[0, 0])
 
-    def step(self, action: int) -> tuple[list[Array], float]:
-        own = np.array([action if self._config.actions is None else self._config.actions[action]])
+    def step(self, action: Any) -> tuple[list[Array], float]:
+        own = np.array([action])
         pictures, total = [], 0.0
         for _ in range(self._config.frame_skip):
             observations, rewards, terminated, truncated, _ = self._venv.step(own)
@@ -206,9 +208,8 @@ class _GymnasiumScreen:
         self._env.reset(seed=self._seed)
         return self._render()
 
-    def step(self, action: int) -> tuple[list[Array], float]:
-        own = action if self._config.actions is None else self._config.actions[action]
-        _, reward, *_ = self._env.step(own)
+    def step(self, action: Any) -> tuple[list[Array], float]:
+        _, reward, *_ = self._env.step(action)
         return [self._render()], float(np.float32(reward))
 
     def _render(self) -> Array:
@@ -235,9 +236,8 @@ class _MinAtarScreen:
     def first(self) -> Array:
         return self._draw(self._env.reset(seed=self._seed)[0])
 
-    def step(self, action: int) -> tuple[list[Array], float]:
-        own = action if self._config.actions is None else self._config.actions[action]
-        state, reward, *_ = self._env.step(own)
+    def step(self, action: Any) -> tuple[list[Array], float]:
+        state, reward, *_ = self._env.step(action)
         return [self._draw(state)], float(np.float32(reward))
 
     def _draw(self, state: Array) -> Array:
@@ -254,13 +254,19 @@ def _captioned(picture: Array, scale: int, title: str, details: str, score: str)
     strip = Image.new("RGB", (width, 3 * size), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     room = width - draw.textlength(score, font) - 2 * size
-    while title and draw.textlength(title, font) > room:
-        title = title.rstrip("…")[:-1] + "…" if len(title) > 1 else ""
-    draw.text((size // 2, size // 3), title, "white", font)
+    draw.text((size // 2, size // 3), _cut(title, draw, font, room), "white", font)
     draw.text((width - size // 2, size // 3), score, "#f0e442", font, anchor="ra")
-    draw.text((size // 2, size * 5 // 3), details, "#bbbbbb", ImageFont.load_default(0.8 * size))
+    small = ImageFont.load_default(0.8 * size)
+    draw.text((size // 2, size * 5 // 3), _cut(details, draw, small, width - size), "#bbbbbb", small)
     few = np.asarray(strip) & 0xF0  # with few shades of grey, a whole frame fits a GIF's 256 colours exactly
     return np.concatenate([few, picture])
+
+
+def _cut(text: str, draw: ImageDraw.ImageDraw, font: Any, room: float) -> str:
+    """`text`, or as much of its beginning as fits into `room` pixels, and an ellipsis."""
+    while text and draw.textlength(text, font) > room:
+        text = text.rstrip("…")[:-1] + "…" if len(text) > 1 else ""
+    return text
 
 
 def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress) -> Iterator[Array]:
@@ -278,9 +284,14 @@ def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: t
         yield tiled
 
 
+def _columns(games: int) -> int:
+    """Up to three stand in a row, more in a grid."""
+    return games if games <= 3 else int(np.ceil(np.sqrt(games)))
+
+
 def _tiled(pictures: Sequence[Array], gap: int = 8) -> Array:
     """Pictures in a row of up to three, or in a grid."""
-    columns = len(pictures) if len(pictures) <= 3 else int(np.ceil(np.sqrt(len(pictures))))
+    columns = _columns(len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     whole = (rows * (height + gap) - gap, columns * (width + gap) - gap)
