@@ -17,7 +17,7 @@ FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 COMMAND = re.compile(
     r"(?:\$ )?(?:\w+=\S+ )*(?:\.venv/bin/)?"
-    r"(?:(?:python -m )?potstill (?P<sub>[a-z][\w-]*)|python3? (?P<script>[\w/]+\.py)|make (?P<target>[\w-]+))"
+    r"(?:(?:python -m )?potstill (?P<sub>study [a-z]+|[a-z][\w-]*)|python3? (?P<script>[\w/]+\.py)|make (?P<target>[\w-]+))"
 )
 FLAG = re.compile(r"(?<!\S)--?[a-z][\w-]*")
 
@@ -45,7 +45,7 @@ def broken_command(line: str, check_flags: bool) -> list[str]:
     if target := found["target"]:
         known = re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return [] if known else [f"make {target}: no such target"]
-    command = (found["script"],) if found["script"] else ("-m", "potstill", found["sub"])
+    command = (found["script"],) if found["script"] else ("-m", "potstill", *found["sub"].split())
     text = help_text(*command)
     if text is None:
         return [f"{found[0]}: no such command"]

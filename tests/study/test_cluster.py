@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def on_ray(plan, out, **options):
     return list(run_study(plan, out, MACHINE, workers=2, start=cluster.RemoteProcess, **options))
 
 
-def wait_for(path, seconds=120.0):
+def wait_for(path, seconds=200.0):
     deadline = time.monotonic() + seconds
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -158,16 +159,12 @@ def test_the_process_of_a_stopped_study_leaves_nothing_behind(folder, two_machin
     generator = run_study(plan, tmp_path / "ray", MACHINE, workers=1, start=cluster.RemoteProcess)
     resume = tmp_path / "ray/runs/rl_width-1_32_seed-0/resume.safetensors"
 
-    def interrupt(number, frame):
+    def interrupt():
+        wait_for(resume)
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 15)
-    try:
-        with pytest.raises(StudyInterrupted):
-            list(generator)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(StudyInterrupted):
+        list(generator)
     assert resume.exists()
     assert not list(Path("/tmp").glob("potstill-*/run"))

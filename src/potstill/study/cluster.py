@@ -7,6 +7,7 @@ last save that arrived.
 
 import logging
 import signal
+import socket
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -33,6 +34,12 @@ def connect(address: str | None) -> int:
         import ray
     except ImportError as error:
         raise InputError("--executor ray needs Ray: pip install 'potstill[ray]'") from error
+    host, _, port = (address or "").rpartition(":")
+    if port.isdecimal():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"no Ray cluster answers at {address}: {error}") from error
     # A module of ours is found on the other machines where potstill is installed there: nothing of the code travels.
     try:
         if not ray.is_initialized():
