@@ -17,7 +17,8 @@ FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 COMMAND = re.compile(
     r"(?:\$ )?(?:\w+=\S+ )*(?:\.venv/bin/)?"
-    r"(?:(?:python -m )?potstill (?P<sub>study [a-z]+|[a-z][\w-]*)|python3? (?P<script>[\w/]+\.py)|make (?P<target>[\w-]+))"
+    r"(?:(?:python -m )?potstill (?P<sub>study [a-z]+|[a-z][\w-]*)|python3? (?P<script>[\w/]+\.py)"
+    r"|make (?P<target>[\w-]+))"
 )
 FLAG = re.compile(r"(?<!\S)--?[a-z][\w-]*")
 
