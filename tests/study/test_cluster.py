@@ -3,21 +3,17 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
 
-from potstill.envs import PRESETS
 from potstill.errors import InputError
 from potstill.jobs import Machine
-from potstill.networks import NetworkConfig, Policy
-from potstill.policies import save_policy
 from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
 from potstill.study.plan import read_plan
@@ -62,16 +58,15 @@ SAME = ("score", "returns", "env_steps", "gradient_steps", "training_macs", "ide
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, save_teacher):
     folder = tmp_path_factory.mktemp("cluster")
-    policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        policy.actor.weight *= 300
-    (folder / "expert").mkdir()
-    probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    save_policy(folder / "expert/policy.safetensors", policy, PRESETS["cartpole"], probe, {})
-    (folder / "expert/result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
+    save_teacher(folder / "expert")
     return folder
+
+
+def left_behind():
+    """What runs leave in the temporary folder of their machine while they go on."""
+    return set(Path(tempfile.gettempdir()).glob("potstill-*/run"))
 
 
 @pytest.fixture
@@ -106,6 +101,7 @@ def wait_for(path, seconds=200.0):
 
 
 def test_a_study_on_two_machines_comes_to_the_same_records_as_here(folder, two_machines, tmp_path):
+    before = left_behind()
     plan = plan_of(folder, PLAN, "small")
     assert [ended.error for ended in on_ray(plan, tmp_path / "ray")] == [None, None]
     list(run_study(plan, tmp_path / "here", MACHINE, workers=1))
@@ -113,7 +109,7 @@ def test_a_study_on_two_machines_comes_to_the_same_records_as_here(folder, two_m
     assert there.keys() == here.keys()
     for name in here:
         assert {key: there[name].get(key) for key in SAME} == {key: here[name].get(key) for key in SAME}
-    assert not list(Path("/tmp").glob("potstill-*/run"))
+    assert left_behind() == before
 
 
 def test_a_run_goes_on_from_its_last_save_when_its_machine_or_process_is_lost(folder, two_machines, tmp_path):
@@ -155,6 +151,7 @@ def test_a_cluster_that_does_not_answer_is_refused():
 
 
 def test_the_process_of_a_stopped_study_leaves_nothing_behind(folder, two_machines, tmp_path):
+    before = left_behind()
     plan = plan_of(folder, LONG.replace("81920", "100_000_000"), "endless")
     generator = run_study(plan, tmp_path / "ray", MACHINE, workers=1, start=cluster.RemoteProcess)
     resume = tmp_path / "ray/runs/rl_width-1_32_seed-0/resume.safetensors"
@@ -167,4 +164,4 @@ def test_the_process_of_a_stopped_study_leaves_nothing_behind(folder, two_machin
     with pytest.raises(StudyInterrupted):
         list(generator)
     assert resume.exists()
-    assert not list(Path("/tmp").glob("potstill-*/run"))
+    assert left_behind() == before

@@ -9,17 +9,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from potstill.cli import main
-from potstill.envs import PRESETS
 from potstill.errors import InputError
 from potstill.jobs import Machine
-from potstill.networks import NetworkConfig, Policy
-from potstill.policies import save_policy
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
 from potstill.study import execute, local
 from potstill.study.plan import read_plan
@@ -73,16 +68,6 @@ def write(folder, text=PLAN):
     return folder / "plan.toml"
 
 
-def save_teacher(path):
-    policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        policy.actor.weight *= 300
-    path.mkdir()
-    probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    save_policy(path / "policy.safetensors", policy, PRESETS["cartpole"], probe, {})
-    (path / "result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
-
-
 def study(*words):
     """`potstill study` in this process; exit code, stdout and stderr."""
     code, out, err = 0, io.StringIO(), io.StringIO()
@@ -99,7 +84,7 @@ def run(plan, out):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, save_teacher):
     """A whole study: three runs, one of which begins with another's policy."""
     folder = tmp_path_factory.mktemp("study")
     save_teacher(folder / "expert")
@@ -158,7 +143,7 @@ def test_records_alone_are_enough_to_know_what_is_done(done, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path):
+def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):
     (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
     save_teacher(tmp_path / "expert")
     plan = read_plan(write(tmp_path, PLAN.replace("[arms.rl]", "[arms.rl]\nseeds = [9]")))
@@ -220,7 +205,7 @@ def test_a_file_that_is_no_record_is_named(done, tmp_path, text):
         read_runs(tmp_path)
 
 
-def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_others_finish(tmp_path):
+def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_others_finish(tmp_path, save_teacher):
     save_teacher(tmp_path / "expert")
     plan = PLAN.replace("value-coefficient = 0.5", "learning-rate = 3e38")
     ended = run(write(tmp_path, plan), tmp_path / "out")
@@ -236,7 +221,7 @@ def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_other
     assert set(report["failures"]) == set(NAMES[1:])
 
 
-def test_a_worker_that_shows_no_life_is_killed_and_named(tmp_path, monkeypatch):
+def test_a_worker_that_shows_no_life_is_killed_and_named(tmp_path, monkeypatch, save_teacher):
     save_teacher(tmp_path / "expert")
     plan = read_plan(write(tmp_path, PLAN[: PLAN.index("[arms.student]")]))
     sleeper = [sys.executable, "-c", "import time; time.sleep(100)"]
@@ -246,7 +231,7 @@ def test_a_worker_that_shows_no_life_is_killed_and_named(tmp_path, monkeypatch):
     assert ended.run.status == "new"
 
 
-def test_workers_stop_and_save_when_their_study_is_killed(tmp_path):
+def test_workers_stop_and_save_when_their_study_is_killed(tmp_path, save_teacher):
     save_teacher(tmp_path / "expert")
     plan = write(tmp_path, PLAN[: PLAN.index("[arms.student]")].replace("20480", "100_000_000"))
     command = [sys.executable, "-m", "potstill", "study", "run", str(plan), "--out", str(tmp_path / "out"), "--quiet"]
