@@ -271,10 +271,10 @@ def watch(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Report:
-    study: Positional[Path]
-    """Folder of the study's records, such as results/pong, or of run directories."""
+    studies: Positional[tuple[Path, ...]]
+    """Folders of studies' records, such as results/pong, or of run directories: one page, each of tasks of its own."""
     out: Path | None = None
-    """The page, .html; an older one there is replaced. Default: report.html in the study's folder."""
+    """The page, .html; an older one there is replaced. Default: report.html in the (first) study's folder."""
     resamples: int = 10_000
     """Resamples of every bootstrap."""
     seed: int = 0
@@ -290,8 +290,10 @@ def report(arguments: Sequence[str]) -> None:
         raise InputError(f"resamples must be 100 or more, not {options.resamples}: percentiles are read from them")
     if options.seed < 0:
         raise InputError(f"seed must be 0 or more, not {options.seed}")
-    out = options.out or options.study / "report.html"
-    page.write(options.study, out, options.seed, options.resamples)
+    if not options.studies:
+        raise InputError("potstill report needs a study's folder, such as results/pong")
+    out = options.out or options.studies[0] / "report.html"
+    page.write(options.studies, out, options.seed, options.resamples)
     print(out)
 
 

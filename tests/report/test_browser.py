@@ -31,7 +31,7 @@ def report(tmp_path_factory) -> Path:
     records[0] |= {"status": "failed", "score": None, "error": "<b>diverged</b>"}
     folder = tmp_path_factory.mktemp("study")
     out = folder / "report.html"
-    page.write(synthetic.write(folder / "records", records), out, resamples=200)
+    page.write([synthetic.write(folder / "records", records)], out, resamples=200)
     return out
 
 

@@ -28,7 +28,7 @@ def few(**options):
 
 
 def rendered(records, document=None, films=()) -> str:
-    return page.render(page.Study("synthetic", records, document or {}, list(films)), resamples=200)
+    return page.render([page.Study("synthetic", records, document or {}, list(films))], resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,22 @@ def test_the_same_study_makes_the_same_page():
     assert rendered(records) == rendered(records)
 
 
+def test_several_studies_stand_on_one_page_each_task_answering_for_itself():
+    others = [run | {"env": "breakout"} for run in few(extended=False)]
+    studies = [page.Study(name, records, {"plan": f'env = "{name}"', "planned": 30}, []) for name, records in
+               (("pong", few(extended=False)), ("breakout", others))]  # fmt: skip
+    html = page.render(studies, resamples=200)
+    words = text(html)
+    assert html.count("1. Does learning from reward") == 2
+    assert html.count("<h3>Plan</h3>") == 2
+    assert "60 runs" in words
+    assert words.index("1. a bigger network for RL?") < words.index("1. Does learning from reward")
+    assert "whether it holds for other tasks is not known" not in words
+    assert "whether it holds for other tasks is not known" in text(page.render(studies[:1], resamples=200))
+    with pytest.raises(InputError, match="two of the studies are of pong"):
+        page.render([studies[0], studies[0]])
+
+
 def test_an_empty_study_says_what_it_lacks_in_every_section():
     html = rendered([])
     assert all(f"<h3>{title}</h3>" in html for title in SECTIONS)
@@ -109,7 +125,7 @@ def test_html_in_names_errors_and_plans_is_text():
     for run in records:
         run |= {"env": attack, "machine": attack}
         run |= {"teacher": attack} if run["teacher"] else {}
-    html = page.render(page.Study(attack, records, {"plan": attack}, [(attack, b"")]), resamples=200)
+    html = page.render([page.Study(attack, records, {"plan": attack}, [(attack, b"")])], resamples=200)
     assert "<img" not in html
     assert html.count("<script>") == 1  # its own
     assert "&lt;img src=x onerror=alert(1)&gt;&lt;script&gt;" in html
@@ -161,7 +177,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(make, words, tmp_path, cap
 
 def test_another_kind_of_file_and_too_few_resamples_are_refused(folder, tmp_path, capsys):
     with pytest.raises(InputError, match=r"a report is written as \.html"):
-        page.write(folder, tmp_path / "page.pdf")
+        page.write([folder], tmp_path / "page.pdf")
     with pytest.raises(SystemExit):
         main(["report", str(folder), "--resamples", "10"])
     assert "resamples must be 100 or more" in capsys.readouterr().err
@@ -213,7 +229,7 @@ def test_200_runs_of_100_games_make_their_report_within_two_minutes_of_processor
     records = synthetic.study(synthetic.ARMS | {"ppd": 2.0, "finetune": 3.0, "rl-split": 1.2}, games=100)
     assert len(records) >= 200
     began = time.process_time()
-    html = page.render(page.Study("large", records, {}, []), resamples=10_000)
+    html = page.render([page.Study("large", records, {}, [])], resamples=10_000)
     spent = time.process_time() - began
     record_property("seconds", spent)
     print(f"{len(records)} runs: {spent:.1f} s, {len(html) / 1e6:.1f} MB")

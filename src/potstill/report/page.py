@@ -1,4 +1,4 @@
-"""A study's records -> one HTML page that needs nothing beside it: answers first, then figures, tables and methods."""
+"""Studies' records -> one HTML page that needs nothing beside it: answers first, then figures, tables and methods."""
 
 import base64
 import json
@@ -51,15 +51,15 @@ class Section(NamedTuple):
     lacks: Sequence[str] = ()
 
 
-def write(folder: Path, out: Path, seed: int = 0, resamples: int = 10_000) -> None:
-    """Makes the page of the study in `folder` and writes it to `out`, atomically; an older one there is replaced.
+def write(folders: Sequence[Path], out: Path, seed: int = 0, resamples: int = 10_000) -> None:
+    """Makes one page of the studies in `folders` and writes it to `out`, atomically; an older one there is replaced.
 
     Raises:
-        InputError: no runs there, a file of one is damaged, or `out` cannot be written.
+        InputError: no runs there, a file of one is damaged, two studies are of one task, or `out` cannot be written.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{out}: a report is written as .html")
-    write_atomically(out, render(read_study(folder), seed, resamples).encode())
+    write_atomically(out, render([read_study(folder) for folder in folders], seed, resamples).encode())
 
 
 def read_study(folder: Path) -> Study:
@@ -92,45 +92,56 @@ def read_study(folder: Path) -> Study:
     return Study(called, records, document, [(path.stem, path.read_bytes()) for path in films])
 
 
-def render(study: Study, seed: int = 0, resamples: int = 10_000) -> str:
-    """The page, as HTML. The same study and seed make the same page.
+def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> str:
+    """The page, as HTML. The same studies and seed make the same page.
 
     Args:
-        study: of `read_study`.
+        studies: of `read_study`, each of tasks of its own.
         seed: of all that is drawn.
         resamples: of every bootstrap.
+
+    Raises:
+        InputError: two studies are of one task.
     """
-    tasks = list(dict.fromkeys(str(record["env"]) for record in study.records if record.get("env"))) or [""]
-    each = [
-        answer([record for record in study.records if (record.get("env") or tasks[0]) == task], seed, resamples)
-        for task in tasks
-    ]
-    planned = study.document.get("planned")
-    planned = planned if isinstance(planned, int) and len(tasks) == 1 else None
-    statuses = [str(record.get("status")) for record in study.records]
+    each: list[tuple[Answers, int | None]] = []  # with the runs planned, where the study says so
+    for study in studies:
+        tasks = list(dict.fromkeys(str(record["env"]) for record in study.records if record.get("env"))) or [""]
+        if twice := {answers.task for answers, _ in each} & set(tasks):
+            raise InputError(f"two of the studies are of {twice.pop()}: their runs would be counted as one study's")
+        planned = study.document.get("planned") if len(tasks) == 1 else None
+        for task in tasks:
+            records = [record for record in study.records if (record.get("env") or tasks[0]) == task]
+            each.append((answer(records, seed, resamples), planned if isinstance(planned, int) else None))
+    records = [record for study in studies for record in study.records]
+    statuses = [str(record.get("status")) for record in records]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("template.html").render(
-        name=study.name,
+        name=", ".join(study.name for study in studies),
         version=__version__,
         status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
-        total=max(planned or 0, len(study.records)),
+        total=sum(max(planned or 0, len(answers.records)) for answers, planned in each),
+        across=tables.across([answers for answers, _ in each]) if len(each) > 1 else None,
         tasks=[
             {
                 "task": words.task(answers),
                 "replies": words.replies(answers),
-                "unknown": words.unknown(answers, planned),
+                "unknown": words.unknown(answers, planned, alone=len(each) == 1),
                 "hero": _of(answers, "", "", [drawn.iqm_by_size]),
                 "sections": list(_sections(answers)),
             }
-            for answers in each
+            for answers, planned in each
         ],
-        runs=tables.runs(study.records, each),
-        films=[(title, "data:video/mp4;base64," + base64.b64encode(data).decode()) for title, data in study.films],
-        facts=_facts(study, seed, resamples),
-        plan=str(study.document.get("plan") or ""),
+        runs=tables.runs(records, [answers for answers, _ in each]),
+        films=[
+            (title, "data:video/mp4;base64," + base64.b64encode(data).decode())
+            for study in studies
+            for title, data in study.films
+        ],
+        facts=_facts(studies, seed, resamples),
+        plans=[plan for study in studies if (plan := str(study.document.get("plan") or ""))],
     )
 
 
@@ -265,9 +276,9 @@ def _svg(figure: Figure) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest  # as wide as the page lets it be
 
 
-def _facts(study: Study, seed: int, resamples: int) -> list[tuple[str, str]]:
+def _facts(studies: Sequence[Study], seed: int, resamples: int) -> list[tuple[str, str]]:
     def seen(key: str) -> str:
-        values = dict.fromkeys(str(run[key]) for run in study.records if run.get(key) is not None)
+        values = dict.fromkeys(str(run[key]) for study in studies for run in study.records if run.get(key) is not None)
         shown = list(values)[:6]
         return "; ".join(shown) + (f"; and {len(values) - len(shown)} more" if len(values) > len(shown) else "")
 
@@ -277,7 +288,9 @@ def _facts(study: Study, seed: int, resamples: int) -> list[tuple[str, str]]:
         "Threads per run": seen("threads"),
         "Machines": seen("machine"),
         "Commits": seen("commit"),
-        "potstill at the runs": str(study.document.get("potstill") or ""),
+        "potstill at the runs": "; ".join(
+            dict.fromkeys(str(study.document.get("potstill") or "") for study in studies)
+        ),
         "Commands of the runs": seen("command"),
         "This page": f"potstill {__version__}, seed {seed}, {resamples:,} resamples",
     }

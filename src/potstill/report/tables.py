@@ -26,6 +26,13 @@ class Table(NamedTuple):
     """Headings of columns that are left out in print."""
 
 
+def across(each: Sequence[Answers]) -> Table:
+    """What each task answers to each question, side by side."""
+    rows = [[words.task(answers), *(reply.verdict for reply in words.replies(answers))] for answers in each]
+    headings = ("task", "1. a bigger network for RL?", "2. can the distilled win?", "3. how do both scale?")
+    return Table("Answers by task", headings, rows)
+
+
 def sizes(answers: Answers) -> Table:
     headings = (
         "arm",

@@ -69,14 +69,15 @@ def headline_laws(answers: Answers) -> tuple[Scaling, Scaling] | None:
     return pairs[errors.index(min(errors))] if pairs else None
 
 
-def unknown(answers: Answers, planned: int | None = None) -> list[str]:
+def unknown(answers: Answers, planned: int | None = None, alone: bool = True) -> list[str]:
     """What is not known, a sentence each, what weighs most first.
 
     Args:
         answers: of one task.
         planned: runs that the study's plan makes; None where there is no plan.
+        alone: no other task is reported beside it.
     """
-    return list(_unknown(answers, planned))
+    return list(_unknown(answers, planned, alone))
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -250,7 +251,7 @@ def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
     return verdict, sentence, tuple(notes)
 
 
-def _unknown(answers: Answers, planned: int | None) -> Iterable[str]:
+def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:
     records = answers.records
     failed = sum(record.get("status") == "failed" for record in records)
     undone = sum(record.get("status") not in ("done", "failed") for record in records)
@@ -288,7 +289,8 @@ def _unknown(answers: Answers, planned: int | None) -> Iterable[str]:
         if tested and arm != student and not any(map(_significant, tested)):
             yield f"{_capital(name(arm))}: no difference to RL from scratch is shown at any size."
     yield from answers.notes
-    yield f"All of this is about {task(answers)}; whether it holds for other tasks is not known from this study."
+    if alone:
+        yield f"All of this is about {task(answers)}; whether it holds for other tasks is not known from this study."
 
 
 def task(answers: Answers) -> str:
