@@ -4,9 +4,12 @@ python scripts/ship_expert.py pong_run/RUN experts/pong/seed-0
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
+
+from potstill import checkpoints
 
 CARD = """# {name}
 
@@ -18,7 +21,7 @@ A {env} expert: PPO from scratch, width {width}, {parameters:,} parameters, {env
 | sampled, sticky actions {sticky} ({episodes} games) | {score_sampled:.2f} |
 | greedy, no sticky actions | {score_nosticky:.2f} |
 
-In brackets the 95 % interval. It loses {p_negative:.0%} of its games and wins {point_win_rate:.1%} of the points.
+In brackets the 95 % interval.{points}
 
 - Command: `{command}`
 - Commit: `{commit}`
@@ -35,11 +38,21 @@ def main() -> None:
     run, folder = Path(sys.argv[1]), Path(sys.argv[2])
     result = json.loads((run / "result.json").read_text())
     config = json.loads((run / "config.json").read_text())["config"]
+    result["command"] = _anywhere(result["command"])
     folder.mkdir(parents=True)
-    for name in ("policy.safetensors", "config.json", "metrics.jsonl", "result.json"):
-        shutil.copyfile(run / name, folder / name)
+    shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
+    for name in ("config.json", "result.json"):
+        document = json.loads((run / name).read_text())
+        document["command"] = _anywhere(document["command"])
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
+    tensors, document = checkpoints.load(run / "policy.safetensors")
+    document["provenance"]["command"] = _anywhere(document["provenance"]["command"])
+    checkpoints.save(folder / "policy.safetensors", tensors, document)
     low, high = result["ci95"]
+    against = result["point_win_rate"] is not None and result["point_win_rate"] < 1  # somebody else scores too
+    lost, won = f"{result['p_negative']:.0%}", f"{result['point_win_rate']:.1%}" if against else ""
     words = result | {
+        "points": f" It loses {lost} of its games and wins {won} of the points." if against else "",
         "name": f"{config['env']['id']} expert, {folder.name}",
         "sticky": config["env"]["sticky"],
         "low": low,
@@ -49,6 +62,11 @@ def main() -> None:
     }
     (folder / "README.md").write_text(CARD.format(**words))
     print(folder)
+
+
+def _anywhere(command: str) -> str:
+    """The command without the directory it wrote to, which is nobody else's."""
+    return re.sub(r" --out \S+", "", command)
 
 
 if __name__ == "__main__":
