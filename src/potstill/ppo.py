@@ -62,8 +62,8 @@ class PPOConfig:
     """Weight of the entropy bonus at the start."""
     value_coefficient: float = 1.0
     """Weight of the value loss, on targets divided by their running deviation."""
-    gamma: float = 0.997
-    """Discount per agent step. A rally of Pong takes some hundred of them."""
+    gamma: float = 0.99
+    """Discount per agent step."""
     gae_lambda: float = 0.95
     """Trace of generalised advantage estimation."""
     max_grad_norm: float = 0.5
