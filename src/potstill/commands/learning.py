@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from potstill.commands.origins import zip_env
-from potstill.compress import CompressConfig
+from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, find_env
 from potstill.errors import InputError
@@ -116,7 +116,7 @@ class _Compress:
 
 def compress(arguments: Sequence[str]) -> None:
     """`potstill compress`: exits with 1 where no student was found."""
-    from potstill import compress as room
+    from potstill.compress import outcome
     from potstill.report.compression import claim
     from potstill.study.execute import StudyInterrupted
 
@@ -125,13 +125,13 @@ def compress(arguments: Sequence[str]) -> None:
     options = parse(_Compress, arguments, "compress")
     out = options.out or next_directory(Path("distill_run"), "compression")
     machine = Machine(device=options.device, threads=options.threads, quiet=options.quiet)
-    run = room.open_compression(options.teacher, options.config, out, machine, zip_env(options.env, options.teacher))
+    run = outcome.open_compression(options.teacher, options.config, out, machine, zip_env(options.env, options.teacher))
     try:
         with run.lock():
-            for news in room.search(run, options.config, machine):
+            for news in outcome.search(run, options.config, machine):
                 if not options.quiet:
                     print(news.words, file=sys.stderr, flush=True)
-            record = room.finish(run, machine)
+            record = outcome.finish(run, machine)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
