@@ -6,10 +6,14 @@ Flags are checked in the fenced blocks, which a reader copies.
 
 import os
 import re
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
+
+from potstill.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"]+)\"")
@@ -25,12 +29,27 @@ FLAG = re.compile(r"(?<!\S)--?[a-z][\w-]*")
 
 @cache
 def help_text(*command: str) -> str | None:
-    """What `python COMMAND --help` prints, None where it fails: there is no such command."""
-    plain = os.environ | {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
-    ran = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, env=plain, capture_output=True, text=True, check=False
-    )
-    return ran.stdout if ran.returncode == 0 else None
+    """What `python COMMAND --help` prints, None where it fails: there is no such command.
+
+    All in this process: the imports would take longer than the rest.
+    """
+    module, *words = command
+    path, arguments, shown = sys.path.copy(), sys.argv.copy(), StringIO()
+    sys.argv = [module, *words, "--help"]
+    sys.path.insert(0, str((ROOT / module).parent))
+    try:
+        with redirect_stdout(shown), redirect_stderr(StringIO()):
+            if module == "potstill":
+                main(sys.argv[1:])
+            else:
+                runpy.run_path(str(ROOT / module), run_name="__main__")
+    except SystemExit as stop:
+        return None if stop.code else shown.getvalue()
+    except FileNotFoundError:
+        return None
+    finally:
+        sys.path[:], sys.argv[:] = path, arguments
+    return shown.getvalue()
 
 
 def broken_links(page: Path, prose: str) -> list[str]:
@@ -46,7 +65,7 @@ def broken_command(line: str, check_flags: bool) -> list[str]:
     if target := found["target"]:
         known = re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return [] if known else [f"make {target}: no such target"]
-    command = (found["script"],) if found["script"] else ("-m", "potstill", *found["sub"].split())
+    command = (found["script"],) if found["script"] else ("potstill", *found["sub"].split())
     text = help_text(*command)
     if text is None:
         return [f"{found[0]}: no such command"]
@@ -64,7 +83,8 @@ def errors(page: Path) -> list[str]:
     return found + [error for line in lines for error in broken_command(line, check_flags=True)]
 
 
-def main() -> int:
+def check() -> int:
+    os.environ |= {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
     pages = [
         p for p in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)
     ]
@@ -74,4 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check())

@@ -12,9 +12,12 @@ import pytest
 import torch
 from scipy import stats
 
-from potstill import compress as room
+from potstill import evaluation
 from potstill.cli import main
-from potstill.compress import NOTHING, CompressConfig, Sample, Search, between, ladder, measure, share, share_low
+from potstill.compress import outcome, search
+from potstill.compress.config import CompressConfig, ladder
+from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
+from potstill.compress.search import Search, between
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, Episode
 from potstill.errors import InputError
@@ -220,7 +223,7 @@ RATES = {"1/32": 30, "3/64": 50, "1/16": 70, "3/32": 80, "1/8": 88, "3/16": 89, 
 
 def test_the_search_confirms_the_smallest_width_that_keeps_enough_in_few_trainings():
     state = Synthetic(RATES)
-    news = list(room._steps(state))
+    news = list(search.steps(state))
     assert news[-1].kind == "confirm"
     assert news[-1].width == "1/8"
     assert "width 1/8, 500 parameters: keeps 97.8%" in news[-1].words
@@ -230,14 +233,14 @@ def test_the_search_confirms_the_smallest_width_that_keeps_enough_in_few_trainin
 
 def test_one_core_bisects():
     state = Synthetic(RATES, cores=1)
-    list(room._steps(state))
+    list(search.steps(state))
     assert state.trained == [["3/32"], ["3/16"], ["1/8"]]
     assert state.confirmed == ["1/8"]
 
 
 def test_a_student_that_fails_its_confirmation_makes_the_search_go_on_above_it_at_a_stricter_level():
     state = Synthetic(RATES, confirmed={"1/8": 80})
-    list(room._steps(state))
+    list(search.steps(state))
     assert state.confirmed == ["1/8", "3/16"]
     assert state.trained[-1] == ["3/16", "1/4"]
     assert [state.verdict(width) for width in state.confirmed] == [False, True]
@@ -251,14 +254,14 @@ def test_error_rates_of_all_confirmations_add_up_to_what_was_allowed():
 
 def test_a_width_whose_training_fails_counts_as_too_small_and_is_named():
     state = Synthetic(RATES, failing=("1/8",))
-    news = list(room._steps(state))
+    news = list(search.steps(state))
     assert state.confirmed == ["3/16"]
     assert any("width 1/8, 500 parameters: failed: its loss diverged" in item.words for item in news)
 
 
 def test_no_width_that_keeps_enough_is_an_answer_too():
     state = Synthetic(dict.fromkeys(RATES, 60))
-    list(room._steps(state))
+    list(search.steps(state))
     assert state.bracket() == (6, 7)
     assert (state.confirmed, state.open) == ([], False)
 
@@ -266,7 +269,7 @@ def test_no_width_that_keeps_enough_is_an_answer_too():
 def test_nothing_is_begun_that_would_not_end_within_the_budget():
     for budget in (1.0, 2.0, 4.0, 8.0):
         state = Synthetic(RATES, budget=budget)
-        list(room._steps(state))
+        list(search.steps(state))
         assert state.clock <= 60 * budget
         assert state.open == (state.trained != [["1/16", "1/8"], ["3/32"]])
     assert state.confirmed == ["1/8"]
@@ -276,7 +279,7 @@ def test_a_teacher_that_never_scores_has_nothing_to_keep():
     state = Synthetic(RATES)
     state.play = lambda kind: state.games.setdefault(kind, games([(0, 21), (0, 20)]))
     with pytest.raises(InputError, match="no better than random play"):
-        list(room._steps(state))
+        list(search.steps(state))
 
 
 @pytest.fixture(scope="module")
@@ -356,8 +359,8 @@ def test_the_student_carries_its_score_into_its_onnx_file(found):
 
 def test_a_finished_compression_answers_at_once_and_changes_nothing(found, teacher, call, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in found.out.rglob("*") if path.is_file()}
-    monkeypatch.setattr(room, "execute", None)
-    monkeypatch.setattr(room.evaluation, "play", None)
+    monkeypatch.setattr(search, "execute", None)
+    monkeypatch.setattr(evaluation, "play", None)
     again = call(teacher, "--out", found.out, "--budget", 20)
     assert again.code == 0
     assert again.out.splitlines()[-1] == str(found.out / "report.html")
@@ -367,7 +370,7 @@ def test_a_finished_compression_answers_at_once_and_changes_nothing(found, teach
 def test_a_page_that_was_not_written_is_written_by_the_next_call(found, teacher, call, monkeypatch):
     (found.out / "report.html").unlink()
     (found.out / "policy.onnx").write_bytes(b"half a file")
-    monkeypatch.setattr(room, "execute", None)
+    monkeypatch.setattr(search, "execute", None)
     assert call(teacher, "--out", found.out).code == 0
     assert (found.out / "report.html").exists()
     assert len((found.out / "policy.onnx").read_bytes()) > 500
@@ -398,7 +401,8 @@ def test_not_reached_is_said_with_exit_code_1_and_leaves_no_student(teacher, cal
 def test_a_search_that_the_budget_ended_goes_on_with_a_larger_one(teacher, call, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(room, "_training_seconds", lambda *_: 14 * 60.0)
+        patch.setattr(outcome, "training_seconds", lambda *_: 14 * 60.0)
+        patch.setattr(search, "training_seconds", lambda *_: 14 * 60.0)
         ended = call(teacher, "--out", out)
     assert ended.code == 1
     assert "The budget of 15 minutes ended the search; the same command with more goes on." in ended.out
@@ -409,7 +413,7 @@ def test_a_search_that_the_budget_ended_goes_on_with_a_larger_one(teacher, call,
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "execute", stopped)
+    monkeypatch.setattr(search, "execute", stopped)
     assert call(teacher, "--out", out, "--budget", 30).code == 130  # so it was about to train
     assert not (out / "report.html").exists()
     assert json.loads((out / "games.json").read_bytes())["games"].keys() == {"teacher", "random"}
@@ -461,16 +465,16 @@ def test_a_missing_teacher_is_one_line(call, tmp_path):
 
 
 def test_without_onnx_the_command_says_so_before_it_trains(teacher, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    monkeypatch.setattr(outcome, "find_spec", lambda name: None)
     done = call(teacher, "--out", tmp_path / "out")
     assert (done.code, done.err) == (2, "potstill: compress needs onnx: pip install 'potstill[onnx]'\n")
 
 
 def test_damaged_games_are_one_line(teacher, call, tmp_path):
-    run = room.open_compression(teacher, CompressConfig(), tmp_path / "out", MACHINE)
+    run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", MACHINE)
     (run.path / "games.json").write_text('{"seconds": 1')
     with pytest.raises(InputError, match=r"games.json is damaged: choose another --out"), run.lock():
-        list(room.search(run, CompressConfig(), MACHINE))
+        list(outcome.search(run, CompressConfig(), MACHINE))
 
 
 def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
@@ -481,7 +485,7 @@ def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "model.zip")
     env = as_sb3(PRESETS["cartpole"])
     for _ in range(2):  # the second call opens what the first made
-        run = room.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", MACHINE, env)
+        run = outcome.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", MACHINE, env)
     assert Search(run, CompressConfig(), MACHINE).teacher.policy.size().parameters == 4_610
     assert Run.open(run.path).config["teacher"].endswith("model.zip")
 

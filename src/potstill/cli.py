@@ -19,6 +19,12 @@ COMMANDS = {
     "pull": "a policy from the Hugging Face Hub, never a pickle",
     "info": "versions, devices, cores: what a bug report needs",
 }
+_ROOMS = {
+    "commands.learning": ("train", "distill", "compress"),
+    "commands.looking": ("report", "evaluate", "watch", "info"),
+    "commands.exchange": ("export", "import-sb3", "push", "pull"),
+    "study.commands": ("compare", "study"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _call(command: str, arguments: list[str]) -> None:
     """Calls a command; what the user can mend is one line on stderr and exit code 2, never a traceback."""
     import signal
+    from importlib import import_module
 
     from potstill.errors import DivergedError, InputError, Terminated, reason
 
@@ -53,12 +60,8 @@ def _call(command: str, arguments: list[str]) -> None:
 
     try:
         signal.signal(signal.SIGTERM, terminate)
-        if command in ("compare", "study"):
-            from potstill.study import commands
-        else:
-            from potstill import commands  # type: ignore[no-redef]
-
-        getattr(commands, command.replace("-", "_"))(arguments)
+        room = next(room for room, commands in _ROOMS.items() if command in commands)
+        getattr(import_module(f"potstill.{room}"), command.replace("-", "_"))(arguments)
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
     except InputError as error:
         _refuse(str(error))

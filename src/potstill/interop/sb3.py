@@ -45,10 +45,12 @@ _KNOWN |= {
     ("features_extractor_class", f"stable_baselines3.common.torch_layers.{name}")
     for name in ("NatureCNN", "FlattenExtractor")
 }
+_KNOWN |= {("use_sde", "False"), ("squash_output", "False")}
+_OTHERS = {"sac": "SAC", "td3": "TD3 or DDPG"}
 _FAMILIES: dict[str, Family] = {"Tanh": "mlp", "ReLU": "mlp-relu"}
-#: policy_kwargs that the weights show anyway, or that a discrete policy does not use once it is trained.
+#: policy_kwargs that the weights show anyway, or that such a policy does not use once it is trained.
 _HARMLESS = {"net_arch", "share_features_extractor", "features_extractor_kwargs", "optimizer_class", "optimizer_kwargs"}
-_HARMLESS |= {"ortho_init", "log_std_init", "full_std", "use_sde", "use_expln", "squash_output"}
+_HARMLESS |= {"ortho_init", "log_std_init", "full_std", "use_expln"}
 
 
 def as_sb3(env: EnvConfig) -> EnvConfig:
@@ -62,8 +64,9 @@ def as_sb3(env: EnvConfig) -> EnvConfig:
 def load_sb3(path: Path, env: EnvConfig, device: str = "cpu", temperature: float = Q_TEMPERATURE) -> LoadedPolicy:
     """Reads a PPO, A2C or DQN zip with MlpPolicy or CnnPolicy, without running anything in it.
 
-    The logits are those of SB3's action distribution, or Q / `temperature`. The value is SB3's; of a DQN it is the mean
-    of its Q-values: that of one uniformly random action and the greedy policy after it.
+    The logits are those of SB3's action distribution, or Q / `temperature`; of continuous actions, SB3's Gaussian in
+    units of half their range, by which head and deviations are divided. The value is SB3's; of a DQN it is the mean of
+    its Q-values: that of one uniformly random action and the greedy policy after it.
 
     Args:
         path: the zip; `LoadedPolicy.path` is the same, so that a hash of the file is a hash of the zip.
@@ -89,7 +92,9 @@ def load_sb3(path: Path, env: EnvConfig, device: str = "cpu", temperature: float
     try:
         archive = _unzip(content)
         data = _read_data(archive)
-        policy, q_values = _build(_read_state(archive), _activation(data), envs, temperature)
+        family = _activation(data)
+        _check_actions(data, envs)
+        policy, q_values = _build(_read_state(archive), family, envs, temperature)
         sb3_version = None
         if (name := "_stable_baselines3_version") in archive.namelist():  # not in the oldest
             sb3_version = _read(archive, name, 100).decode(errors="replace").strip()
@@ -117,7 +122,7 @@ def import_sb3(path: Path, env: EnvConfig, out: Path, temperature: float = Q_TEM
     out = Path(out)
     loaded = load_sb3(path, env, temperature=temperature)
     with closing(Envs(env, 1)) as envs:
-        random = np.random.default_rng(0).integers(0, envs.num_actions, (150, 1))
+        random = envs.random_actions(np.random.default_rng(0), 150)
         seen = [envs.reset(0), *(envs.step(actions).observations for actions in random)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -223,19 +228,18 @@ def _read_state(archive: ZipFile) -> dict[str, Tensor]:
 
 def _activation(data: dict[str, Any]) -> Family:
     """The family that a MlpPolicy is of, by its activation; refuses by name what the weights would not show."""
-    space, actions = _described(data, "observation_space"), _described(data, "action_space")
+    space, policy_class = _described(data, "observation_space"), _described(data, "policy_class")
     if not space[":type:"].endswith("box.Box'>"):
         raise InputError(f"the observation space {space[':type:'][:80]!r} is not read: only Box is")
-    if not actions[":type:"].endswith("discrete.Discrete'>") or "multi" in actions[":type:"]:
-        raise InputError(f"the action space {actions[':type:'][:80]!r} is not read: only Discrete is")
-    if str(actions.get("start", 0)) != "0":
-        raise InputError(f"its actions start at {str(actions['start'])[:20]!r}, not at 0")
-    policy_class = _described(data, "policy_class")
     module = str(policy_class.get("__module__"))
+    if other := re.fullmatch(r"stable_baselines3\.(sac|td3)\.policies", module):
+        raise InputError(f"a policy of {_OTHERS[other[1]]} is not read: only those of PPO, A2C and DQN are")
     if module not in _POLICIES:
         raise InputError(
             f"a policy class of {module[:80]!r} is not read: only MlpPolicy and CnnPolicy of SB3 itself are"
         )
+    if data.get("use_sde"):
+        raise InputError("it explores by its state (use_sde, gSDE), which is not read: only a plain Gaussian is")
     options = data.get("policy_kwargs") or {}
     if not isinstance(options, dict):
         raise InputError("policy_kwargs is not an object")
@@ -253,6 +257,32 @@ def _activation(data: dict[str, Any]) -> Family:
     return _FAMILIES[activation]
 
 
+def _check_actions(data: dict[str, Any], envs: Envs) -> None:
+    """Refuses actions that are not the task's: of another kind, or continuous ones of another range."""
+    space = _described(data, "action_space")
+    kind, name = space[":type:"], envs.config.id
+    continuous = kind.endswith("box.Box'>")
+    if not continuous and (not kind.endswith("discrete.Discrete'>") or "multi" in kind):
+        raise InputError(f"the action space {kind[:80]!r} is not read: only Discrete and Box are")
+    if not continuous and str(space.get("start", 0)) != "0":
+        raise InputError(f"its actions start at {str(space['start'])[:20]!r}, not at 0")
+    if continuous != envs.continuous:
+        kinds = ["continuous" if it else "discrete" for it in (continuous, envs.continuous)]
+        raise InputError(f"the policy has {kinds[0]} actions, {name} has {kinds[1]} ones")
+    if envs.bounds is None:
+        return
+    for end, wanted in zip(("low", "high"), envs.bounds, strict=True):
+        text = str(space.get(end))[:10_000]  # as numpy writes a vector, to eight digits: [-2. 0.5]
+        try:
+            given = np.array([float(number) for number in text.strip("[]").split()])
+        except ValueError:
+            given = np.empty(0)
+        if given.shape == wanted.shape and not np.allclose(given, wanted, rtol=1e-6):
+            raise InputError(f"its actions have {end} {text[:80]}, those of {name} {wanted}: another range")
+        if not given.size:
+            raise InputError(f"its member 'data' does not tell the range of its actions: {end} is {text[:80]!r}")
+
+
 def _described(data: dict[str, Any], name: str) -> dict[str, Any]:
     value = data.get(name)
     if not isinstance(value, dict) or not isinstance(value.get(":type:"), str):
@@ -267,15 +297,15 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
         family = "nature"
     names, copies = _layout(state, family, q_values)
     expected = {f"{layer}.{kind}" for layer in [*names.values(), *copies] for kind in ("weight", "bias")}
+    expected |= {"log_std"} if envs.continuous else set()
     if missing := sorted(expected - set(state)):
         raise InputError(f"policy.pth has no {missing[0]}: it is no MlpPolicy or CnnPolicy of PPO, A2C or DQN")
     if unknown := sorted(set(state) - expected):
         raise InputError(f"policy.pth has {unknown[0]}, for which potstill's {family} family has no place")
-    if envs.continuous:
-        raise InputError(f"{envs.config.id} has continuous actions, and the policy has not")
     actions = state[f"{names['actor']}.bias"].numel()
     if actions != envs.num_actions:
-        raise InputError(f"the policy chooses among {actions} actions, {envs.config.id} has {envs.num_actions}")
+        does = "takes {} actions at once" if envs.continuous else "chooses among {} actions"
+        raise InputError(f"the policy {does.format(actions)}, {envs.config.id} has {envs.num_actions}")
     shape = tuple(envs.observation_shape)
     image = len(shape) == 3 and envs.observation_dtype == np.uint8
     if image != (family == "nature"):
@@ -287,7 +317,7 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
         config = NetworkConfig(_width(state, names, "trunk"), family)
         if not q_values:
             config = replace(config, critic="split", critic_width=_width(state, names, "critic_trunk"))
-    policy = Policy(config, shape, actions)
+    policy = Policy(config, shape, actions, envs.continuous)
     layers = dict(policy.named_modules())
     ours = {theirs: layer for layer, theirs in names.items()}
     for theirs in [*ours, *copies]:
@@ -299,6 +329,8 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
                     f"{theirs}.{kind} is {tuple(given)}; for observations {shape} of {envs.config.id} and the"
                     f" {family} family it would be {tuple(wanted)}"
                 )
+    if policy.log_std is not None and state["log_std"].shape != policy.log_std.shape:
+        raise InputError(f"log_std is {tuple(state['log_std'].shape)}: not a deviation for each of {actions} actions")
     if infinite := [name for name in sorted(state) if not state[name].isfinite().all()]:
         raise InputError(f"{infinite[0]} in policy.pth is not finite")
 
@@ -308,6 +340,13 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
                 getattr(layers[name], kind).copy_(state[f"{theirs}.{kind}"])
         if family == "nature":
             policy.scale.fill_(1 / 255)
+        if envs.bounds is not None and policy.log_std is not None:
+            # SB3's mean is in the environment's units, and so is its deviation; ours are in units of half the range.
+            low, high = (torch.from_numpy(bound).double() for bound in envs.bounds)
+            centre, half = (low + high) / 2, (high - low) / 2
+            policy.actor.weight.copy_(policy.actor.weight.double() / half[:, None])
+            policy.actor.bias.copy_((policy.actor.bias.double() - centre) / half)
+            policy.log_std.copy_(state["log_std"].double() - half.log())
         if q_values:
             policy.critic.weight.copy_(policy.actor.weight.mean(0, keepdim=True))
             policy.critic.bias.copy_(policy.actor.bias.mean(0, keepdim=True))

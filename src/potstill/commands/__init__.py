@@ -1,0 +1,1 @@
+"""What each `potstill` command does with its options: parse, call a room, print."""

@@ -1,0 +1,146 @@
+"""`potstill import-sb3`, `export`, `push` and `pull`: policies from elsewhere, and to elsewhere."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from potstill.commands.origins import load, zip_env
+from potstill.envs import find_env
+from potstill.interop import sb3
+from potstill.jobs import Machine
+from potstill.options import describe, describe_value, parse
+
+
+@dataclass(frozen=True)
+class _ImportSb3:
+    model: Positional[Path]
+    """The .zip that Stable-Baselines3 saved: PPO, A2C or DQN with MlpPolicy or CnnPolicy."""
+    env: str
+    """Its task, which it does not name: cartpole, pong, an ALE game as ale/<rom>, or a Gymnasium id."""
+    out: Path
+    """Directory of the policy; must not exist."""
+    temperature: float = sb3.Q_TEMPERATURE
+    """Divides the Q-values of a DQN into logits. Its greedy play does not depend on it."""
+
+
+def import_sb3(arguments: Sequence[str]) -> None:
+    """`potstill import-sb3`."""
+    options = parse(_ImportSb3, arguments, "import-sb3")
+    loaded = sb3.import_sb3(options.model, sb3.as_sb3(find_env(options.env)), options.out, options.temperature)
+    print(options.out)
+    facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
+    print(describe({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
+
+
+@dataclass(frozen=True)
+class _Export:
+    policy: Positional[Path]
+    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
+    out: Path = Path("policy.onnx")
+    """The file; must not exist."""
+    format: Literal["onnx"] = "onnx"
+    """ONNX with the normalisation inside."""
+    int8: bool = False
+    """Write a quantised model beside it too (policy.int8.onnx), and play games with both."""
+    episodes: int = 20
+    """Whole games each of the two plays, greedy."""
+    seed: int = 1
+    """Seeds these games."""
+    threads: int = 0
+    """CPU threads for the games; 0 takes all cores."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+def export(arguments: Sequence[str]) -> None:
+    """`potstill export`."""
+    from potstill.interop import onnx
+
+    options = parse(_Export, arguments, "export")
+    machine = Machine(threads=options.threads)
+    machine.settle()
+    record = onnx.export(
+        load(options.policy, zip_env(options.env, options.policy), "cpu"),
+        options.out,
+        int8=options.int8,
+        episodes=options.episodes,
+        seed=options.seed,
+        threads=machine.cores,
+        quiet=options.json and not sys.stderr.isatty(),
+    )
+    if options.json:
+        print(json.dumps(record, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *record["models"], box=None)
+    columns = [model | model.get("score", {}) for model in record["models"].values()]
+    for name in ("path", "bytes", "latency_ms", "latency_p95_ms", "mean", "ci95", "episodes"):
+        if name in columns[0]:
+            table.add_row(name.replace("_", " "), *(describe_value(column[name]) for column in columns))
+    Console(width=1_000).print(table)
+    print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations")
+
+
+@dataclass(frozen=True)
+class _Push:
+    policy: Positional[Path]
+    """A run directory, an expert directory or a checkpoint."""
+    repo_id: Positional[Annotated[str, arg(metavar="REPO_ID")]]
+    """USER/NAME on the Hub; made where it does not exist."""
+    private: bool = False
+    """Make it private."""
+    film: Path | None = None
+    """An .mp4 of a game, such as `potstill watch` makes, which the Hub plays on the policy's page."""
+    message: str = ""
+    """The commit's message. Default: task and width."""
+    license: str = "mit"
+    """The licence you give it, by the Hub's name for it."""
+
+
+def push(arguments: Sequence[str]) -> None:
+    """`potstill push`."""
+    from potstill.interop import hub
+
+    options = parse(_Push, arguments, "push")
+    print(
+        hub.push(
+            options.policy,
+            options.repo_id,
+            private=options.private,
+            film=options.film,
+            message=options.message,
+            licence=options.license,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Pull:
+    repo_id: Positional[Annotated[str, arg(metavar="REPO_ID")]]
+    """USER/NAME on the Hub."""
+    out: Path
+    """Directory of the policy; must not exist."""
+    revision: str = "main"
+    """A branch, a tag or a commit."""
+
+
+def pull(arguments: Sequence[str]) -> None:
+    """`potstill pull`."""
+    from potstill.interop import hub
+    from potstill.policies import recorded_result
+
+    options = parse(_Pull, arguments, "pull")
+    loaded, commit = hub.pull(options.repo_id, options.out, options.revision)
+    size, known = loaded.policy.size(), recorded_result(loaded) or {}
+    print(options.out)
+    facts = {"env": loaded.env.id, "width": loaded.policy.config.width, "parameters": size.parameters}
+    print(describe(facts | {key: known[key] for key in ("score", "ci95") if key in known} | {"commit": commit}))

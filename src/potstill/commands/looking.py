@@ -1,0 +1,189 @@
+"""`potstill evaluate`, `watch`, `report` and `info`: what tells of policies, studies and the machine."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from potstill import evaluation, telemetry
+from potstill.commands.origins import load, zip_env
+from potstill.envs import with_sticky
+from potstill.errors import InputError
+from potstill.evaluation import Start
+from potstill.jobs import Machine
+from potstill.networks import resolve_device
+from potstill.options import describe, parse
+from potstill.policies import load_policy
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    policy: Positional[Path]
+    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, policy or teacher, which does not name it."""
+    episodes: int = 100
+    """Whole games to play."""
+    sticky: float | None = None
+    """Probability of a sticky action; default: as the policy was trained."""
+    actions: Annotated[str, arg(metavar="greedy|sampled")] = "greedy"
+    """The most probable action, or one drawn from the policy."""
+    start: str | None = None
+    """Who plays the first k steps of each game: random:200, or POLICY:200."""
+    teacher: Path | None = None
+    """Report agreement with, and KL divergence from, this policy too."""
+    seed: int = 1
+    """Seeds the games and the sampling."""
+    device: str = "auto"
+    """cuda, mps or cpu."""
+    threads: int = 0
+    """CPU threads; 0 takes all cores."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`potstill evaluate`."""
+    options = parse(_Evaluate, arguments, "evaluate")
+    if options.actions not in ("greedy", "sampled"):
+        raise InputError(f"actions are greedy or sampled, not {options.actions!r}")
+    device = str(resolve_device(options.device))
+    machine = Machine(threads=options.threads)
+    machine.settle()
+    threads = machine.cores
+    task = zip_env(options.env, options.policy, options.teacher)
+    loaded = load(options.policy, task, device)
+    teacher = load(options.teacher, task, device) if options.teacher else None
+    env = with_sticky(loaded.env, options.sticky)
+    start = _start(options.start, device)
+    beside = {}  # first: a teacher of another task is refused before the games
+    if teacher is not None:
+        beside = evaluation.compare(loaded.policy, teacher.policy, env, seed=options.seed, threads=threads)
+    title = f"evaluate {env.id} {loaded.policy.config.width}"
+    quiet = options.json and not sys.stderr.isatty()
+    with telemetry.Progress(title, options.episodes, quiet=quiet, unit="games") as bar:
+        games = evaluation.play(
+            loaded.policy,
+            env,
+            episodes=options.episodes,
+            seed=options.seed,
+            actions=options.actions,  # type: ignore[arg-type]  # checked above
+            start=start,
+            threads=threads,
+        )
+        for so_far in games:
+            bar.update(len(so_far.episodes))
+    size = loaded.policy.size()
+    record = so_far.summary() | {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
+    record |= evaluation.latency(loaded.policy) | beside
+    print(json.dumps(record, allow_nan=False) if options.json else describe(record))
+
+
+def _start(text: str | None, device: str) -> Start | None:
+    if text is None:
+        return None
+    who, _, steps = text.rpartition(":")
+    if not who or not steps.isdecimal():
+        raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
+    return Start(int(steps), None if who == "random" else load_policy(Path(who), device).policy)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    policies: Positional[tuple[Path, ...]]
+    """One policy, or several to stand side by side: run directories, expert directories, checkpoints, or
+    Stable-Baselines3 .zips."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
+    out: Path = Path("game.mp4")
+    """The film, .mp4 or .gif; must not exist."""
+    seed: int = 1
+    """Seeds the game."""
+    max_steps: int = 3_000
+    """Agent steps to film at most (15 a second of play)."""
+    actions: Annotated[str, arg(metavar="greedy|sampled")] = "greedy"
+    """The most probable action, or one drawn from the policy."""
+
+
+def watch(arguments: Sequence[str]) -> None:
+    """`potstill watch`."""
+    from potstill.watch import film
+
+    options = parse(_Watch, arguments, "watch")
+    if not options.policies:
+        raise InputError("name a policy to watch, or several to stand side by side")
+    task = zip_env(options.env, *options.policies)
+    loaded = [load(path, task, "cpu") for path in options.policies]
+    titles = [f"{path.name}" for path in options.policies]
+    film(
+        list(zip(titles, loaded, strict=True)),
+        options.out,
+        seed=options.seed,
+        max_steps=options.max_steps,
+        actions=options.actions,  # type: ignore[arg-type]  # film refuses other words
+    )
+    print(options.out)
+
+
+@dataclass(frozen=True)
+class _Report:
+    studies: Positional[tuple[Path, ...]]
+    """Folders of studies' records, such as results/pong, or of run directories: one page, each of tasks of its own."""
+    out: Path | None = None
+    """The page, .html; an older one there is replaced. Default: report.html in the (first) study's folder."""
+    resamples: int = 10_000
+    """Resamples of every bootstrap."""
+    seed: int = 0
+    """Seeds the resamples."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`potstill report`."""
+    from potstill.report import page
+
+    options = parse(_Report, arguments, "report")
+    if options.resamples < 100:
+        raise InputError(f"resamples must be 100 or more, not {options.resamples}: percentiles are read from them")
+    if options.seed < 0:
+        raise InputError(f"seed must be 0 or more, not {options.seed}")
+    if not options.studies:
+        raise InputError("potstill report needs a study's folder, such as results/pong")
+    out = options.out or options.studies[0] / "report.html"
+    page.write(options.studies, out, options.seed, options.resamples)
+    print(out)
+
+
+@dataclass(frozen=True)
+class _Info:
+    """Versions, devices, cores: what a bug report needs."""
+
+
+def info(arguments: Sequence[str]) -> None:
+    """`potstill info`."""
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    from potstill import __version__
+    from potstill.networks import resolve_precision
+
+    parse(_Info, arguments, "info")
+    cpu = torch.device("cpu")
+    print(f"potstill    {__version__}")
+    print(f"python      {platform.python_version()} on {platform.platform()}")
+    for package in ("torch", "ale-py", "gymnasium", "numpy", "scipy", "polars", "safetensors", "tyro", "matplotlib"):
+        print(f"{package:<11} {metadata.version(package)}")
+    for package in ("minatar", "Box2D", "tensorboard", "wandb", "onnx", "onnxruntime"):
+        try:
+            print(f"{package:<11} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            print(f"{package:<11} not installed (optional)")
+    print(f"cores       {Machine().cores}")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    print(f"device      {resolve_device('auto')} (cuda {cuda}, mps {mps})")
+    print(f"precision   {str(resolve_precision('auto', cpu)).removeprefix('torch.')} on the CPU, as measured just now")

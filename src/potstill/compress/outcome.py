@@ -1,0 +1,188 @@
+"""The folder of a compression: opened, searched for, and filled with what was found."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from potstill import evaluation
+from potstill.checkpoints import write_atomically
+from potstill.compress.budget import training_seconds
+from potstill.compress.config import CompressConfig, ladder, student
+from potstill.compress.search import News, Search, steps
+from potstill.envs import EnvConfig
+from potstill.errors import InputError
+from potstill.interop import onnx
+from potstill.interop.sb3 import import_sb3, load_sb3
+from potstill.jobs import Machine, file_hash
+from potstill.policies import load_policy
+from potstill.report import compression
+from potstill.runs import Run
+from potstill.watch import film
+
+ARTEFACTS = ("report.html", "card.md", "game.mp4", "policy.onnx", "policy.safetensors", "result.json")
+FILM_STEPS = 900  # agent steps, a minute of Atari
+
+
+def open_compression(
+    teacher: Path, config: CompressConfig, out: Path, machine: Machine, teacher_env: EnvConfig | None = None
+) -> Run:
+    """The directory of a compression: a new one, or one begun with the same settings, whose budget may have grown.
+
+    Args:
+        teacher_env: the task of a Stable-Baselines3 zip, which is imported into the directory.
+
+    Raises:
+        InputError: nothing smaller than the teacher is asked for, `out` is something else's, a package is missing, or
+            the budget would not train even the smallest student. Nothing is made then.
+    """
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise InputError(f"compress needs {package}: pip install 'potstill[onnx]'")
+    loaded = load_policy(teacher) if teacher_env is None else load_sb3(teacher, teacher_env)
+    widths = ladder(loaded.policy, config.max_parameters)
+    settings = asdict(config)
+    del settings["budget"]
+    document = {"kind": "compress", "teacher": str(teacher), "teacher_hash": file_hash(loaded.path), "config": settings}
+    document |= {"teacher_env": asdict(teacher_env)} if teacher_env is not None else {}
+    if os.path.lexists(out):
+        run = Run.open(out)
+        if run.config.get("kind") != "compress":
+            raise InputError(f"{out} exists and is no compression: choose another --out")
+        if {key: run.config.get(key) for key in document} != json.loads(json.dumps(document)):
+            raise InputError(f"{out} is a compression with other settings or another teacher: choose another --out")
+    else:
+        minutes = training_seconds(student(config, loaded, widths[0][0]), loaded, machine) / 60
+        if minutes > config.budget:
+            raise InputError(
+                f"a budget of {config.budget:g} minutes is too short: the smallest student alone takes {minutes:.1f} to"
+                " train here"
+            )
+        run = Run.create(out, document)
+    if teacher_env is not None and not (run.path / "teacher").exists():
+        import_sb3(teacher, teacher_env, run.path / "teacher")
+    return run
+
+
+def search(run: Run, config: CompressConfig, machine: Machine) -> Iterator[News]:
+    """Looks for the smallest student; at the end, result.json says what was found. The caller holds the run's lock.
+
+    Each round trains as many widths as there are cores, evenly spread over what is undecided. When nothing is, or no
+    time is left, the smallest that screened well is confirmed; if that fails, the search goes on above it.
+
+    Raises:
+        InputError: the teacher is no better than random play.
+        StudyInterrupted, KeyboardInterrupt: the same call goes on with it.
+    """
+    known = result(run)
+    if known is not None and not (known["stopped"] == "budget" and config.budget > known["budget"]):
+        return
+    for name in ARTEFACTS:
+        (run.path / name).unlink(missing_ok=True)
+    machine.settle()
+    state = Search(run, config, machine)
+    try:
+        yield from steps(state)
+    finally:
+        state.save()
+    run.write_result(_record(state))
+
+
+def _record(state: Search) -> dict[str, Any]:
+    """What result.json holds; docs/compress.md lists it."""
+    config, teacher = state.config, state.teacher
+    chosen = next((width for width in state.confirmed if state.keeps("confirm", width)), None)
+    theirs, size = state.games["teacher"].summary(), teacher.policy.size()
+    record: dict[str, Any] = {
+        "status": "done",
+        "kind": "compress",
+        "reached": chosen is not None,
+        "stopped": "budget" if state.open else "decided",
+        "keep": config.keep,
+        "confidence": config.confidence,
+        "measure": "point-win rate" if state.points else "return above random play",
+        "max_parameters": config.max_parameters,
+        "budget": config.budget,
+        "seconds": state.spent,
+        "env": teacher.env.id,
+        "sticky": teacher.env.sticky,
+        "teacher": state.run.config["teacher"],
+        "teacher_score": theirs["mean"],
+        "teacher_point_win_rate": theirs["point_win_rate"],
+        "teacher_size": size._asdict() | {"width": teacher.policy.config.width},
+        "teacher_games": {key: theirs[key] for key in ("mean", "ci95", "distinct", "episodes", "point_win_rate")},
+        "teacher_latency": evaluation.latency(teacher.policy),
+        "random_score": None if state.points else state.games["random"].summary()["mean"],
+        "trials": [
+            _trial(state, width, parameters) for width, parameters in state.ladder if state.verdict(width) is not None
+        ],
+    }
+    if chosen is None:
+        return record
+    loaded = load_policy(state.run.path / "runs" / state.cell_name(chosen))
+    trained = json.loads(loaded.path.with_name("result.json").read_bytes())
+    found, games = state.share("confirm", chosen), state.games[f"confirm {chosen}"].summary()
+    assert found is not None
+    record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")}
+    record |= evaluation.latency(loaded.policy) | {"share": found[0], "share_low": found[1]}
+    keys = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")
+    return record | {"score": games["mean"]} | {key: games[key] for key in keys}
+
+
+def _trial(state: Search, width: str, parameters: int) -> dict[str, Any]:
+    trial: dict[str, Any] = {"width": width, "parameters": parameters, "run": f"runs/{state.cell_name(width)}"}
+    trial |= {"error": state.errors.get(width), "will_do": state.verdict(width)}
+    for kind in ("screen", "confirm"):
+        found = state.share(kind, width) if kind == "screen" or width in state.confirmed else None
+        if found is None:
+            trial[kind] = None
+            continue
+        games = state.games[f"{kind} {width}"].summary()
+        trial[kind] = {key: games[key] for key in ("mean", "ci95", "distinct", "episodes", "point_win_rate")}
+        trial[kind] |= {"share": found[0], "share_low": found[1] if math.isfinite(found[1]) else None}
+    return trial
+
+
+def finish(run: Run, machine: Machine) -> dict[str, Any]:
+    """Writes what the search found, the page last; what is there already is left alone. Returns result.json.
+
+    Of a search that reached nothing, card and page only.
+    """
+    record = result(run)
+    assert record is not None
+    if (run.path / "report.html").exists():
+        return record
+    for name in ("policy.onnx", "game.mp4"):  # of a call that was stopped here
+        (run.path / name).unlink(missing_ok=True)
+    exported, moving, missing = None, None, None
+    if record["reached"]:
+        chosen = next(trial for trial in record["trials"] if trial["width"] == record["width"])
+        temporary = run.path / ".policy.tmp"
+        shutil.copyfile(run.path / chosen["run"] / "policy.safetensors", temporary)
+        os.replace(temporary, run.policy_path)
+        student = load_policy(run.policy_path)
+        exported = onnx.export(student, run.path / "policy.onnx", threads=machine.cores, quiet=machine.quiet)
+        own = run.path / "teacher"
+        teacher = load_policy(own if own.exists() else Path(run.config["teacher"]))
+        try:
+            pair = [("teacher", teacher), ("student", student)]
+            film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, quiet=machine.quiet)
+            moving = (run.path / "game.mp4").read_bytes()
+        except InputError as error:  # a task that draws no pictures: the student stands without
+            missing = str(error)
+    write_atomically(run.path / "card.md", compression.card(record, exported).encode())
+    page = compression.page(record, exported, moving, missing)
+    write_atomically(run.path / "report.html", page.encode())
+    return record
+
+
+def result(run: Run) -> dict[str, Any] | None:
+    if not run.result_path.exists() or run.status != "done":
+        return None
+    record: dict[str, Any] = json.loads(run.result_path.read_bytes())
+    return record
