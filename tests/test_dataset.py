@@ -254,7 +254,7 @@ def test_a_folder_that_is_no_whole_data_set_is_refused(how, tmp_path):
 def test_a_data_set_of_other_environments_is_refused(tmp_path):
     writer, _ = write(tmp_path / "data", Envs(CARTPOLE, N))
     writer.finish()
-    with pytest.raises(InputError, match="made with 3 environments, not 4"):
+    with pytest.raises(InputError, match=r"is not a data set, .*: it was made with 3 environments, not 4"):
         open_dataset(tmp_path / "data", Envs(CARTPOLE, 4))
     with pytest.raises(InputError, match=r"is of another task: its frames are \(60, 4\), not \(60, 6\)"):
         open_dataset(tmp_path / "data", Envs(PRESETS["acrobot"], N))

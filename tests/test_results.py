@@ -110,7 +110,7 @@ def test_folders_that_are_no_runs_are_passed_over(tmp_path):
         (lambda p: p, "is not a folder: a folder of runs is needed"),
         (lambda p: p.mkdir(), "holds no runs: no record, and no directory with a config.json or a result.json"),
         (lambda p: write_run(p / "a", {}) and (p / "a" / "result.json").write_text("{"), "damaged: it is not JSON"),
-        (lambda p: write_run(p / "a", RESULT | {"score": "high"}), "do not fit a table"),
+        (lambda p: write_run(p / "a", RESULT | {"score": "high"}), "result.json is damaged: its score is 'high'"),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused_in_one_line(tmp_path, make, line):

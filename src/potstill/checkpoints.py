@@ -16,10 +16,12 @@ from torch import Tensor
 
 from potstill import __version__
 from potstill.errors import InputError, reason
+from potstill.files import open_regular, parse_json
 
 FORMAT_VERSION = 1
 KEY = "potstill"  # the only key in the safetensors `__metadata__`
 MAX_HEADER_BYTES = 10_000_000
+MAX_BYTES = 8 << 30  # of a file: the resume state of a Nature-CNN of width 16, the widest there is, takes 7 GB
 
 
 class ProbeMismatch(InputError):
@@ -37,7 +39,8 @@ def save(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> No
 
     Raises:
         InputError: the file cannot be written (full disk, no permission, no such folder); nothing was changed.
-        ValueError, TypeError: the document is not strict JSON (NaN is not), or too large (10 MB); nothing was changed.
+        ValueError, TypeError: the document is not strict JSON (NaN is not), or too large (10 MB), or the tensors are
+            (8 GiB); nothing was changed.
     """
     document = {**document, "format": FORMAT_VERSION, "versions": _versions()}
     # Wrong results on MPS come from non-contiguous weights (pytorch #192212, #180984): none are ever stored.
@@ -45,18 +48,23 @@ def save(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> No
     data = safetensors.torch.save(plain, {KEY: json.dumps(document, allow_nan=False)})
     if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
         raise ValueError(f"the header of {path} passes {MAX_HEADER_BYTES} bytes: keep bulk data in tensors")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path} would take {len(data):,} bytes; more than {MAX_BYTES:,} could not be read again")
     write_atomically(path, data)
 
 
-def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path, device: str = "cpu", follow: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, contiguous on `device`, and the document of a checkpoint. Non-finite values are not refused here.
 
+    Args:
+        follow: read what a symbolic link leads to.
+
     Raises:
-        InputError: no such file, not a safetensors file, truncated or damaged, not potstill's, of a newer format, or
-            the device cannot hold it.
+        InputError: no such file, a symbolic link, not a safetensors file, truncated or damaged, larger than 8 GiB, not
+            potstill's, of a newer format, or the device cannot hold it.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, follow) as file:
             document = _read_document(file, path)
             file.seek(0)
             data = file.read()  # not mapped: a later change to the file must not reach the tensors
@@ -64,7 +72,7 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     try:
         tensors = safetensors.torch.load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # the others: dtypes that torch has not
         raise InputError(f"{path} is damaged ({error}): restore it from a copy") from error
     try:
         return {name: tensor.to(device) for name, tensor in tensors.items()}, document
@@ -76,7 +84,7 @@ def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, 
 def load_document(path: Path) -> dict[str, Any]:
     """The document of a checkpoint, without reading its tensors. Raises InputError as `load` does."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _read_document(file, path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
@@ -160,6 +168,8 @@ def _read_document(file: BinaryIO, path: Path) -> dict[str, Any]:
     """
     foreign = InputError(f"{path} is not a safetensors file: a potstill checkpoint (*.safetensors) is needed")
     size = os.fstat(file.fileno()).st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{path} has {size:,} bytes; no checkpoint has more than {MAX_BYTES:,}")
     start = file.read(9)
     if start[8:] != b"{":
         raise InputError(f"{path} is empty or truncated: restore it from a copy") if size < 9 else foreign
@@ -171,20 +181,20 @@ def _read_document(file: BinaryIO, path: Path) -> dict[str, Any]:
             f"{path} is truncated ({size} bytes, its header alone needs {8 + length}): restore it from a copy"
         )
     try:
-        header = json.loads(start[8:] + file.read(length - 1))
+        header = parse_json(start[8:] + file.read(length - 1))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise foreign from error
     if whole != size:
         what = "is truncated" if size < whole else "has bytes after its end"
         raise InputError(f"{path} {what} ({size} bytes, should be {whole}): restore it from a copy")
     try:
-        document = json.loads(header["__metadata__"][KEY])
+        document = parse_json(header["__metadata__"][KEY])
         version = document["format"]
         if not isinstance(document, dict) or type(version) is not int:
             raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is a safetensors file, but not potstill's: it has no '{KEY}' metadata") from error
     if version > FORMAT_VERSION:
         raise InputError(f"{path} has format {version}, this potstill reads up to {FORMAT_VERSION}: upgrade potstill")

@@ -53,7 +53,7 @@ def _call(command: str, arguments: list[str]) -> None:
     import signal
     from importlib import import_module
 
-    from potstill.errors import DivergedError, InputError, Terminated, reason
+    from potstill.errors import DivergedError, InputError, Terminated, printable, reason
 
     def terminate(number: int, frame: object) -> None:
         raise Terminated
@@ -66,7 +66,7 @@ def _call(command: str, arguments: list[str]) -> None:
     except InputError as error:
         _refuse(str(error))
     except DivergedError as error:
-        print(f"potstill: training failed: {error}", file=sys.stderr)
+        print(f"potstill: training failed: {printable(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         print("potstill: stopped", file=sys.stderr)
@@ -76,7 +76,7 @@ def _call(command: str, arguments: list[str]) -> None:
         sys.exit(0)
     except OSError as error:
         _drop_output()
-        _refuse(reason(error) + (f": {error.filename}" if error.filename else ""))
+        _refuse(printable(reason(error) + (f": {error.filename}" if error.filename else "")))
 
 
 def _drop_output() -> None:

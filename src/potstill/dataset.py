@@ -16,6 +16,7 @@ from torch import Tensor
 from potstill.checkpoints import write_atomically
 from potstill.envs import Array, Envs
 from potstill.errors import InputError
+from potstill.files import open_regular, read_json
 from potstill.networks import Policy, num_logits
 
 
@@ -47,7 +48,8 @@ class Dataset:
             if folder is None:
                 return np.zeros(shape, dtype)
             if mode == "r":
-                stored: Array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                open_regular(folder / f"{name}.npy").close()  # a link would be followed, a pipe waited for
+                stored: Array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
                 if stored.shape != shape or stored.dtype != dtype:
                     raise InputError(f"{folder} is of another task: its {name} are {stored.shape}, not {shape}")
                 return stored
@@ -120,12 +122,14 @@ def open_dataset(folder: Path, envs: Envs) -> Dataset:
         InputError: the folder is not a data set of these environments.
     """
     try:
-        document = json.loads((folder / "dataset.json").read_text())
+        document = read_json(folder / "dataset.json")
         num_envs, states = document["num_envs"], document["states"]
+        if type(num_envs) is not int or type(states) is not int:
+            raise TypeError(f"{states!r} states of {num_envs!r} environments")
         if num_envs != envs.num_envs:
-            raise InputError(f"{folder} was made with {num_envs} environments, not {envs.num_envs}")
+            raise ValueError(f"it was made with {num_envs} environments, not {envs.num_envs}")
         return Dataset(envs, states, folder, mode="r", size=states)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # numpy parses an array's header as Python, and a hostile one raises whatever it likes
         raise InputError(f"{folder} is not a data set, or not a whole one: {error}") from error
 
 

@@ -81,6 +81,8 @@ class DistillConfig:
         for name in ("seed", "value_coefficient"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
+        if self.seed >= 1 << 63:
+            raise InputError(f"seed must be below 2**63, not {self.seed}")
         if self.objective not in OBJECTIVES:
             raise InputError(f"no objective is called {self.objective!r}; known: {', '.join(OBJECTIVES)}")
         if not 0 <= self.noise <= 1 or not 0 <= self.beta_until <= 1:

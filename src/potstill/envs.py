@@ -305,6 +305,8 @@ def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any
 
 
 def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    if ":" in config.id:  # for Gymnasium a module to import, which is to run it; a policy's task may be a stranger's
+        raise InputError(f"{config.id!r} names a module: potstill plays tasks that are registered already")
     _register_minatar(config.id)
     kwargs = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
     options = {"autoreset_mode": AutoresetMode.SAME_STEP}

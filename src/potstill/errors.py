@@ -1,11 +1,17 @@
 """The one error that is the user's to fix, and words for the system's."""
 
+LONGEST = 1_000  # characters of a message: a hostile name could be of any length
+
 
 class InputError(Exception):
     """Bad input, said in one clear line: what was wrong and what would be right.
 
-    The command line prints it as `potstill: <line>` on stderr and exits with code 2, without a traceback.
+    The command line prints it as `potstill: <line>` on stderr and exits with code 2, without a traceback. It may quote
+    a stranger's file, so the line is made `printable` here, once for all who raise it.
     """
+
+    def __init__(self, line: str) -> None:
+        super().__init__(printable(line))
 
 
 class DivergedError(Exception):
@@ -14,6 +20,22 @@ class DivergedError(Exception):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, where no loop waits for it to save first: unwinds what is open, as Ctrl-C does."""
+
+
+def printable(text: object, longest: int = LONGEST) -> str:
+    """`text` as one line that a terminal shows and does not obey: line breaks become spaces, and control characters,
+    escape sequences and what turns the direction of writing become escapes such as \\x1b. Long text loses its middle.
+    """
+    line = _cut(str(text), longest)
+    if len(lines := line.splitlines()) > 1:
+        line = " ".join(words for part in lines if (words := part.strip()))
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return _cut(line, longest)
+
+
+def _cut(line: str, longest: int) -> str:
+    return line if len(line) <= longest else f"{line[: longest * 2 // 3]} ... {line[len(line) - longest // 4 :]}"
 
 
 def reason(error: OSError) -> str:

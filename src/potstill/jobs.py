@@ -184,7 +184,7 @@ def execute(
 
 
 def _train(run: Run, machine: Machine) -> dict[str, Any]:
-    config = rebuild(ppo.PPOConfig, run.config["config"])
+    config = rebuild(ppo.PPOConfig, run.config.get("config"))
     device = resolve_device(machine.device)
     roles = [role for role in ("teacher", "initial") if role in run.config]
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
@@ -221,7 +221,7 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
 
 
 def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, Any]:
-    config = rebuild(distill.DistillConfig, run.config["config"])
+    config = rebuild(distill.DistillConfig, run.config.get("config"))
     device = resolve_device(machine.device)
     teacher = _load_origin(run.config, "teacher", str(device))
     state = distill.start(config, teacher.policy, device)
@@ -235,7 +235,7 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
             data = _teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", machine)
             steps: Iterator[_Progress] = distill.distill_from(config, state, data)
         else:
-            replayed = (document["env_seed"], tensors["env.log"].numpy()) if tensors else None
+            replayed = resume.past(envs, tensors, document) if tensors else None
             steps = distill.distill(config, state, teacher.policy, envs, replayed)
             if state.vector_steps >= config.vector_steps:
                 steps = iter(())  # stopped between training and result: only the evaluation is left
@@ -319,7 +319,7 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
         "bytes": size.bytes,
     }
     record |= evaluation.latency(loaded.policy)
-    record |= {key: run.config[key] for key in ("command", "commit", "machine", "threads")}
+    record |= {key: run.config.get(key) for key in ("command", "commit", "machine", "threads")}
     record |= {"precision": run.config["config"]["precision"]}
     if machine.evaluate:
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
@@ -421,7 +421,10 @@ def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> Load
     Raises:
         InputError: it is gone, or another one lies there now.
     """
-    path = Path(config.get(f"{role}_here", config[role]))
+    place = config.get(f"{role}_here", config.get(role))
+    if not isinstance(place, str):
+        raise InputError(f"the run's config.json does not say where its {role} lies")
+    path = Path(place)
     if f"{role}_env" in config:
         loaded = load_sb3(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
     else:

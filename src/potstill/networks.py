@@ -1,5 +1,6 @@
 """Network families by width, and the policy around them: raw observations in, action logits and a value out."""
 
+import re
 import time
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,10 +50,10 @@ def parse_width(text: str) -> Fraction:
     Raises:
         InputError: not a number, or not positive.
     """
-    try:
-        width = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"width {text!r} is not a number; write 1/8 or 0.125") from None
+    # Fraction reads more than that: spaces, which would end up in names of files, and 1e999999999, digit by digit.
+    if not re.fullmatch(r"-?\d{1,20}(/0*[1-9]\d{0,19}|\.\d{0,20})?|\.\d{1,20}", text, re.ASCII):
+        raise InputError(f"width {text!r} is not a number; write 1/8 or 0.125")
+    width = Fraction(text)
     if not 0 < width <= 16:
         raise InputError(f"width must be above 0 and at most 16, not {text}")
     return width

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from potstill.errors import printable
+
 T = TypeVar("T")
 
 
@@ -38,4 +40,4 @@ def describe_value(value: Any) -> str:
         return f"{value:,.3f}".rstrip("0").rstrip(".")
     if isinstance(value, list):
         return " to ".join(describe_value(item) for item in value)
-    return f"{value:,}" if type(value) is int else str(value)
+    return f"{value:,}" if type(value) is int else printable(value)

@@ -1,10 +1,9 @@
 """A policy on disk: weights, normalisation, task and a probe that proves they still compute the same."""
 
-import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -12,8 +11,10 @@ from torch import Tensor
 from potstill.checkpoints import load, save, verify_probe
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
+from potstill.files import read_json
 from potstill.networks import NetworkConfig, Policy
 
+MAX_PROBES = 256  # observations: a policy's activations take many times their memory
 T = TypeVar("T")
 
 
@@ -62,44 +63,86 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     if path.is_dir() and not file.exists():
         unfinished = (path / "config.json").exists()
         raise InputError(f"{path} holds no policy.safetensors" + (": the run is not finished" if unfinished else ""))
-    tensors, document = load(file, device)
+    tensors, document = load(file, device, follow=file is path)
     if document.get("kind") != "policy":
         raise InputError(f"{file} is a potstill checkpoint but not a policy: name the run directory instead")
     try:
         env = rebuild(EnvConfig, document["env"])
-        network = rebuild(NetworkConfig, document["network"])
-        shape, actions = tuple(document["observation_shape"]), int(document["num_actions"])
-        policy = Policy(network, shape, actions, document.get("continuous", False)).to(device)  # unknown to the oldest
-        weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
-        policy.load_state_dict(weights)
+        if not env.id.isprintable():
+            raise ValueError(f"a task is called {env.id!r}")
+        policy = _empty(document, tensors).to(device)
+        policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")})
         policy.eval()
         expected, actual = tensors["probe.logits"], _logits(policy, tensors["probe.observations"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{file} does not hold the policy its own description speaks of: {why}") from error
+    except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{file} does not hold the policy its own description speaks of: {error}") from error
     verify_probe(expected, actual, device, file)
     return LoadedPolicy(policy, env, document, file)
 
 
+def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+    """The policy that a checkpoint describes, before it has its weights.
+
+    What is described is compared with the tensors that are there before memory is taken for it: a file of a few bytes
+    may describe a network of terabytes.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: the description is not one, or not of these tensors.
+    """
+    network = rebuild(NetworkConfig, document["network"])
+    shape, actions = document["observation_shape"], document["num_actions"]
+    continuous = document.get("continuous", False)  # unknown to the oldest
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in [*shape, actions]):
+        raise ValueError(f"observations of shape {shape}, {actions} actions")
+    if type(continuous) is not bool:
+        raise TypeError(f"continuous is {continuous!r}")
+
+    with torch.device("meta"):  # shapes alone
+        outline = Policy(network, tuple(shape), actions, continuous)
+    described = {f"policy.{name}": tensor for name, tensor in outline.state_dict().items()}
+    for name in described.keys() | {name for name in tensors if name.startswith("policy.")}:
+        wanted, given = described.get(name), tensors.get(name)
+        if given is None or wanted is None:
+            raise ValueError(f"{name} is {'missing' if given is None else 'not of this network'}")
+        if (given.shape, given.dtype) != (wanted.shape, wanted.dtype):
+            was, should = (f"{tuple(each.shape)} {each.dtype}" for each in (given, wanted))
+            raise ValueError(f"{name} has a size mismatch: it is {was}, and should be {should}")
+    probe = tensors["probe.observations"]
+    if tuple(probe.shape[1:]) != tuple(shape) or not 0 < len(probe) <= MAX_PROBES:
+        raise ValueError(f"it is proved by 1 to {MAX_PROBES} observations of {tuple(shape)}, not {tuple(probe.shape)}")
+    if tensors["probe.logits"].dtype != torch.float32:
+        raise ValueError(f"probe.logits are {tensors['probe.logits'].dtype}")
+    return Policy(network, tuple(shape), actions, continuous)
+
+
 def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
-    """The evaluation in the result.json beside a policy; None where there is none, or a damaged one."""
+    """The evaluation in the result.json beside a policy; None where there is none, or a damaged one.
+
+    Its `score` is a number, and so are `ci95` (two), `point_win_rate` and `episodes` where they are not None.
+    """
     result = loaded.path.with_name("result.json")
     if loaded.path.name != "policy.safetensors" or not result.exists():
         return None
     try:
-        record = json.loads(result.read_bytes())
-    except ValueError:
+        record = {"ci95": None, "point_win_rate": None, "episodes": None} | read_json(result)
+    except InputError:
         return None
-    return record if isinstance(record, dict) and "score" in record else None
+    interval = record["ci95"] if record["ci95"] is not None else [0, 0]
+    if not isinstance(interval, list) or len(interval) != 2:
+        return None
+    optional = [record[key] for key in ("point_win_rate", "episodes") if record[key] is not None]
+    return record if all(type(x) in (int, float) for x in (record.get("score"), *interval, *optional)) else None
 
 
-def rebuild(cls: type[T], data: dict[str, Any]) -> T:
+def rebuild(cls: type[T], data: Any) -> T:
     """A frozen config from the dictionary that `asdict` and JSON made of it, nested configs and tuples included.
 
     Raises:
-        InputError: a field this version does not know, or one it misses.
+        InputError: a field this version does not know, one it misses, or one of another type.
     """
     hints = get_type_hints(cls)
+    if not isinstance(data, dict):
+        raise InputError(f"{cls.__name__} cannot be read: {data!r} is no object")
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise InputError(f"{cls.__name__} has no field {unknown[0]!r}: was it written by a newer potstill?")
@@ -108,16 +151,31 @@ def rebuild(cls: type[T], data: dict[str, Any]) -> T:
         if field.name not in data:
             continue
         value, hint = data[field.name], hints[field.name]
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        if is_dataclass(hint) and isinstance(value, dict):
+        if is_dataclass(hint):
             value = rebuild(hint, value)  # type: ignore[arg-type]
-        elif isinstance(value, list) and any(get_origin(option) is tuple for option in options):
+        elif isinstance(value, list):
             value = tuple(value)
+        if not is_dataclass(hint) and not _fits(value, hint):
+            raise InputError(f"{cls.__name__} cannot be read: {field.name} is {data[field.name]!r}")
         values[field.name] = value
     try:
         return cls(**values)
     except TypeError as error:
         raise InputError(f"{cls.__name__} cannot be read: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of a config's type: a scalar, a Literal, a tuple of one type, or one of several."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if kind is Literal:
+        return isinstance(value, str) and value in options
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if hint is float:  # asdict writes 1.0 as 1.0, but people write 1
+        return type(value) in (int, float)
+    return type(value) is hint
 
 
 @torch.no_grad()

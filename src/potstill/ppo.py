@@ -93,6 +93,8 @@ class PPOConfig:
         for name in ("learning_rate", "max_learning_rate", "target_kl", "clip", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
+        if self.seed >= 1 << 63:
+            raise InputError(f"seed must be below 2**63, not {self.seed}")
         for name in ("seed", "entropy", "value_coefficient", "normalise_inputs", "teacher_coefficient"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")

@@ -3,7 +3,6 @@
 A folder holds run directories, or a study's records: one JSON file per run, `<run>.json`, beside `study.json`.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from polars.datatypes import DataType, DataTypeClass
 from potstill import telemetry
 from potstill.analysis.scaling import convergence
 from potstill.checkpoints import write_atomically
-from potstill.errors import InputError, reason
+from potstill.errors import InputError, printable
+from potstill.files import read_bytes, read_json
 from potstill.runs import Run
 
 COLUMNS = {
@@ -96,6 +96,7 @@ COLUMNS = {
 
 _NAMES = tuple(COLUMNS)
 TABLE = _NAMES[: _NAMES.index("game")]
+TABLE_LIMIT = 1 << 30  # bytes of a CSV
 CURVE_POINTS = 200  # of a record's learning curve, at most
 EPISODES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "game", "score")
 CURVES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "step", "seconds", "games", "score")
@@ -103,6 +104,7 @@ CURVES += ("agreement", "kl", "action_difference", *_NAMES[_NAMES.index("loss") 
 
 _TEXT = {"run", "status", "kind", "arm", "method", "converged", "env", "width", "teacher", "lead", "objective", "mode"}
 _TEXT |= {"command", "commit", "machine", "precision", "error"}
+_LABELS = {"arm", "method", "env", "width"}
 _INTEGER = {"parameters", "conv", "linear", "macs", "bytes", "seed"}
 _INTEGER |= {f"{whose}{what}" for whose in ("", "teacher_", "initial_") for what in ("env_steps", "gradient_steps")}
 _INTEGER |= {"training_macs", "teacher_training_macs", "initial_training_macs"}
@@ -188,15 +190,13 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
         return frames[columns](read_runs(path))
     try:
         # From bytes: polars' own file errors say less than the system's.
-        frame = pl.read_csv(path.read_bytes(), schema_overrides=_schema(columns))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
+        frame = pl.read_csv(read_bytes(path, TABLE_LIMIT, follow=True), schema_overrides=_schema(columns))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} is not a table of potstill's: {str(error).splitlines()[0]}") from error
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}: name the folder of runs, and the right table is made")
-    return frame.select(columns)
+    return _with_plain_labels(frame.select(columns), f"{path} is not a table of potstill's")
 
 
 def arm_of(document: dict[str, Any]) -> str:
@@ -225,7 +225,7 @@ def _read_run(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"run": path.resolve().name, "path": path, "status": "done"}
     if (path / "config.json").is_file():
         run = Run.open(path)
-        record |= {"status": run.status, **_planned(run.config)}
+        record |= {"status": run.status, **_checked(_planned(run.config, path), path / "config.json")}
     if (path / "result.json").is_file():
         record |= _read_result(path / "result.json")
     return _with_interval(record)
@@ -233,7 +233,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     record = _read_result(path)
-    if record.get("run") != path.stem or "status" not in record:
+    if record.get("run") != path.stem or record.get("status") is None:
         raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
     return _with_interval(record | {"path": path})
 
@@ -243,26 +243,67 @@ def _with_interval(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"ci95_low": low, "ci95_high": high}
 
 
-def _planned(document: dict[str, Any]) -> dict[str, Any]:
+def _planned(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """What a run's config.json tells before there is a result: enough to know the row that is missing."""
     config = document.get("config", {})
-    network = config.get("network", {})
+    if not isinstance(config, dict) or not all(isinstance(config.get(key, {}), dict) for key in ("network", "env")):
+        raise InputError(f"{path / 'config.json'} is damaged: its config is not one of a run's")
     facts = {key: document.get(key) for key in ("kind", "teacher", "command", "commit", "machine", "threads")}
     facts |= {key: config.get(key) for key in ("seed", "lead", "objective", "mode", "precision")}
-    facts |= {"width": network.get("width"), "env": config.get("env", {}).get("id")}
+    facts |= {"width": config.get("network", {}).get("width"), "env": config.get("env", {}).get("id")}
     return facts | {"arm": arm_of(document), "method": method_of(document)}
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(result, dict):
-        raise InputError(f"{path} is damaged: it is not a JSON object")
-    return result
+    return _checked(read_json(path), path)
+
+
+def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    for key, value in facts.items():
+        if not _is_allowed(key, value):
+            raise InputError(f"{path} is damaged: its {key} is {printable(repr(value), 80)}")
+    return facts
+
+
+def _is_allowed(key: str, value: Any) -> bool:
+    """Whether a result may hold `value` under `key`: what a table shows or a report computes with is of one type."""
+    if value is None:
+        return True
+    if key in _TEXT or key == "status":
+        return isinstance(value, str)
+    if key in _INTEGER:
+        return _is_whole(value)
+    if key in COLUMNS:
+        return _is_number(value)
+    if key in ("ci95", "returns"):
+        return isinstance(value, list) and all(map(_is_number, value)) and (key == "returns" or len(value) == 2)
+    if key == "starts":
+        return isinstance(value, dict) and all(
+            isinstance(each, dict) and _is_allowed("score", each.get("score", "")) for each in value.values()
+        )
+    if key == "curve":
+        return isinstance(value, list) and all(_is_point(point) for point in value)
+    return True
+
+
+def _is_point(point: Any) -> bool:
+    """Of a learning curve: a step, and numbers or None by the names of columns."""
+    return (
+        isinstance(point, dict)
+        and point.get("step") is not None
+        and all(
+            key not in COLUMNS or value is None or (_is_whole(value) if key in _INTEGER else _is_number(value))
+            for key, value in point.items()
+        )
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1 << 63
 
 
 def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
@@ -278,11 +319,11 @@ def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
 def _convergence(records: list[dict[str, Any]]) -> dict[str, str]:
     """The verdict on every RL run that has a learning curve, by name; `<arm>-long` is the same at twice the budget."""
     done = [record for record in records if record["status"] == "done" and record.get("method") == "rl"]
-    scores = {(record["arm"], record["width"], record["seed"]): record.get("score") for record in done}
+    scores = {tuple(record.get(key) for key in ("arm", "width", "seed")): record.get("score") for record in done}
     verdicts: dict[str, str] = {}
     for record in done:
         points = [point for point in record.get("curve") or [] if point.get("score") is not None]
-        longer = scores.get((f"{record['arm']}-long", record["width"], record["seed"]))
+        longer = scores.get((f"{record.get('arm')}-long", record.get("width"), record.get("seed")))
         gain = longer - record["score"] if longer is not None and record.get("score") is not None else None
         if len(points) >= 16:  # a last quarter of three and more
             steps, curve = zip(*((point["step"], point["score"]) for point in points), strict=True)
@@ -307,7 +348,7 @@ def _curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
 
 def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
     if "curve" in record:
-        return list(record["curve"])
+        return list(record["curve"] or [])
     metrics = record["path"] / "metrics.jsonl"
     return telemetry.read(metrics) if metrics.is_file() else []
 
@@ -315,9 +356,19 @@ def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:
     schema = _schema(columns)
     try:
-        return pl.DataFrame([{name: record.get(name) for name in columns} for record in records], schema=schema)
-    except (TypeError, pl.exceptions.PolarsError) as error:
+        frame = pl.DataFrame([{name: record.get(name) for name in columns} for record in records], schema=schema)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
         raise InputError(f"the runs' records do not fit a table: {str(error).splitlines()[0]}") from error
+    return _with_plain_labels(frame, "the runs' records do not fit a table")
+
+
+def _with_plain_labels(frame: pl.DataFrame, otherwise: str) -> pl.DataFrame:
+    """`frame`; InputError where an arm, a task or a width could not be written into a figure, which reads TeX."""
+    for column in _LABELS.intersection(frame.columns):
+        values = frame[column].drop_nulls()
+        if odd := values.filter(~values.str.contains(r"^[\w./:+ -]{1,80}$")).to_list():
+            raise InputError(f"{otherwise}: one has the {column} {odd[0][:80]!r}")
+    return frame
 
 
 def _schema(columns: tuple[str, ...]) -> dict[str, DataType | DataTypeClass]:

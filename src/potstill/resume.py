@@ -4,13 +4,15 @@ from collections import deque
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from potstill import telemetry
 from potstill.distill import DistillState
 from potstill.envs import Array, Envs
-from potstill.errors import InputError
+from potstill.errors import InputError, printable
+from potstill.networks import Policy
 from potstill.ppo import ReturnScale, TrainState
 
 State = TrainState | DistillState
@@ -48,14 +50,18 @@ def unpack(state: State, tensors: dict[str, Tensor], document: dict[str, Any]) -
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     policy = state.policy if isinstance(state, TrainState) else state.student
-    optimizer = state.optimizer.state_dict()
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in under("optimizer.").items():
-        index, slot = name.split(".")
-        slots.setdefault(int(index), {})[slot] = tensor
+    numbers = ["games", "gradient_steps", *(["update"] if isinstance(state, TrainState) else ["vector_steps"])]
     try:
+        if not all(type(document[name]) is int and document[name] >= 0 for name in numbers):
+            raise ValueError(f"{', '.join(numbers)} are {[document[name] for name in numbers]}")
+        recent = [document.get("seconds", 0.0), *document["recent"]]
+        if isinstance(state, TrainState):
+            recent += [document["learning_rate"], document["rate_bound"], *document["returns"].values()]
+        if not all(type(number) in (int, float) for number in recent):
+            raise ValueError("a number is none")
         policy.load_state_dict(under("policy."))
-        state.optimizer.load_state_dict(optimizer | {"state": slots})
+        optimizer = state.optimizer.state_dict()
+        state.optimizer.load_state_dict(optimizer | {"state": _slots(policy, under("optimizer."))})
         state.generator.set_state(tensors["generator"])
         state.games, state.gradient_steps = document["games"], document["gradient_steps"]
         state.recent = deque(document["recent"], maxlen=100)
@@ -65,16 +71,61 @@ def unpack(state: State, tensors: dict[str, Tensor], document: dict[str, Any]) -
             state.learning_rate, state.rate_bound = document["learning_rate"], document["rate_bound"]
         else:
             state.vector_steps = document["vector_steps"]
-    except (KeyError, TypeError, RuntimeError) as error:
-        made_by = document.get("versions", {}).get("potstill", "an unknown version")
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"the run was saved by potstill {made_by} and cannot go on with this one: {why}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        versions = document.get("versions")
+        made_by = versions.get("potstill") if isinstance(versions, dict) else None
+        why = printable(error, 120)
+        raise InputError(
+            f"the run was saved by potstill {made_by or 'an unknown version'} and cannot go on with this one: {why}"
+        ) from error
+
+
+def _slots(policy: Policy, stored: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's state by parameter. Its kernel trusts these shapes, so that others would be read out of bounds.
+
+    Raises:
+        ValueError: they are not those of Adam's state of this policy.
+    """
+    slots: dict[int, dict[str, Tensor]] = {}
+    for index, parameter in enumerate(policy.parameters()):
+        shapes = {"step": torch.Size([]), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        mine = {slot: stored.pop(f"{index}.{slot}") for slot in shapes if f"{index}.{slot}" in stored}
+        if mine:  # there is none before the first gradient step
+            slots[index] = mine
+        if mine and {slot: (t.shape, t.dtype) for slot, t in mine.items()} != {
+            slot: (shape, torch.float32) for slot, shape in shapes.items()
+        }:
+            raise ValueError(f"the optimiser's state of parameter {index} is of another shape")
+    if stored:
+        raise ValueError(f"the optimiser has no {next(iter(stored))}")
+    return slots
+
+
+def past(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any]) -> tuple[int, Array]:
+    """The seed and the actions of the games so far, as `Envs.replay` takes them.
+
+    Raises:
+        InputError: they are not of these environments.
+    """
+    seed, log = document.get("env_seed"), tensors.get("env.log")
+    like = torch.from_numpy(envs.random_actions(np.random.default_rng(0), 1))
+    if (
+        type(seed) is not int
+        or seed < 0
+        or log is None
+        or log.shape[1:] != like.shape[1:]
+        or log.dtype != (torch.float32 if envs.continuous else torch.uint8)
+        or (not envs.continuous and log.numel() > 0 and int(log.max()) >= envs.num_actions)
+        or (envs.continuous and not bool(log.isfinite().all()))
+    ):
+        raise InputError("the run cannot go on: what it saved of its games is not of its environments")
+    return seed, log.numpy()
 
 
 def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Array:
     """Plays the games so far again; returns the observations that the run goes on from."""
-    log = tensors["env.log"].numpy()
-    steps = envs.replay(document["env_seed"], log)
+    seed, log = past(envs, tensors, document)
+    steps = envs.replay(seed, log)
     observations: Array = next(steps)
     with telemetry.Progress("play the games so far again", len(log) * envs.num_envs, quiet=quiet) as bar:
         for step in range(1, len(log) + 1):

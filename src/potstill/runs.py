@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, reason
+from potstill.files import CAREFUL, parse_json, read_bytes, read_json
 
 Status = Literal["new", "running", "interrupted", "failed", "done"]
+LOCK_LIMIT = 1 << 16  # bytes that are read of a lock: ours have some hundred
 GRACE = 600.0  # seconds without a sign of life after which a lock of another host is stale
 
 
@@ -63,7 +65,7 @@ class Run:
             raise InputError(f"{path} {what}")
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is not a run directory: it has no config.json")
-        return cls(path, _read_json(path / "config.json"))
+        return cls(path, read_json(path / "config.json"))
 
     @property
     def policy_path(self) -> Path:
@@ -91,12 +93,12 @@ class Run:
     def status(self) -> Status:
         """Where the run is in its life, from its files alone. Raises InputError if result.json is damaged."""
         if self.result_path.exists():
-            status = _read_json(self.result_path).get("status")
+            status = read_json(self.result_path).get("status")
             if status not in ("done", "failed"):
                 raise InputError(f"{self.result_path} has status {status!r}: should be 'done' or 'failed'")
             return "done" if status == "done" else "failed"
-        with suppress(FileNotFoundError):
-            if _is_held(self.lock_path.read_text(), self.lock_path.stat().st_mtime, GRACE):
+        with suppress(FileNotFoundError, InputError):  # there is none, or another process removes it just now
+            if _is_held(_lock_text(self.lock_path), self.lock_path.stat().st_mtime, GRACE):
                 return "running"
         return "interrupted" if self.resume_path.exists() else "new"
 
@@ -147,8 +149,8 @@ class Run:
 
     def _holds_lock(self) -> bool:
         try:
-            holder = _parse_holder(self.lock_path.read_text())
-        except OSError:
+            holder = _parse_holder(_lock_text(self.lock_path))
+        except InputError:
             return False
         return holder is not None and (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
 
@@ -217,28 +219,20 @@ def _to_json(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path} is damaged: it is not a JSON object")
-    return document
+def _lock_text(path: Path) -> str:
+    return read_bytes(path, LOCK_LIMIT).decode(errors="replace")
 
 
 def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
     """Write `mine` into a new or stale lock file. False: the file went away meanwhile, try again."""
     try:
-        descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CAREFUL, 0o666), True
     except FileExistsError:
         try:
-            descriptor, fresh = os.open(path, os.O_RDWR), False
+            descriptor, fresh = os.open(path, os.O_RDWR | CAREFUL), False
         except FileNotFoundError:
             return False
-    with open(descriptor, "r+") as file:
+    with open(descriptor, "r+", errors="replace") as file:
         # Two processes may find the same stale lock: they look and write one after the other, in place.
         if sys.platform != "win32":
             import fcntl
@@ -250,7 +244,7 @@ def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
                 return False
         except FileNotFoundError:
             return False
-        text = file.read()
+        text = file.read(LOCK_LIMIT)
         if (text or not fresh) and _is_held(text, os.fstat(file.fileno()).st_mtime, grace):
             holder = _parse_holder(text)
             if holder is None:
@@ -291,7 +285,7 @@ def _is_held(text: str, modified: float, grace: float) -> bool:
 def _parse_holder(text: str) -> dict[str, Any] | None:
     """The holder that a lock file names: pid, host, started, born. None if the text is torn."""
     try:
-        holder = json.loads(text)
+        holder = parse_json(text)
         known = {key: holder[key] for key in ("pid", "host", "started", "born")}
     except (ValueError, KeyError, TypeError):
         return None

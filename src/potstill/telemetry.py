@@ -19,6 +19,9 @@ from rich.text import Text
 
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, reason
+from potstill.files import open_append, parse_json, read_bytes
+
+LIMIT = 1 << 28  # bytes of a metrics.jsonl: 600,000 records
 
 
 class Sink(Protocol):
@@ -40,7 +43,7 @@ class Metrics:
         try:
             if not _ends_with_newline(self.path):
                 truncate_after(self.path, math.inf)
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._file = open_append(self.path)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -79,17 +82,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: no such file, or a bad line before the last, by its number.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    lines = read_bytes(path, LIMIT).split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if type(record["step"]) is not int:
                 raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # what follows the last newline: nothing, or a line cut short
                 break
             raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step'") from error

@@ -447,7 +447,10 @@ def test_a_push_without_the_right_is_one_line_and_commits_nothing(standin, cart,
         (lambda: ["bare", "--film", "nowhere.mp4"], "nowhere.mp4 is not a film: make an .mp4 with `potstill watch"),
         (lambda: ["bare", "--film", "bare/policy.safetensors"], "is not a film"),
         (lambda: Path("bare/result.json").write_text("{") and ["bare"], "bare/result.json is damaged: it is not JSON"),
-        (lambda: Path("bare/result.json").write_text("[]") and ["bare"], "bare/result.json is not a JSON object"),
+        (
+            lambda: Path("bare/result.json").write_text("[]") and ["bare"],
+            "bare/result.json is damaged: it is not a JSON object",
+        ),
         (
             lambda: Path("bare/result.json").write_text('{"score": "high"}') and ["bare"],
             "is not one that potstill wrote",
@@ -558,7 +561,7 @@ def test_a_file_too_large_is_refused_before_it_is_downloaded(standin, cart, call
         ("policy.safetensors", lambda whole: b"\x80\x04not tensors", f"{REPO}/policy.safetensors is not a safetensors"),
         ("result.json", lambda whole: b"{", f"{REPO}/result.json is damaged: it is not JSON"),
         ("config.json", lambda whole: b"[" * 100_000, f"{REPO}/config.json is damaged: it is not JSON"),
-        ("config.json", lambda whole: b"[]", f"{REPO}/config.json is not a JSON object"),
+        ("config.json", lambda whole: b"[]", f"{REPO}/config.json is damaged: it is not a JSON object"),
     ],
 )
 def test_what_is_damaged_does_not_stay(standin, cart, call, name, content, words):

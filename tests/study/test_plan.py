@@ -139,16 +139,16 @@ def test_a_bad_plan_is_refused_with_its_line_and_what_would_be_right(tmp_path, o
 
 
 def test_a_plan_that_is_too_large_or_not_there_is_refused(tmp_path):
-    path = write(tmp_path, "# " + "x" * (1 << 20))
-    with pytest.raises(InputError, match=r"small.toml is no plan: it is larger than 1024 KiB"):
+    path = write(tmp_path, "# " + "x" * (1 << 16))
+    with pytest.raises(InputError, match=r"small.toml has [\d,]+ bytes; at most 65,536 are read"):
         read_plan(path)
-    with pytest.raises(InputError, match=r"cannot read the plan .*none.toml: no such file or directory"):
+    with pytest.raises(InputError, match=r"cannot read .*none.toml: no such file or directory"):
         read_plan(tmp_path / "none.toml")
 
 
 def test_deeply_nested_toml_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not TOML"):
-        read_plan(write(tmp_path, "a = " + "[" * 100_000))
+        read_plan(write(tmp_path, "a = " + "[" * 60_000))
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".hidden"])

@@ -80,12 +80,13 @@ def export(arguments: Sequence[str]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("", *record["models"], box=None)
     columns = [model | model.get("score", {}) for model in record["models"].values()]
     for name in ("path", "bytes", "latency_ms", "latency_p95_ms", "mean", "ci95", "episodes"):
         if name in columns[0]:
-            table.add_row(name.replace("_", " "), *(describe_value(column[name]) for column in columns))
+            table.add_row(name.replace("_", " "), *(Text(describe_value(column[name])) for column in columns))
     Console(width=1_000).print(table)
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations")
 

@@ -17,6 +17,7 @@ from potstill.compress.config import CompressConfig, ladder, student
 from potstill.compress.search import News, Search, steps
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
+from potstill.files import read_json
 from potstill.interop import onnx
 from potstill.interop.sb3 import import_sb3, load_sb3
 from potstill.jobs import Machine, file_hash
@@ -125,7 +126,7 @@ def _record(state: Search) -> dict[str, Any]:
     if chosen is None:
         return record
     loaded = load_policy(state.run.path / "runs" / state.cell_name(chosen))
-    trained = json.loads(loaded.path.with_name("result.json").read_bytes())
+    trained = read_json(loaded.path.with_name("result.json"))
     found, games = state.share("confirm", chosen), state.games[f"confirm {chosen}"].summary()
     assert found is not None
     record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")}
@@ -184,5 +185,4 @@ def finish(run: Run, machine: Machine) -> dict[str, Any]:
 def result(run: Run) -> dict[str, Any] | None:
     if not run.result_path.exists() or run.status != "done":
         return None
-    record: dict[str, Any] = json.loads(run.result_path.read_bytes())
-    return record
+    return read_json(run.result_path)

@@ -16,6 +16,7 @@ from potstill.compress.confirmation import NOTHING, Sample, measure, share, shar
 from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
+from potstill.files import read_json
 from potstill.jobs import Machine
 from potstill.networks import resolve_device
 from potstill.policies import load_policy
@@ -160,7 +161,7 @@ class Search:
 
     def _load(self) -> None:
         try:
-            document = json.loads(self._path.read_bytes())
+            document = read_json(self._path)
             self.seconds, self.pace = (
                 float(document["seconds"]),
                 {key: float(value) for key, value in document["pace"].items()},
@@ -170,7 +171,7 @@ class Search:
                 seed = SEEDS[name.partition(" ")[0]]
                 played = Evaluation(self.teacher.env, "greedy", seed, 0, [Episode(*row) for row in rows])
                 self.games[name] = played
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self._path} is damaged: choose another --out") from error
 
 

@@ -4,7 +4,6 @@ What travels is safetensors and JSON. The Hub shows the card's metadata and play
 files that `push` writes, by name, and nothing else of a repository.
 """
 
-import json
 import os
 import re
 import secrets
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill import __version__
-from potstill.errors import InputError, reason
+from potstill.errors import InputError, printable, reason
+from potstill.files import read_json
 from potstill.policies import LoadedPolicy, load_policy
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def push(
         if film.suffix.lower() != ".mp4" or not film.is_file():
             raise InputError(f"{film} is not a film: make an .mp4 with `potstill watch {path} --out {film.stem}.mp4`")
         files[FILM] = film
-    try:
-        card = _card(loaded, documents.get(RESULT, {}), documents.get(CONFIG, {}), repo_id, licence, film is not None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the {RESULT} beside {loaded.path} is not one that potstill wrote: {error!r}") from error
+    card = _card(loaded, documents.get(RESULT, {}), documents.get(CONFIG, {}), repo_id, licence, film is not None)
     files[CARD] = card.encode()
     with _one_line(api, repo_id):
         if get_token() is None:
@@ -182,17 +179,22 @@ def _expected(repo_id: str, sizes: Mapping[str, int | None]) -> list[str]:
 def _document(file: Path, shown: Path | str) -> dict[str, Any]:
     """A JSON object from `file`, which messages call `shown`."""
     try:
-        document = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {shown}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{shown} is damaged: it is not JSON") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{shown} is not a JSON object")
-    return document
+        return read_json(file)
+    except InputError as error:
+        raise InputError(str(error).replace(str(file), str(shown))) from error
 
 
 def _card(
+    loaded: LoadedPolicy, result: dict[str, Any], config: dict[str, Any], repo_id: str, licence: str, film: bool
+) -> str:
+    """The model card. Raises InputError where the result, or the config, is of another making."""
+    try:
+        return _written_card(loaded, result, config, repo_id, licence, film)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"the {RESULT} beside {loaded.path} is not one that potstill wrote: {error!r}") from error
+
+
+def _written_card(
     loaded: LoadedPolicy, result: dict[str, Any], config: dict[str, Any], repo_id: str, licence: str, film: bool
 ) -> str:
     """The model card: metadata the Hub reads, then what people do. Scores are those of `result`, none are made here."""
@@ -202,6 +204,7 @@ def _card(
     env, size, name = loaded.env, loaded.policy.size(), repo_id.partition("/")[2]
     task = f"ALE/{rom_id_to_name(env.id)}-v5" if env.atari else env.id
     facts = loaded.document.get("provenance", {}) | config | result
+    facts = {key: printable(value) if isinstance(value, str) else value for key, value in facts.items()}
     results = None
     if "score" in result:
         spread = f" +/- {result['std']:.2f}" if result.get("std") is not None else ""

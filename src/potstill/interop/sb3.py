@@ -5,7 +5,6 @@ names and shapes alone, its pickles are left as the text they are, and `policy.p
 unpickler, which builds tensors and nothing else. stable-baselines3 itself is not needed.
 """
 
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError, reason
+from potstill.files import parse_json, read_bytes
 from potstill.networks import Family, NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, save_policy
 
@@ -81,12 +81,7 @@ def load_sb3(path: Path, env: EnvConfig, device: str = "cpu", temperature: float
     if not 0 < temperature < float("inf"):
         raise InputError(f"temperature must be positive and finite, not {temperature}")
     _refuse_statistics(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: it is larger than {MAX_BYTES:,} bytes")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
+    content = read_bytes(path, MAX_BYTES, follow=True)
     envs = Envs(env, 1)
     envs.close()  # its shapes are all that is needed
     try:
@@ -192,8 +187,8 @@ def _read(archive: ZipFile, name: str, limit: int) -> bytes:
 def _read_data(archive: ZipFile) -> dict[str, Any]:
     """SB3's JSON. What it could not write as JSON is an object with a pickle, and beside it plain text to read."""
     try:
-        data = json.loads(_read(archive, "data", MAX_DATA_BYTES))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(_read(archive, "data", MAX_DATA_BYTES))
+    except ValueError as error:
         raise InputError("its member 'data' is not JSON") from error
     if not isinstance(data, dict):
         raise InputError("its member 'data' is not a JSON object")

@@ -1,11 +1,11 @@
 """Studies' records -> one HTML page that needs nothing beside it: answers first, then figures, tables and methods."""
 
 import base64
-import json
 import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from potstill import __version__
 from potstill.checkpoints import write_atomically
-from potstill.errors import InputError, reason
+from potstill.errors import InputError, printable
+from potstill.files import read_bytes, read_json
 from potstill.report import scaling_figures as drawn
 from potstill.report import tables, words
 from potstill.report.answers import Answers, Record, answer
@@ -63,7 +64,7 @@ def write(folders: Sequence[Path], out: Path, seed: int = 0, resamples: int = 10
 
 
 def read_study(folder: Path) -> Study:
-    """Everything of a study's folder that its report shows.
+    """Everything of a study's folder that its report shows, without control characters, and words of any length cut.
 
     Raises:
         InputError: as `results.read_runs`, or study.json is damaged.
@@ -77,19 +78,16 @@ def read_study(folder: Path) -> Study:
         for record in (record for record in records if record["run"] in by_run):
             points = by_run[record["run"]]
             record.setdefault("curve", points[::-1][:: math.ceil(len(points) / CURVE_POINTS)][::-1])
-    document = {}
-    if (folder / "study.json").is_file():
-        try:
-            document = json.loads((folder / "study.json").read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read {folder / 'study.json'}: {reason(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{folder / 'study.json'} is damaged: it is not JSON") from error
-        if not isinstance(document, dict):
-            raise InputError(f"{folder / 'study.json'} is damaged: it is not a JSON object")
-    films = [path for path in sorted(folder.glob("*.mp4")) if path.stat().st_size < FILM_LIMIT]
-    called = str(document.get("name") or folder.resolve().name)
-    return Study(called, records, document, [(path.stem, path.read_bytes()) for path in films])
+    document = read_json(folder / "study.json") if (folder / "study.json").is_file() else {}
+    films = []
+    for path in sorted(folder.glob("*.mp4")):
+        with suppress(InputError):  # a large one; or no film, but a link to what is not to be published
+            films.append((path.stem, read_bytes(path, FILM_LIMIT - 1)))
+    called = printable(document.get("name") or folder.resolve().name, 200)
+    for record in records:
+        record |= {key: printable(text, 500) for key, text in record.items() if isinstance(text, str)}
+    plan = "\n".join(printable(line) for line in str(document.get("plan") or "").splitlines())
+    return Study(called, records, document | {"plan": plan}, films)
 
 
 def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> str:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional
 
 from potstill.checkpoints import write_atomically
-from potstill.errors import InputError
+from potstill.errors import InputError, printable
 from potstill.jobs import Machine
 from potstill.options import describe_value, parse, peek
 from potstill.report import figures
@@ -194,7 +195,7 @@ def _status(arguments: Sequence[str]) -> None:
     counts = (f"{report[state]} {state}" for state in ("done", "running", "interrupted", "failed", "missing"))
     print(f"{report['study']}: {report['planned']} runs, {', '.join(counts)}")
     for name, error in report["failures"].items():
-        print(f"{name}: {error}")
+        print(printable(f"{name}: {error}"))
 
 
 def _table(arguments: Sequence[str]) -> None:
@@ -223,7 +224,7 @@ def _exit_for(failed: dict[str, str], planned: int) -> None:
     if failed:
         print(f"potstill: {len(failed)} of {planned} runs failed (see log.txt there):", file=sys.stderr)
         for name, error in failed.items():
-            print(f"  {name}: {error}", file=sys.stderr)
+            print(f"  {printable(name)}: {printable(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -247,5 +248,5 @@ def _print_table(table: pl.DataFrame) -> None:
     for name, heading in shown.items():
         output.add_column(heading, justify="left" if name in ("run", "status") else "right")
     for row in table.sort("parameters", nulls_last=True).iter_rows(named=True):
-        output.add_row(*(describe_value(row.get(name)) for name in shown))
+        output.add_row(*(Text(describe_value(row.get(name))) for name in shown))  # which reads no markup
     Console(width=1_000).print(output)  # as wide as it comes: a run's name cut short is no name

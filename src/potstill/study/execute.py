@@ -1,6 +1,6 @@
 """Runs cells, one single-threaded process per core, and goes on where an earlier call stopped."""
 
-import json
+import os
 import signal
 import sys
 import time
@@ -13,15 +13,19 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from potstill import telemetry
 from potstill.distill import DistillConfig
-from potstill.errors import InputError
+from potstill.errors import InputError, printable
+from potstill.files import open_regular, read_json
 from potstill.jobs import Machine, file_hash, new_distillation, new_training, resolved
 from potstill.policies import load_policy
 from potstill.runs import Run, StopRequested, stop_on_signals
 from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import Cell
+
+LOG_TAIL = 1 << 16  # bytes of a log that are searched for its last line
 
 
 class StudyInterrupted(Exception):
@@ -199,14 +203,15 @@ def _due(cells: Sequence[Cell], folder: Path, done: Collection[str]) -> list[Cel
 def _last_words(worker: _Worker) -> str:
     """Why a run failed: what its result says, or the last line of its log."""
     if worker.run.status == "failed":
-        return str(json.loads(worker.run.result_path.read_bytes()).get("error"))
+        return printable(read_json(worker.run.result_path).get("error"))
     said = ""
-    with suppress(OSError):
-        lines = (worker.run.path / "log.txt").read_text(errors="replace").split("\n")
+    with suppress(InputError), open_regular(worker.run.path / "log.txt") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL))
+        lines = log.read().decode(errors="replace").split("\n")
         said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     code = worker.process.returncode or 0
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{how}: {said[:200]}" if said else how
+    return printable(f"{how}: {said[:200]}" if said else how)
 
 
 def _progress(run: Run) -> tuple[str, float]:
@@ -221,7 +226,7 @@ def _progress(run: Run) -> tuple[str, float]:
     share = min(last["step"] / total, 1.0)
     words = "evaluating" if share >= 1.0 else f"{share:.0%}"
     for name in ("agreement", "score"):
-        if last.get(name) is not None:
+        if isinstance(last.get(name), int | float):
             return f"{words}, {name} {last[name]:.3g}", share
     return words, share
 
@@ -244,5 +249,5 @@ def _table(active: list[_Worker], before: int, total: int, waiting: int, failed:
     table.add_column("run")
     table.add_column("progress")
     for worker in active:
-        table.add_row(worker.cell.name, _progress(worker.run)[0])
+        table.add_row(Text(printable(worker.cell.name)), _progress(worker.run)[0])
     return table

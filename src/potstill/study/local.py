@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from potstill.files import open_append
 from potstill.runs import Run
 
 if TYPE_CHECKING:  # which brings torch along
@@ -34,7 +35,7 @@ def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str,
     """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory."""
     places = {role: str(path) for role, path in origins.items()}
     job = {"run": str(run), "machine": machine, "data": str(data), "origins": places}
-    with open(run / "log.txt", "ab") as log:
+    with open_append(run / "log.txt") as log:
         # Its own session: Ctrl-C reaches this process alone, which then asks its workers to save.
         process = subprocess.Popen(
             [sys.executable, "-m", "potstill.study.worker"],

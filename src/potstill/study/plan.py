@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from potstill.distill import DistillConfig
 from potstill.envs import find_env
-from potstill.errors import InputError, reason
+from potstill.errors import InputError
+from potstill.files import read_bytes
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.presets import PPO_PRESETS
@@ -34,7 +35,9 @@ from potstill.runs import config_hash
 Method = Literal["rl", "distill", "ppd", "finetune"]
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
-PLAN_LIMIT = 1 << 20  # bytes: no plan is longer
+PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
+MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB
+MAX_CELLS = 100_000
 
 ARMS: dict[str, tuple[Method, dict[str, Any]]] = {
     "rl": ("rl", {}),
@@ -112,7 +115,14 @@ class Plan:
     tune: dict[str, Any] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
-        """Every run, small widths first; a run comes after the one it begins with."""
+        """Every run, small widths first; a run comes after the one it begins with.
+
+        Raises:
+            InputError: there are more than 100,000; or a run begins with one that the plan does not make.
+        """
+        taught = 1 if self.pairing == "cycle" else max(len(arm.teachers) for arm in self.arms) or 1
+        if (count := taught * sum(len(arm.widths) * len(arm.seeds) for arm in self.arms)) > MAX_CELLS:
+            raise InputError(f"it asks for some {count:,} runs; {MAX_CELLS:,} are planned at most")
         made: dict[str, Cell] = {}
         order = sorted(self.arms, key=lambda arm: arm.origin is not None)
         for width in sorted({width for arm in self.arms for width in arm.widths}, key=parse_width):
@@ -170,13 +180,11 @@ def read_plan(path: Path) -> Plan:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > PLAN_LIMIT:
-            raise InputError(f"{path} is no plan: it is larger than {PLAN_LIMIT >> 10} KiB")
-        text = path.read_bytes().decode()
+        text = read_bytes(path, PLAN_LIMIT, follow=True).decode()
+        if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
+            raise ValueError(f"a line of it has more than {MAX_DOTS} dots; write a list over several lines")
         document = tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"cannot read the plan {path}: {reason(error)}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with too many digits
         raise InputError(f"{path} is not TOML: {error}") from error
     try:
         plan = _plan(document, path, text)
@@ -213,7 +221,7 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     env = _text(document, "env", ())
     _checked(("env",), find_env, env)
     name = _text(document, "name", (), path.stem)
-    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+    if not _is_name(name):
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
     pairing = _choice(document, "pairing", ("cross", "cycle"), "cross")
     scored = _table(document, "evaluation", ())
@@ -235,6 +243,8 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
 def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Arm:
     here = ("arms", name)
     table = _table(document["arms"], name, ("arms",))
+    if not _is_name(name):
+        raise _At(here, f"arm {name!r} becomes part of the names of files: use letters, digits, - and _")
     method, fixed = ARMS.get(name, (None, {}))
     if "method" in table or method is None:
         if "method" not in table:
@@ -289,6 +299,12 @@ def _settings(table: Mapping[str, Any], method: Method, here: tuple[str, ...]) -
         else:
             settings[name] = _value(value, hint, (*here, key))
     return settings
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text may be a file's name, or begin one, anywhere."""
+    plain = all(letter.isalnum() or letter in "-_." for letter in text)
+    return plain and 0 < len(text) <= 64 and not text.startswith(".")
 
 
 def _known(table: Mapping[str, Any], keys: tuple[str, ...], here: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from potstill import __version__, evaluation
 from potstill.checkpoints import write_atomically
 from potstill.envs import Envs, find_env
 from potstill.errors import InputError, reason
+from potstill.files import read_json
 from potstill.jobs import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result
@@ -118,17 +119,15 @@ def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
         theirs = recorded_result(load_policy(teacher)) or {}
         record |= {f"teacher_{cost}": theirs.get(cost) for cost in _COSTS}
     if cell.start_from is not None and (runs / cell.start_from.name / "result.json").is_file():
-        before = json.loads((runs / cell.start_from.name / "result.json").read_bytes())
+        before = read_json(runs / cell.start_from.name / "result.json")
         record |= {f"initial_{cost}": before.get(cost) for cost in _COSTS}
     return record
 
 
 def _random_score(plan: Plan, out: Path, machine: Machine) -> float:
     """Mean score of a uniformly random policy over 32 games, measured once per study."""
-    try:
-        return float(json.loads((out / "study.json").read_bytes())["random_score"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with suppress(InputError, KeyError, ValueError, TypeError):
+        return float(read_json(out / "study.json")["random_score"])
     env = find_env(plan.env)
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions, envs.continuous)

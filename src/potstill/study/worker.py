@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from potstill.errors import DivergedError, InputError, Terminated, reason
+from potstill.errors import DivergedError, InputError, Terminated, printable, reason
 from potstill.jobs import Interrupted, Machine, execute
 from potstill.policies import rebuild
 from potstill.runs import Run
@@ -29,9 +29,9 @@ def main() -> None:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
     except (InputError, DivergedError) as error:
-        sys.exit(f"potstill: {error}")
+        sys.exit(f"potstill: {printable(error)}")
     except OSError as error:
-        sys.exit(f"potstill: {reason(error)}" + (f": {error.filename}" if error.filename else ""))
+        sys.exit(printable(f"potstill: {reason(error)}" + (f": {error.filename}" if error.filename else "")))
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,0 +1,142 @@
+"""Files that somebody else may have written: opened without following or waiting, bounded before they are read."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from potstill.errors import InputError, reason
+
+JSON_LIMIT = 1 << 24  # bytes of a config, a result or a record: one of 10,000 games takes 200 kB
+DEPTH = 32  # of nested lists and objects in JSON: ours has five
+# Windows has neither: no link is followed, no pipe waited for.
+NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+CAREFUL: int = NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: Path, follow: bool = False) -> BinaryIO:
+    """A plain file, open for reading.
+
+    Args:
+        follow: read what a symbolic link leads to, because it is the user who named `path`. In a directory that may be
+            a stranger's, a link could lead anywhere.
+
+    Raises:
+        InputError: there is none, it cannot be read, or `path` is a symbolic link, a directory, a pipe or a device.
+    """
+    if not follow and os.path.islink(path):  # for its words: the flag below refuses a link made since then, too
+        raise InputError(f"cannot read {path}: it is a symbolic link, and those inside a run are not followed")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | (CAREFUL & ~NO_FOLLOW if follow else CAREFUL))
+    except (OSError, ValueError) as error:  # a ValueError: a null character
+        raise InputError(f"cannot read {path}: {_reason(error)}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise InputError(f"cannot read {path}: {'is a directory' if stat.S_ISDIR(mode) else 'it is not a file'}")
+    return open(descriptor, "rb")
+
+
+def open_append(path: Path) -> BinaryIO:
+    """A plain file, new or old, open for appending, unbuffered. Raises OSError where it is a link, pipe or device."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | CAREFUL, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a file")
+    return open(descriptor, "ab", buffering=0)
+
+
+def read_bytes(path: Path, limit: int, follow: bool = False) -> bytes:
+    """The content of a plain file. A larger one is refused before anything of it is read.
+
+    Raises:
+        InputError: as `open_regular`, or it has more than `limit` bytes.
+    """
+    try:
+        with open_regular(path, follow) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(limit + 1) if size <= limit else b""
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {_reason(error)}") from error
+    if max(size, len(data)) > limit:
+        raise InputError(f"{path} has {max(size, len(data)):,} bytes; at most {limit:,} are read")
+    return data
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: as `read_bytes`, or it holds something else than a JSON object as `parse_json` reads it.
+    """
+    data = read_bytes(path, limit)
+    try:
+        document = parse_json(data)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object")
+    return document
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Strict JSON in UTF-8: no NaN or Infinity, nor 1e400; whole numbers below 2**64; no key twice in an object; at
+    most `DEPTH` deep; text that can be written again (no half of a surrogate pair).
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = data.decode() if isinstance(data, bytes) else data
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_float=_finite, parse_int=_whole, parse_constant=_refuse
+        )
+    except RecursionError as error:
+        raise ValueError(f"more than {DEPTH} deep") from error
+    if _too_deep(value):
+        raise ValueError(f"more than {DEPTH} deep")
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return value
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key twice")
+    return made
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 21 or abs(value := int(text)) >= 1 << 64:
+        raise ValueError(f"{text[:30]} is too large")
+    return value
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return reason(error) if isinstance(error, OSError) else str(error)
