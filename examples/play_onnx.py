@@ -1,4 +1,4 @@
-"""Plays whole games of an exported Atari policy: onnxruntime and Gymnasium's own pipeline, nothing of potstill."""
+"""Plays whole games of an exported policy: onnxruntime and Gymnasium's own pipeline, nothing of potstill."""
 
 import argparse
 import json
@@ -14,15 +14,21 @@ def play(model: str, seed: int) -> float:
     session = onnxruntime.InferenceSession(model)
     metadata = session.get_modelmeta().custom_metadata_map
     env, seen, actions = (json.loads(metadata[key]) for key in ("env", "observation", "actions"))
-    gymnasium.register_envs(ale_py)
-    game = gymnasium.make(env["id"], frameskip=1, repeat_action_probability=env["sticky"])
-    game = AtariPreprocessing(game, noop_max=env["noop_max"], frame_skip=seen["frame_skip"])
-    game = FrameStackObservation(game, seen["frame_stack"])
+    if env["id"].startswith("ALE/"):
+        gymnasium.register_envs(ale_py)
+        game = gymnasium.make(env["id"], frameskip=1, repeat_action_probability=env["sticky"])
+        game = AtariPreprocessing(game, noop_max=env["noop_max"], frame_skip=seen["frame_skip"])
+        game = FrameStackObservation(game, seen["frame_stack"])
+    else:
+        game = gymnasium.make(env["id"])
     observation, _ = game.reset(seed=seed)
+    if env.get("fire_on_reset"):
+        observation, *_ = game.step(1)
     score, over = 0.0, False
     while not over:
         (action,) = session.run(["action"], {"observation": observation[None]})
-        observation, reward, terminated, truncated, _ = game.step(actions[action[0]])
+        own = actions[action[0]] if isinstance(actions, list) else action[0]  # an index, or continuous actions
+        observation, reward, terminated, truncated, _ = game.step(own)
         score, over = score + float(reward), terminated or truncated
     return score
 

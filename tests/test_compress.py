@@ -15,9 +15,10 @@ from scipy import stats
 from potstill import evaluation
 from potstill.cli import main
 from potstill.compress import outcome, search
+from potstill.compress.budget import TimeUp
 from potstill.compress.config import CompressConfig, ladder
 from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
-from potstill.compress.search import Search, between
+from potstill.compress.search import Search, spread
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, Episode
 from potstill.errors import InputError
@@ -178,43 +179,68 @@ def test_a_bound_below_the_smallest_student_is_refused_with_its_size():
         ladder(Policy(NetworkConfig("1/64"), (4,), 2), None)
 
 
-def test_places_part_what_is_undecided_evenly():
-    assert between(-1, 9, 1) == [4]
-    assert between(-1, 10, 2) == [3, 6]
-    assert between(2, 5, 8) == [3, 4]
-    assert between(2, 3, 2) == []
+def test_places_part_what_is_undecided_evenly_below_a_width_that_will_do():
+    assert spread(9, 1, known=True) == [4]
+    assert spread(10, 2, known=True) == [3, 6]
+    assert spread(2, 8, known=True) == [0, 1]
+    assert spread(0, 2, known=True) == []
+
+
+def test_while_none_will_do_the_largest_is_tried_and_others_of_the_upper_two_thirds():
+    assert spread(10, 1, known=False) == [9]
+    assert spread(10, 2, known=False) == [6, 9]
+    assert spread(10, 4, known=False) == [4, 6, 7, 9]
+    assert spread(4, 4, known=False) == [0, 1, 2, 3]
+    assert spread(2, 8, known=False) == [0, 1]
+    assert spread(1, 1, known=False) == [0]
 
 
 class Synthetic(Search):
-    """A search among students whose games are made up: `rates` are the points they win of 100."""
+    """A search among students whose games are made up: `rates` are the points they win of 100.
 
-    def __init__(self, rates, confirmed=None, failing=(), budget=15.0, cores=2, seconds=60.0):
+    Args:
+        confirmed: the points that some win in their confirmation instead.
+        failing: widths whose training fails.
+        endless: whose games go on for ever, such as "screen 1/8".
+        slow: widths whose training takes a hundred times what was foreseen.
+    """
+
+    def __init__(self, rates, confirmed=None, failing=(), endless=(), slow=(), budget=15.0, cores=2, seconds=60.0):
         self.config = CompressConfig(budget=budget)
         self.machine = replace(MACHINE, threads=cores)
         self.ladder = [(width, 100 * number) for number, width in enumerate(rates, start=1)]
         self.rates, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
+        self.endless, self.slow = endless, slow
         self.points, self.games, self.errors, self.confirmed = True, {}, {}, []
-        self.pace, self.open, self.clock, self.trained = {"game": 0.5, "training": 1.0}, False, 0.0, []
+        self.pace, self.open, self.clock, self.tried = {"game": 0.5, "training": 1.0}, False, 0.0, []
 
     spent = property(lambda self: self.clock)
 
     def save(self):
         pass
 
-    def foresee(self, widths):
+    def foresee(self, width):
         return self.step
 
-    def play(self, kind, width=""):
+    def take(self, seconds, keep):
+        """The clock goes on, until there would be too little left."""
+        end = 60 * self.config.budget * (1 - search.FINISHING) - keep
+        self.clock = min(self.clock + seconds, max(end, self.clock))
+        if self.clock == end:
+            raise TimeUp
+
+    def play(self, kind, width="", keep=0.0):
+        name = f"{kind} {width}".strip()
         rate = 90 if kind == "teacher" else self.rates[width]
         rate = self.surprises.get(width, rate) if kind == "confirm" else rate
         number = 64 if kind in ("teacher", "confirm") else 32
-        self.clock += 0.5 * number
-        self.games[f"{kind} {width}".strip()] = games([(rate + i % 5 - 2, 100 - rate) for i in range(number)])
-        return self.games[f"{kind} {width}".strip()]
+        self.take(math.inf if name in self.endless else 0.5 * number, keep)
+        self.games[name] = games([(rate + i % 5 - 2, 100 - rate) for i in range(number)])
+        return self.games[name]
 
-    def train(self, widths, foreseen):
-        self.trained.append(list(widths))
-        self.clock += foreseen
+    def train(self, widths, foreseen, keep=0.0):
+        self.tried.append(list(widths))
+        self.take(foreseen * (100 if set(widths) & set(self.slow) else 1), keep)
         self.errors |= {width: "its loss diverged" for width in widths if width in self.failing}
 
 
@@ -227,22 +253,30 @@ def test_the_search_confirms_the_smallest_width_that_keeps_enough_in_few_trainin
     assert news[-1].kind == "confirm"
     assert news[-1].width == "1/8"
     assert "width 1/8, 500 parameters: keeps 97.8%" in news[-1].words
-    assert state.trained == [["1/16", "1/8"], ["3/32"]]
+    assert state.tried == [["3/32", "1/4"], ["1/8", "3/16"]]
     assert not state.open
 
 
-def test_one_core_bisects():
+def test_one_core_finds_one_that_will_do_and_then_bisects():
     state = Synthetic(RATES, cores=1)
     list(search.steps(state))
-    assert state.trained == [["3/32"], ["3/16"], ["1/8"]]
+    assert state.tried == [["1/4"], ["3/32"], ["3/16"], ["1/8"]]
     assert state.confirmed == ["1/8"]
+
+
+def test_where_the_largest_keeps_too_little_no_smaller_one_is_trained():
+    state = Synthetic(dict.fromkeys(RATES, 60))
+    list(search.steps(state))
+    assert state.tried == [["3/32", "1/4"]]
+    assert state.bracket() == ([], None)
+    assert (state.confirmed, state.open) == ([], False)
 
 
 def test_a_student_that_fails_its_confirmation_makes_the_search_go_on_above_it_at_a_stricter_level():
     state = Synthetic(RATES, confirmed={"1/8": 80})
     list(search.steps(state))
     assert state.confirmed == ["1/8", "3/16"]
-    assert state.trained[-1] == ["3/16", "1/4"]
+    assert state.tried == [["3/32", "1/4"], ["1/8", "3/16"]]
     assert [state.verdict(width) for width in state.confirmed] == [False, True]
     assert [state.level(number) for number in range(2)] == pytest.approx([0.975, 0.9875])
 
@@ -252,27 +286,51 @@ def test_error_rates_of_all_confirmations_add_up_to_what_was_allowed():
     assert sum(1 - state.level(number) for number in range(40)) == pytest.approx(0.05)
 
 
-def test_a_width_whose_training_fails_counts_as_too_small_and_is_named():
-    state = Synthetic(RATES, failing=("1/8",))
+@pytest.mark.parametrize(("failing", "found"), [("1/8", "3/16"), ("1/4", "1/8")])
+def test_a_width_whose_training_fails_is_left_out_and_named(failing, found):
+    state = Synthetic(RATES, failing=(failing,))
     news = list(search.steps(state))
-    assert state.confirmed == ["3/16"]
-    assert any("width 1/8, 500 parameters: failed: its loss diverged" in item.words for item in news)
-
-
-def test_no_width_that_keeps_enough_is_an_answer_too():
-    state = Synthetic(dict.fromkeys(RATES, 60))
-    list(search.steps(state))
-    assert state.bracket() == (6, 7)
-    assert (state.confirmed, state.open) == ([], False)
+    assert state.confirmed == [found]
+    assert any(f"width {failing}, {dict(state.ladder)[failing]} parameters: failed: its loss" in n.words for n in news)
 
 
 def test_nothing_is_begun_that_would_not_end_within_the_budget():
-    for budget in (1.0, 2.0, 4.0, 8.0):
+    for budget in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
         state = Synthetic(RATES, budget=budget)
         list(search.steps(state))
-        assert state.clock <= 60 * budget
-        assert state.open == (state.trained != [["1/16", "1/8"], ["3/32"]])
-    assert state.confirmed == ["1/8"]
+        assert state.clock <= 60 * budget * 0.9
+        assert state.open == (len(state.tried) < 2)
+        assert state.confirmed == [[], ["1/4"], ["1/8"]][len(state.tried)]
+    assert len(state.tried) == 2
+
+
+def test_where_time_is_short_lower_widths_are_trained():
+    state = Synthetic(RATES)
+    state.foresee = lambda width: {"1/4": 3_000, "3/16": 2_000}.get(width, 60)
+    list(search.steps(state))
+    assert state.tried[0] == ["1/16", "1/8"]
+    assert (state.confirmed, state.open) == (["1/8"], False)
+
+
+@pytest.mark.parametrize("what", ["a game", "a training"])
+def test_what_takes_longer_than_any_before_is_cut_and_time_to_confirm_is_left(what):
+    state = Synthetic(RATES, **({"endless": ("screen 1/8",)} if what == "a game" else {"slow": ("1/8",)}))
+    news = list(search.steps(state))
+    assert state.clock <= 60 * 15 * 0.9
+    assert state.tried == [["3/32", "1/4"], ["1/8", "3/16"]]
+    assert [item.kind for item in news[-2:]] == ["time", "confirm"]
+    assert (state.confirmed, state.open) == (["1/4"], True)
+
+
+def test_a_confirmation_that_takes_too_long_leaves_the_search_open():
+    state = Synthetic(RATES, endless=("confirm 1/8",))
+    list(search.steps(state))
+    assert (state.confirmed, state.open) == ([], True)
+
+
+def test_games_of_the_teacher_that_take_too_long_are_one_line():
+    with pytest.raises(InputError, match="a budget of 15 minutes is too short: the teacher's games alone take longer"):
+        list(search.steps(Synthetic(RATES, endless=("teacher",))))
 
 
 def test_a_teacher_that_never_scores_has_nothing_to_keep():
@@ -477,6 +535,33 @@ def test_damaged_games_are_one_line(teacher, call, tmp_path):
         list(outcome.search(run, CompressConfig(), MACHINE))
 
 
+@pytest.mark.parametrize("kind", ["teacher", "random"])
+def test_games_are_cut_at_the_step_at_which_time_is_up(teacher, tmp_path, monkeypatch, kind):
+    run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", MACHINE)
+    state = Search(run, CompressConfig(budget=1 / 60), MACHINE)  # 0.9 seconds: the teacher balances for 500 steps
+    state.teacher.policy.trunk.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    monkeypatch.setattr(search, "load_policy", lambda *_: state.teacher)
+    with run.lock(), pytest.raises(TimeUp):
+        state.play(kind)
+    assert state.spent < 5.0
+    assert state.games == {}
+
+
+def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teacher, tmp_path):
+    base = DistillConfig(network=NetworkConfig("1/64"), total_timesteps=10_000_000, num_envs=8, batch_size=64)
+    config = CompressConfig(base=replace(base, precision="float32"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "training_seconds", lambda *_: 1.0)
+        run = outcome.open_compression(teacher, config, tmp_path / "out", MACHINE)
+    state = Search(run, config, MACHINE)
+    with run.lock(), pytest.raises(TimeUp):
+        state.train(["1/64"], 1.0, keep=60 * 15 * 0.9 - 3.0)
+    assert state.spent < 60.0
+    assert Run.open(run.path / "runs" / state.cell_name("1/64")).status in ("new", "interrupted")
+    assert not state.trained("1/64")
+    assert (state.errors, state.pace["training"]) == ({}, 1.0)
+
+
 def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
     from stable_baselines3 import PPO
 
@@ -488,6 +573,14 @@ def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
         run = outcome.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", MACHINE, env)
     assert Search(run, CompressConfig(), MACHINE).teacher.policy.size().parameters == 4_610
     assert Run.open(run.path).config["teacher"].endswith("model.zip")
+
+
+def test_labels_of_sizes_that_lie_close_together_are_left_out():
+    sizes = [parameters for _, parameters in ladder(Policy(NetworkConfig("1/2"), (4, 84, 84), 3), None)]
+    assert [sizes[place] for place in compression._apart(sizes)] == [
+        *(239_487, 107_307, 60_849, 27_479, 15_702, 7_197, 4_324, 1_964, 711)
+    ]
+    assert compression._apart([500]) == [0]
 
 
 def test_bounds_are_rounded_down():

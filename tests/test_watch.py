@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from potstill import watch
 from potstill.envs import EnvConfig, Envs, find_env
@@ -147,6 +148,33 @@ def test_a_wide_grid_is_drawn_smaller(tmp_path, monkeypatch):
     policies = [(str(number), untrained(PONG)) for number in range(17)]
     watch.film(policies, tmp_path / "game.mp4", seed=3, max_steps=1, quiet=True)
     assert scales == [(4 * (2 * 210 + 48) + 3 * 8, 5 * 2 * 160 + 4 * 8, 3)]
+
+
+def test_two_rows_of_games_fit_a_screen_of_1080_lines(tmp_path, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        watch, "_encode", lambda path, kind, fps, frames: shapes.append(next(frames).shape) or path.touch()
+    )
+    for number in (3, 6):
+        policies = [(str(place), untrained(PONG)) for place in range(number)]
+        watch.film(policies, tmp_path / f"{number}.mp4", seed=3, max_steps=1, quiet=True)
+    assert shapes == [(3 * 210 + 72, 3 * 3 * 160 + 2 * 8, 3), (2 * (2 * 210 + 48) + 8, 3 * 2 * 160 + 2 * 8, 3)]
+
+
+def test_time_that_is_up_ends_the_games_where_they_are(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(watch.telemetry.Progress, "update", lambda self, step, **_: steps.append(step))
+    film(tmp_path / "game.gif", untrained(PONG), untrained(PONG, seed=1), max_steps=1_000, until=time.monotonic() - 1)
+    assert max(steps) == 1
+
+
+def test_a_name_too_long_keeps_both_its_ends():
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(10)
+    names = [watch._cut(f"width-1_16_student_seed-{seed}", draw, font, 80) for seed in range(2)]
+    assert [name[:5] + name[-2:] for name in names] == ["width-0", "width-1"]
+    assert all(draw.textlength(name, font) <= 80 for name in names)
+    assert watch._cut("short", draw, font, 80) == "short"
+    assert watch._cut("short", draw, font, 0) == ""
 
 
 def test_a_size_too_long_for_its_game_is_cut():

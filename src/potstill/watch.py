@@ -4,10 +4,13 @@ A policy plays in `Envs`, where it was trained and is evaluated, so it sees exac
 shows is the same game a second time: another emulator with the same seed, given the same actions, that draws in colour.
 """
 
+import math
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +49,7 @@ def film(
     fps: int | None = None,
     actions: Actions = "greedy",
     scale: int | None = None,
+    until: float = math.inf,
     quiet: bool = False,
 ) -> None:
     """Films one game of each policy, all from the same seed, side by side and as fast as a person would play it.
@@ -58,7 +62,8 @@ def film(
         max_steps: agent steps after which a game is cut.
         fps: frames per second of the film. Default 30, in a GIF 20: it counts in hundredths of a second.
         scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF, and less
-            where a grid of them would pass 1920.
+            where a grid of them would pass 1920 x 1080; for the height it is not drawn smaller than twice.
+        until: when, as `time.monotonic()` counts, games are cut too.
 
     Raises:
         InputError: `out` exists, is of another kind or cannot be written, or a task cannot be drawn.
@@ -74,8 +79,9 @@ def film(
     if not policies or max_steps < 1 or (fps or 1) < 1 or (scale or 1) < 1:
         raise InputError("a film needs a policy, and at least 1 step, 1 frame a second and scale 1")
     fps = fps or (20 if kind == ".gif" else 30)
-    width = min(320 if kind == ".gif" else 480, 1920 // _columns(len(policies)))
-    games = [_play(title, loaded, seed, max_steps, fps, actions, scale, width) for title, loaded in policies]
+    columns = _columns(len(policies))
+    room = min(320 if kind == ".gif" else 480, 1920 // columns), 1080 // -(-len(policies) // columns)
+    games = [_play(title, loaded, seed, max_steps, fps, actions, scale, room, until) for title, loaded in policies]
     temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{kind}")
     try:
         with telemetry.Progress(f"film {policies[0][1].env.id}", max_steps, quiet=quiet) as bar:
@@ -95,7 +101,8 @@ def _play(
     fps: int,
     actions: Actions,
     scale: int | None,
-    width: int,
+    room: tuple[int, int],
+    until: float,
 ) -> Iterator[tuple[int, Array]]:
     """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
     policy, config = loaded.policy, loaded.env
@@ -112,7 +119,9 @@ def _play(
         observations = envs.reset(seed)
         screen = _screen(config, seed)
         first = screen.first()
-        scale = scale or max(1, round(width / first.shape[1]))
+        rows, width = first.shape[:2]
+        fitting = max(2, int(room[1] / (rows + 3 * width / 20)))  # under a strip of three lines of its text
+        scale = scale or max(1, min(round(room[0] / width), fitting))
         won = lost = due = 0.0
 
         def drawn(picture: Array, ended: bool = False) -> Array:
@@ -130,7 +139,7 @@ def _play(
                 for _ in range(int(due)):
                     yield step, drawn(picture)
                 due %= 1.0
-            if ended or step == max_steps:
+            if ended or step == max_steps or time.monotonic() > until:
                 yield step, drawn(pictures[-1], ended)
                 return
 
@@ -248,7 +257,11 @@ class _MinAtarScreen:
 def _captioned(picture: Array, scale: int, title: str, details: str, score: str) -> Array:
     """`picture` (H, W, 3) magnified, under a strip with title, details and score."""
     picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    width = picture.shape[1]
+    return np.concatenate([_strip(picture.shape[1], title, details, score), picture])
+
+
+@lru_cache(maxsize=64)  # a score stands for many frames
+def _strip(width: int, title: str, details: str, score: str) -> Array:
     size = max(10, width // 20)
     font = ImageFont.load_default(size)
     strip = Image.new("RGB", (width, 3 * size), BACKGROUND)
@@ -258,15 +271,17 @@ def _captioned(picture: Array, scale: int, title: str, details: str, score: str)
     draw.text((width - size // 2, size // 3), score, "#f0e442", font, anchor="ra")
     small = ImageFont.load_default(0.8 * size)
     draw.text((size // 2, size * 5 // 3), _cut(details, draw, small, width - size), "#bbbbbb", small)
-    few = np.asarray(strip) & 0xF0  # with few shades of grey, a whole frame fits a GIF's 256 colours exactly
-    return np.concatenate([few, picture])
+    return np.asarray(strip) & 0xF0  # with few shades of grey, a whole frame fits a GIF's 256 colours exactly
 
 
 def _cut(text: str, draw: ImageDraw.ImageDraw, font: Any, room: float) -> str:
-    """`text`, or as much of its beginning as fits into `room` pixels, and an ellipsis."""
-    while text and draw.textlength(text, font) > room:
-        text = text.rstrip("…")[:-1] + "…" if len(text) > 1 else ""
-    return text
+    """`text`, or as much of its two ends as fits into `room` pixels: names of runs differ at either."""
+    shown = text
+    for kept in range(len(text) - 1, -1, -1):
+        if draw.textlength(shown, font) <= room:
+            return shown
+        shown = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :] if kept else ""
+    return shown
 
 
 def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress) -> Iterator[Array]:

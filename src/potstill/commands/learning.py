@@ -1,6 +1,7 @@
 """`potstill train`, `distill` and `compress`: what makes a policy."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +117,7 @@ class _Compress:
 
 def compress(arguments: Sequence[str]) -> None:
     """`potstill compress`: exits with 1 where no student was found."""
+    began = time.monotonic()
     from potstill.compress import outcome
     from potstill.report.compression import claim
     from potstill.study.execute import StudyInterrupted
@@ -128,7 +130,7 @@ def compress(arguments: Sequence[str]) -> None:
     run = outcome.open_compression(options.teacher, options.config, out, machine, zip_env(options.env, options.teacher))
     try:
         with run.lock():
-            for news in outcome.search(run, options.config, machine):
+            for news in outcome.search(run, options.config, machine, began):
                 if not options.quiet:
                     print(news.words, file=sys.stderr, flush=True)
             record = outcome.finish(run, machine)

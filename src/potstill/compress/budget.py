@@ -1,7 +1,8 @@
-"""How long things take here, before they are begun."""
+"""The clock: how long a training will take here, and games that stop when time is up."""
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import torch
@@ -10,8 +11,30 @@ from potstill import distill
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
 from potstill.jobs import Machine
-from potstill.networks import resolve_device
+from potstill.networks import Policy, resolve_device
 from potstill.policies import LoadedPolicy
+
+
+class TimeUp(Exception):
+    """The budget is spent: what was under way counts as not begun."""
+
+
+@contextmanager
+def minded(policy: Policy, until: float) -> Iterator[None]:
+    """Games played by `policy` in here are cut by `TimeUp` at the step at which `time.monotonic()` passes `until`.
+
+    Games can last as long as their task allows, and a policy may take that long for the first time at any game.
+    """
+
+    def look(*_: object) -> None:
+        if time.monotonic() > until:
+            raise TimeUp
+
+    handle = policy.trunk.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def training_seconds(config: DistillConfig, teacher: LoadedPolicy, machine: Machine) -> float:
@@ -30,7 +53,7 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, machine: Mach
                     began = time.perf_counter()
                     continue
                 counted = state.vector_steps - first.warmup_vector_steps
-                if counted >= min(64, most) or time.perf_counter() - began > 5.0:
+                if counted >= min(32, most) or time.perf_counter() - began > 5.0:
                     break
             return (time.perf_counter() - began) / max(1, counted) * config.vector_steps
     finally:

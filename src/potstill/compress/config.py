@@ -62,6 +62,6 @@ def ladder(policy: Policy, max_parameters: int | None) -> list[tuple[str, int]]:
     return allowed
 
 
-def student(config: CompressConfig, teacher: LoadedPolicy, width: str) -> DistillConfig:
+def student_config(config: CompressConfig, teacher: LoadedPolicy, width: str) -> DistillConfig:
     network = replace(config.base.network, width=width, family=teacher.policy.family)
     return replace(config.base, network=network)

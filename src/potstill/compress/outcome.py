@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -13,8 +14,8 @@ from typing import Any
 from potstill import evaluation
 from potstill.checkpoints import write_atomically
 from potstill.compress.budget import training_seconds
-from potstill.compress.config import CompressConfig, ladder, student
-from potstill.compress.search import News, Search, steps
+from potstill.compress.config import CompressConfig, ladder, student_config
+from potstill.compress.search import FINISHING, News, Search, steps
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.files import read_json
@@ -58,7 +59,7 @@ def open_compression(
         if {key: run.config.get(key) for key in document} != json.loads(json.dumps(document)):
             raise InputError(f"{out} is a compression with other settings or another teacher: choose another --out")
     else:
-        minutes = training_seconds(student(config, loaded, widths[0][0]), loaded, machine) / 60
+        minutes = training_seconds(student_config(config, loaded, widths[0][0]), loaded, machine) / 60
         if minutes > config.budget:
             raise InputError(
                 f"a budget of {config.budget:g} minutes is too short: the smallest student alone takes {minutes:.1f} to"
@@ -70,14 +71,14 @@ def open_compression(
     return run
 
 
-def search(run: Run, config: CompressConfig, machine: Machine) -> Iterator[News]:
-    """Looks for the smallest student; at the end, result.json says what was found. The caller holds the run's lock.
+def search(run: Run, config: CompressConfig, machine: Machine, began: float | None = None) -> Iterator[News]:
+    """Searches, unless that is done; at the end, result.json says what was found. The caller holds the run's lock.
 
-    Each round trains as many widths as there are cores, evenly spread over what is undecided. When nothing is, or no
-    time is left, the smallest that screened well is confirmed; if that fails, the search goes on above it.
+    Args:
+        began: when the call began, as `time.monotonic()` counts. Default: now.
 
     Raises:
-        InputError: the teacher is no better than random play.
+        InputError: the teacher is no better than random play, or there is no time for its games.
         StudyInterrupted, KeyboardInterrupt: the same call goes on with it.
     """
     known = result(run)
@@ -86,7 +87,7 @@ def search(run: Run, config: CompressConfig, machine: Machine) -> Iterator[News]
     for name in ARTEFACTS:
         (run.path / name).unlink(missing_ok=True)
     machine.settle()
-    state = Search(run, config, machine)
+    state = Search(run, config, machine, began)
     try:
         yield from steps(state)
     finally:
@@ -120,7 +121,9 @@ def _record(state: Search) -> dict[str, Any]:
         "teacher_latency": evaluation.latency(teacher.policy),
         "random_score": None if state.points else state.games["random"].summary()["mean"],
         "trials": [
-            _trial(state, width, parameters) for width, parameters in state.ladder if state.verdict(width) is not None
+            _trial(state, width, parameters)
+            for width, parameters in state.ladder
+            if width in state.errors or state.verdict(width) is not None
         ],
     }
     if chosen is None:
@@ -152,10 +155,12 @@ def _trial(state: Search, width: str, parameters: int) -> dict[str, Any]:
 def finish(run: Run, machine: Machine) -> dict[str, Any]:
     """Writes what the search found, the page last; what is there already is left alone. Returns result.json.
 
-    Of a search that reached nothing, card and page only.
+    Of a search that reached nothing, card and page only. The film is cut where it would take longer than the share of
+    the budget that is kept for all this.
     """
     record = result(run)
     assert record is not None
+    until = time.monotonic() + 60 * FINISHING * record["budget"]
     if (run.path / "report.html").exists():
         return record
     for name in ("policy.onnx", "game.mp4"):  # of a call that was stopped here
@@ -172,7 +177,7 @@ def finish(run: Run, machine: Machine) -> dict[str, Any]:
         teacher = load_policy(own if own.exists() else Path(run.config["teacher"]))
         try:
             pair = [("teacher", teacher), ("student", student)]
-            film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, quiet=machine.quiet)
+            film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, until=until, quiet=machine.quiet)
             moving = (run.path / "game.mp4").read_bytes()
         except InputError as error:  # a task that draws no pictures: the student stands without
             missing = str(error)

@@ -5,13 +5,16 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from potstill import evaluation, telemetry
 from potstill.checkpoints import write_atomically
-from potstill.compress.budget import training_seconds
-from potstill.compress.config import CompressConfig, ladder, student
+from potstill.compress.budget import TimeUp, minded, training_seconds
+from potstill.compress.config import CompressConfig, ladder, student_config
 from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
 from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
@@ -27,13 +30,17 @@ from potstill.watch import TWO_SIDED
 
 SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: no student is confirmed by those it saw
 FINISHING = 0.1  # share of the budget kept for ONNX, film and page
-SLACK = 1.2  # on every estimate of time
+SLACK = 1.1  # on every estimate of time: what is begun and does not end in time is cut, and lost to this call
 
 
 class Search:
-    """What is known so far: games played, and what follows from them. Kept in games.json after every step."""
+    """What is known so far: games played, and what follows from them. Kept in games.json after every step.
 
-    def __init__(self, run: Run, config: CompressConfig, machine: Machine) -> None:
+    Args:
+        began: when this call began, as `time.monotonic()` counts; its budget runs from there. Default: now.
+    """
+
+    def __init__(self, run: Run, config: CompressConfig, machine: Machine, began: float | None = None) -> None:
         own = run.path / "teacher"
         self.run, self.config, self.machine = run, config, replace(machine, evaluate=0)
         self.teacher_path = own if own.exists() else Path(run.config["teacher"])
@@ -44,10 +51,10 @@ class Search:
         self.errors: dict[str, str] = {}  # by width: why it could not be trained; the next call tries again
         self.confirmed: list[str] = []  # widths, in this order
         self.pace = {"game": 0.0, "training": 1.0}  # seconds a game; seconds a training over what was foreseen
-        self._foreseen: dict[str, float] = {}
+        self._foreseen: list[float] = []  # seconds to train the smallest and the largest
         self.open = False  # whether the budget left widths untried that matter
         self.seconds: float = 0.0
-        self._began: float = time.monotonic()
+        self._began: float = time.monotonic() if began is None else began
         self._path = run.path / "games.json"
         if self._path.exists():
             self._load()
@@ -57,13 +64,21 @@ class Search:
         """Seconds of this call and earlier ones."""
         return self.seconds + time.monotonic() - self._began
 
+    def until(self, keep: float = 0.0) -> float:
+        """When the search has to be over, as `time.monotonic()` counts, `keep` seconds to spare."""
+        return self._began - self.seconds + 60 * self.config.budget * (1 - FINISHING) - keep
+
     def save(self) -> None:
         games = {name: [list(episode) for episode in played.episodes] for name, played in self.games.items()}
         document = {"seconds": self.spent, "pace": self.pace, "confirmed": self.confirmed}
         write_atomically(self._path, json.dumps(document | {"games": games}, allow_nan=False).encode())
 
-    def play(self, kind: str, width: str = "") -> Evaluation:
-        """The games of the teacher, of random play, or of a student; played where they are not known yet."""
+    def play(self, kind: str, width: str = "", keep: float = 0.0) -> Evaluation:
+        """The games of the teacher, of random play, or of a student; played where they are not known yet.
+
+        Raises:
+            TimeUp: they did not end with `keep` seconds to spare.
+        """
         name = f"{kind} {width}".strip()
         if name in self.games:
             return self.games[name]
@@ -75,7 +90,10 @@ class Search:
         games = evaluation.play(
             loaded.policy, loaded.env, episodes=episodes, seed=SEEDS[kind], start=start, threads=self.machine.cores
         )
-        with telemetry.Progress(f"play {name}", episodes, quiet=self.machine.quiet, unit="games") as bar:
+        with (
+            telemetry.Progress(f"play {name}", episodes, quiet=self.machine.quiet, unit="games") as bar,
+            minded(loaded.policy, self.until(keep)),
+        ):
             for so_far in games:
                 bar.update(len(so_far.episodes))
                 self.run.touch_lock()
@@ -85,17 +103,27 @@ class Search:
         self.save()
         return so_far
 
-    def train(self, widths: Sequence[str], foreseen: float) -> None:
-        """Distils students side by side, one per core."""
+    def train(self, widths: Sequence[str], foreseen: float, keep: float = 0.0) -> None:
+        """Distils students side by side, one per core.
+
+        Raises:
+            TimeUp: they did not end with `keep` seconds to spare, and are saved.
+        """
         began, folder = time.monotonic(), self.run.path / "runs"
         cells = self._grid(widths).cells()
         begun = any((folder / cell.name).exists() for cell in cells)  # by an earlier call: the clock tells nothing
-        for ended in execute(cells, folder, self.machine, study=self.run):
+        for ended in execute(cells, folder, self.machine, study=self.run, until=self.until(keep)):
             if ended.error is not None:
                 self.errors[ended.cell.config.network.width] = ended.error
+        if not all(width in self.errors or self.trained(width) for width in widths):
+            raise TimeUp
         if not begun:
             self.pace["training"] = (time.monotonic() - began) / foreseen
         self.save()
+
+    def trained(self, width: str) -> bool:
+        path = self.run.path / "runs" / self.cell_name(width)
+        return path.exists() and Run.open(path).status == "done"
 
     def level(self, number: int) -> float:
         """Confidence of confirmation `number`, from 0: their error rates add up to 1 - confidence at most."""
@@ -128,35 +156,54 @@ class Search:
         return found is not None and found[1] >= self.config.keep - 1e-9
 
     def verdict(self, width: str) -> bool | None:
-        """Whether a width will do as far as is known; None where it has not been tried."""
-        if width in self.errors:
-            return False
+        """Whether a width will do as far as is known; None where it has not been tried, or could not be."""
         if width in self.confirmed:
             return self.keeps("confirm", width)
         return self.keeps("screen", width) if f"screen {width}" in self.games else None
 
-    def bracket(self) -> tuple[int, int]:
-        """Places on the ladder: the largest that will not do below the smallest that will; its ends where none."""
-        verdicts = [self.verdict(width) for width, _ in self.ladder]
+    def bracket(self) -> tuple[list[str], str | None]:
+        """The widths still undecided, above the largest that will not do, and the smallest that will; None if none."""
+        widths = [width for width, _ in self.ladder if width not in self.errors]
+        verdicts = [self.verdict(width) for width in widths]
         high = verdicts.index(True) if True in verdicts else len(verdicts)
-        return max((place for place in range(high) if verdicts[place] is False), default=-1), high
+        low = max((place for place in range(high) if verdicts[place] is False), default=-1)
+        return widths[low + 1 : high], widths[high] if high < len(widths) else None
+
+    def affordable(self, undecided: Sequence[str], known: bool) -> tuple[list[str], float]:
+        """The widths to train next, one per core, and the seconds foreseen; fewer or lower where time is short.
+
+        Args:
+            known: whether a larger width will do.
+        """
+        for places, count in product(range(len(undecided), 0, -1), range(self.machine.cores, 0, -1)):
+            widths = [undecided[place] for place in spread(places, count, known)]
+            playing = self.pace["game"] * (self.config.games * len(widths) + self.config.confirm_games)
+            foreseen = max(self.foresee(width) for width in widths)
+            if self.time_for(foreseen * self.pace["training"] + playing):
+                return widths, foreseen
+        return [], 0.0
 
     def time_for(self, seconds: float) -> bool:
         return self.spent + SLACK * seconds <= 60 * self.config.budget * (1 - FINISHING)
 
-    def foresee(self, widths: Sequence[str]) -> float:
-        """Seconds to train these side by side, before this machine's pace is counted in."""
-        for width in widths:
-            if width not in self._foreseen:
-                config = student(self.config, self.teacher, width)
-                self._foreseen[width] = training_seconds(config, self.teacher, self.machine)
-        return max(self._foreseen[width] for width in widths)
+    def foresee(self, width: str) -> float:
+        """Seconds to train a width before this machine's pace is counted in, none where an earlier call has done it.
+
+        Those of the smallest and the largest are measured; in between they grow with the parameters.
+        """
+        ends = (self.ladder[0], self.ladder[-1])
+        if not self._foreseen:
+            configs = (student_config(self.config, self.teacher, end) for end, _ in ends)
+            self._foreseen = [training_seconds(config, self.teacher, self.machine) for config in configs]
+        if self.trained(width):
+            return 0.0
+        return float(np.interp(dict(self.ladder)[width], [size for _, size in ends], self._foreseen))
 
     def cell_name(self, width: str) -> str:
         return self._grid([width]).cells()[0].name
 
     def _grid(self, widths: Sequence[str]) -> Grid:
-        base = student(self.config, self.teacher, widths[0])
+        base = student_config(self.config, self.teacher, widths[0])
         return Grid((self.teacher_path,), tuple(widths), (base.lead,), (base.seed,), base)
 
     def _load(self) -> None:
@@ -178,48 +225,61 @@ class Search:
 class News(NamedTuple):
     """What a step of the search found."""
 
-    kind: str  # teacher, random, train, screen or confirm
+    kind: str  # teacher, random, train, screen, confirm or time
     width: str
     words: str
 
 
 def steps(state: Search) -> Iterator[News]:
-    yield News("teacher", "", _scored("teacher", state.play("teacher")))
-    if not state.points:
-        yield News("random", "", _scored("random play", state.play("random")))
+    """Looks for the smallest student. When it ends, `state` holds what was found.
+
+    Each round trains as many widths as there are cores. When nothing is undecided, or no time is left, the smallest
+    that screened well is confirmed; if that fails, the search goes on above it.
+
+    Raises:
+        InputError: the teacher is no better than random play, or there is no time for its games.
+    """
+    try:
+        yield News("teacher", "", _scored("teacher", state.play("teacher")))
+        if not state.points:
+            yield News("random", "", _scored("random play", state.play("random")))
+    except TimeUp:
+        raise InputError(
+            f"a budget of {state.config.budget:g} minutes is too short: the teacher's games alone take longer here"
+        ) from None
     if measure(state.games["teacher"], state.points).value <= state.random.value:
         raise InputError("the teacher is no better than random play: there is nothing to keep")
-    confirming = state.config.confirm_games
     while True:
-        low, high = state.bracket()
-        widths = [state.ladder[place][0] for place in between(low, high, state.machine.cores)]
-        undecided = bool(widths)
-        while widths:
-            foreseen = state.foresee(widths)
-            games = state.config.games * len(widths) + confirming
-            if state.time_for(foreseen * state.pace["training"] + games * state.pace["game"]):
-                break
-            widths.pop()  # the largest, which takes longest
+        undecided, chosen = state.bracket()
+        confirming = SLACK * state.config.confirm_games * state.pace["game"]
+        widths, foreseen = state.affordable(undecided, known=chosen is not None)
         if widths:
             yield News("train", "", f"training width {' and '.join(widths)}")
-            state.train(widths, foreseen)
-            for width in widths:
-                if width not in state.errors:
-                    state.play("screen", width)
-                yield News("screen", width, _tried(state, width))
-            continue
-        state.open = undecided
-        if high == len(state.ladder):
+            keep = confirming if chosen is not None else 0.0
+            try:
+                state.train(widths, foreseen, keep)
+                for width in widths:
+                    if width not in state.errors:
+                        state.play("screen", width, keep)
+                    yield News("screen", width, _tried(state, width))
+                continue
+            except TimeUp:
+                yield News("time", "", "time is up for this round: what it began is kept for a larger budget")
+                undecided, chosen = state.bracket()
+        state.open = bool(undecided)
+        if chosen is None:
             return
-        width = state.ladder[high][0]
-        if not state.time_for(confirming * state.pace["game"]):
+        try:
+            if not state.time_for(confirming / SLACK):
+                raise TimeUp
+            state.play("confirm", chosen)
+        except TimeUp:
             state.open = True
             return
-        state.play("confirm", width)
-        state.confirmed.append(width)
+        state.confirmed.append(chosen)
         state.save()
-        yield News("confirm", width, _tried(state, width, "confirm"))
-        if state.keeps("confirm", width):
+        yield News("confirm", chosen, _tried(state, chosen, "confirm"))
+        if state.keeps("confirm", chosen):
             return
 
 
@@ -240,10 +300,17 @@ def _tried(state: Search, width: str, kind: str = "screen") -> str:
     return f"{label}: keeps {found[0]:.1%}, {bound}: {enough[not state.keeps(kind, width)]}"
 
 
-def between(low: int, high: int, count: int) -> list[int]:
-    """Up to `count` places that part those strictly between `low` and `high` evenly."""
-    count = min(count, high - low - 1)
-    return [low + round((high - low) * (i + 1) / (count + 1)) for i in range(count)]
+def spread(places: int, count: int, known: bool) -> list[int]:
+    """Up to `count` of so many places to try, from 0.
+
+    Evenly where something larger is known to do: each part left is about as large. Else the last is among them, for
+    nothing would do if that did not, and the others lie evenly in the upper two thirds below: the smallest seldom do.
+    """
+    count = min(count, places)
+    if known:
+        return [round((places + 1) * (i + 1) / (count + 1)) - 1 for i in range(count)]
+    below = (places - 1) // 3 if places - 1 - (places - 1) // 3 >= count - 1 else 0
+    return [below + place for place in spread(places - 1 - below, count - 1, known=True)] + [places - 1]
 
 
 def has_points(env: EnvConfig) -> bool:

@@ -1,6 +1,7 @@
 """What `potstill compress` found -> a card in Markdown, and one HTML page that holds its figure and its film."""
 
 import base64
+import math
 from collections.abc import Callable
 from io import StringIO
 from typing import Any
@@ -32,7 +33,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; white-space: nowrap; padding: .3rem .6rem; border-bottom: 1px solid #e6e6e6; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; color: #555; }
-td:last-child:not(:nth-child(-n+3)) { white-space: normal; }
+td:last-child:not(:nth-child(-n+3)) { white-space: normal; min-width: 8rem; }
 tr.chosen td { font-weight: 600; background: #eef6fb; }
 svg, video { width: 100%; height: auto; }
 code { overflow-wrap: anywhere; }
@@ -82,11 +83,12 @@ def claim(record: dict[str, Any]) -> str:
     keep, sure = f"{100 * record['keep']:g} %", f"{100 * record['confidence']:g} %"
     what = f"the teacher's {record['measure']}"
     if record["reached"]:
-        part = record["parameters"] / record["teacher_size"]["parameters"]
+        part = 100 * record["parameters"] / record["teacher_size"]["parameters"]
+        digits = 0 if part >= 10 else 1 if part >= 1 else 2
         text = (
             f"With {sure} confidence, the student of width {record['width']} keeps at least {keep} of {what}"
             f" (measured {100 * record['share']:.1f} %, at least {_floor(record['share_low'])} %), with"
-            f" {record['parameters']:,} parameters, {100 * part:.2g} % of the teacher's."
+            f" {record['parameters']:,} parameters, {part:.{digits}f} % of the teacher's."
         )
         if record["stopped"] == "budget":
             text += " The budget ended the search before all smaller widths were settled: one of them may do as well."
@@ -194,7 +196,7 @@ def _trials(record: dict[str, Any]) -> list[list[str]]:
         if trial["error"] is not None:
             rows.append([*head, "", "", "", "", f"failed: {trial['error']}"])
             continue
-        outcome = {True: "screened: promising", False: "screened: too little"}[trial["will_do"]]
+        outcome = {True: "promising", False: "too little"}[trial["will_do"]]
         if trial["confirm"]:
             outcome = "confirmed" if trial["will_do"] else "not confirmed"
         low = "" if games["share_low"] is None else f"{_floor(games['share_low'])} %"
@@ -258,7 +260,8 @@ def _figure(record: dict[str, Any]) -> str:
         ax.set_xscale("log")
         sizes = [trial["parameters"] for trial, _ in found]
         ax.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
-        ax.set_xticks(sizes, [f"{short(trial['parameters'])}\n{trial['width']}" for trial, _ in found])
+        labels = [f"{short(trial['parameters'])}\n{trial['width']}" for trial, _ in found]
+        ax.set_xticks(sizes, [label if place in _apart(sizes) else "" for place, label in enumerate(labels)])
         ax.set_xticks([], minor=True)
         ax.set_ylim(floor, max(1.08, *(games["share"] + 0.06 for _, games in found)))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
@@ -274,6 +277,16 @@ def _figure(record: dict[str, Any]) -> str:
         data = StringIO()
         figure.savefig(data, format="svg", metadata={"Date": None})
     return data.getvalue()[data.getvalue().index("<svg") :]
+
+
+def _apart(sizes: list[int]) -> list[int]:
+    """Places of sizes, in ascending order, whose labels do not run into each other on a log scale; the last is one."""
+    room = 0.07 * math.log(1.6**2 * sizes[-1] / sizes[0])
+    kept = [len(sizes) - 1]
+    for place in range(len(sizes) - 2, -1, -1):
+        if math.log(sizes[kept[-1]] / sizes[place]) > room:
+            kept.append(place)
+    return kept
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -1,5 +1,6 @@
 """Runs cells, one single-threaded process per core, and goes on where an earlier call stopped."""
 
+import math
 import os
 import signal
 import sys
@@ -62,6 +63,7 @@ def execute(
     patience: float = 900.0,
     done: Collection[str] = (),
     study: Run | None = None,
+    until: float = math.inf,
     start: Callable[[Run, Machine, Path], Process] = LocalProcess,
 ) -> Iterator[Ended]:
     """Runs all cells that are not done yet, at most `workers` at a time (0: one per core).
@@ -76,6 +78,7 @@ def execute(
         done: names of cells whose results are known. One of them is run all the same where another cell begins with
             its policy and that is gone.
         study: whose lock gets a sign of life while runs go on.
+        until: when, as `time.monotonic()` counts, the workers save and stop; what they had not done is not yielded.
         start: where a run's process goes: here, or a cluster (`cluster.RemoteProcess`).
 
     Yields:
@@ -101,7 +104,7 @@ def execute(
     with stop_on_signals() as stop, Live(console=console, auto_refresh=False, transient=True) as live:
         printed = began
         try:
-            while (waiting or active) and not stop.requested:
+            while (waiting or active) and not stop.requested and time.monotonic() < until:
                 waiting_for = {cell.name for cell in waiting} | {worker.cell.name for worker in active}
                 for cell in [
                     cell for cell in waiting if cell.start_from is None or cell.start_from.name not in waiting_for
