@@ -1,12 +1,14 @@
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from potstill.dataset import Dataset, DatasetWriter, open_dataset
+from potstill.dataset import Dataset, DatasetWriter, discard_unfinished, open_dataset
 from potstill.envs import PRESETS, Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
@@ -201,6 +203,19 @@ def test_one_that_was_finished_meanwhile_stays(tmp_path, monkeypatch):
     second.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert json.loads((tmp_path / "data" / "dataset.json").read_text())["by"] == "first"
+
+
+def test_what_a_killed_writer_left_goes_and_what_others_write_stays(tmp_path):
+    writer, _ = write(tmp_path / "data", Envs(CARTPOLE, N))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    (mine,) = tmp_path.iterdir()
+    mine.with_name(mine.name.replace(str(os.getpid()), str(ended.pid))).mkdir()
+    elsewhere = tmp_path / f".data.elsewhere-{ended.pid}.tmp"
+    elsewhere.mkdir()
+    discard_unfinished(tmp_path)
+    assert set(tmp_path.iterdir()) == {mine, elsewhere}
+    writer.discard()
 
 
 def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path, monkeypatch):

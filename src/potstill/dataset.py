@@ -6,6 +6,7 @@ Frames are kept once, as raw uint8; a stack is put together when it is drawn. 10
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from potstill.envs import Array, Envs
 from potstill.errors import InputError
 from potstill.files import open_regular, read_json
 from potstill.networks import Policy, num_logits
+from potstill.runs import is_alive
 
 
 class Batch(NamedTuple):
@@ -133,12 +135,20 @@ def open_dataset(folder: Path, envs: Envs) -> Dataset:
         raise InputError(f"{folder} is not a data set, or not a whole one: {error}") from error
 
 
+def discard_unfinished(root: Path) -> None:
+    """Removes the data sets in `root` whose writers, on this machine, were killed."""
+    for folder in root.glob(f".*.{socket.gethostname()}-*.tmp"):
+        pid = folder.name.removesuffix(".tmp").rpartition("-")[2]
+        if pid.isdecimal() and not is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class DatasetWriter:
     """Makes a data set in a folder that appears only when it is whole."""
 
     def __init__(self, folder: Path, envs: Envs, states: int, description: dict[str, Any]) -> None:
         self._folder = folder
-        self._unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self._unfinished = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}.tmp")
         self._unfinished.mkdir(parents=True)
         try:
             self.dataset = Dataset(envs, states, self._unfinished)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from potstill.collect import Inputs, collect
@@ -51,7 +51,7 @@ class Evaluation:
         distinct = len({(episode.fingerprint, episode.length, episode.score) for episode in self.episodes})
         ci95 = None
         if distinct > 1:
-            half = float(stats.t.ppf(0.975, distinct - 1) * scores.std(ddof=1) / math.sqrt(distinct))
+            half = float(special.stdtrit(distinct - 1, 0.975) * scores.std(ddof=1) / math.sqrt(distinct))
             ci95 = [float(scores.mean()) - half, float(scores.mean()) + half]
         return {
             "mean": float(scores.mean()),

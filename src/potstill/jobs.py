@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
-from potstill.dataset import Dataset, DatasetWriter, open_dataset
+from potstill.dataset import Dataset, DatasetWriter, discard_unfinished, open_dataset
 from potstill.envs import Array, EnvConfig, Envs, with_sticky
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.interop.sb3 import load_sb3
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, recorded_result, save_policy
-from potstill.results import arm_of
-from potstill.runs import Run, config_hash, stop_on_signals
+from potstill.runs import Run, arm_of, config_hash, stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -401,6 +400,7 @@ def _teacher_data(
         "seed": seed,
     }
     folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
+    discard_unfinished(root)
     if not folder.exists():
         writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
         try:

@@ -4,6 +4,8 @@ A folder holds run directories, or a study's records: one JSON file per run, `<r
 """
 
 import math
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import polars as pl
 from polars.datatypes import DataType, DataTypeClass
 
 from potstill import telemetry
-from potstill.analysis.scaling import convergence
+from potstill.analysis.scaling import Convergence, convergence
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
 from potstill.files import read_bytes, read_json
-from potstill.runs import Run
+from potstill.runs import Run, arm_of, method_of
 
 COLUMNS = {
     "run": "directory name",
@@ -62,7 +64,8 @@ COLUMNS = {
     "score_start_50": "mean greedy score after 50 steps of a random policy, sticky as trained",
     "score_start_200": "the same after 200",
     "score_start_500": "the same after 500",
-    "converged": "of an RL run in a study: converged, not converged or unknown, see docs/analysis.md",
+    "converged": "of an RL run with a learning curve, in a study: converged, not converged or unknown, see"
+    " docs/analysis.md",
     "teacher_score": "the teacher's mean score, greedy, sticky as trained",
     "teacher_point_win_rate": "the teacher's share of the points",
     "random_score": "mean score of a uniformly random policy, where it was measured",
@@ -199,22 +202,23 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     return _with_plain_labels(frame.select(columns), f"{path} is not a table of potstill's")
 
 
-def arm_of(document: dict[str, Any]) -> str:
-    """How the policy of a run with this config.json comes to be: a value of the column `arm`."""
-    config = document.get("config", {})
-    if "arm" in document:  # a study's own name for it
-        return str(document["arm"])
-    if document.get("kind") == "distill":
-        return f"distill-{config.get('lead')}"
-    method = method_of(document)
-    return "rl-split" if method == "rl" and config.get("network", {}).get("critic") == "split" else method
+def convergence_of(records: Iterable[dict[str, Any]]) -> dict[str, Convergence]:
+    """Whether each RL run had learned what it would, by the run's name; those without a learning curve are left out.
 
-
-def method_of(document: dict[str, Any]) -> str:
-    """What made the policy of a run with this config.json: a value of the column `method`."""
-    if document.get("kind") == "distill":
-        return "distill"
-    return "finetune" if "initial" in document else "ppd" if "teacher" in document else "rl"
+    Args:
+        records: as `read_runs` gives them. `<arm>-long` is the same arm at twice the budget.
+    """
+    done = [record for record in records if record["status"] == "done" and record.get("method") == "rl"]
+    scores = {tuple(map(record.get, ("arm", "width", "seed"))): record.get("score") for record in done}
+    certificates: dict[str, Convergence] = {}
+    for record in done:
+        points = [point for point in record.get("curve") or [] if point.get("score") is not None]
+        longer = scores.get((f"{record.get('arm')}-long", record.get("width"), record.get("seed")))
+        gain = longer - record["score"] if longer is not None and record.get("score") is not None else None
+        with suppress(InputError):  # too short a curve, or none
+            steps, curve = [point["step"] for point in points], [point["score"] for point in points]
+            certificates[record["run"]] = convergence(steps, curve, gain)
+    return certificates
 
 
 def _is_run(path: Path) -> bool:
@@ -307,28 +311,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
-    verdicts = _convergence(records)
+    certificates = convergence_of(records)
     rows = []
     for record in records:
         starts = record.get("starts") or {}
         after = {f"score_start_{steps}": score["score"] for steps, score in starts.items()}
-        rows.append(record | after | {"converged": verdicts.get(record["run"])})
+        certificate = certificates.get(record["run"])
+        rows.append(record | after | {"converged": certificate.verdict if certificate is not None else None})
     return _frame(rows, TABLE)
-
-
-def _convergence(records: list[dict[str, Any]]) -> dict[str, str]:
-    """The verdict on every RL run that has a learning curve, by name; `<arm>-long` is the same at twice the budget."""
-    done = [record for record in records if record["status"] == "done" and record.get("method") == "rl"]
-    scores = {tuple(record.get(key) for key in ("arm", "width", "seed")): record.get("score") for record in done}
-    verdicts: dict[str, str] = {}
-    for record in done:
-        points = [point for point in record.get("curve") or [] if point.get("score") is not None]
-        longer = scores.get((f"{record.get('arm')}-long", record.get("width"), record.get("seed")))
-        gain = longer - record["score"] if longer is not None and record.get("score") is not None else None
-        if len(points) >= 16:  # a last quarter of three and more
-            steps, curve = zip(*((point["step"], point["score"]) for point in points), strict=True)
-            verdicts[record["run"]] = convergence(steps, curve, gain).verdict
-    return verdicts
 
 
 def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:

@@ -23,6 +23,7 @@ from potstill.files import CAREFUL, parse_json, read_bytes, read_json
 Status = Literal["new", "running", "interrupted", "failed", "done"]
 LOCK_LIMIT = 1 << 16  # bytes that are read of a lock: ours have some hundred
 GRACE = 600.0  # seconds without a sign of life after which a lock of another host is stale
+WRITING = 20.0  # seconds after which a lock that does not say whose it is will not say it any more
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Run:
         """Hold run.lock, so that no second process writes into this directory.
 
         The lock of a dead process on this host is taken over at once; that of another host, where we cannot look, after
-        `grace` seconds without a `touch_lock`.
+        `grace` seconds without a `touch_lock`. Temporary files that it left are removed.
 
         Raises:
             InputError: a live process holds it (named by pid and host), or the file cannot be written.
@@ -123,6 +124,7 @@ class Run:
                 pass
         except OSError as error:
             raise InputError(f"cannot lock {self.path}: {reason(error)}") from error
+        sweep(self.path)
         try:
             yield
         finally:
@@ -155,6 +157,14 @@ class Run:
         return holder is not None and (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
 
 
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half written in `folder`; nobody may be writing there."""
+    for stray in folder.glob(".*.tmp"):
+        if stray.is_file():
+            with suppress(OSError):  # in nobody's way where it may not be removed
+                stray.unlink()
+
+
 def next_directory(root: Path, stem: str) -> Path:
     """A directory name under `root` that nobody has, such as `pong_run/2026-11-22T16-05-10_seed-0`. Local time."""
     name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}_{stem}"
@@ -168,6 +178,37 @@ def config_hash(config: dict[str, Any]) -> str:
     """A run's identity: 12 hex digits of the SHA-256 of its canonical JSON, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def arm_of(document: dict[str, Any]) -> str:
+    """How the policy of a run with this config.json comes to be: a value of the column `arm`."""
+    config = document.get("config", {})
+    if "arm" in document:  # a study's own name for it
+        return str(document["arm"])
+    if document.get("kind") == "distill":
+        return f"distill-{config.get('lead')}"
+    method = method_of(document)
+    return "rl-split" if method == "rl" and config.get("network", {}).get("critic") == "split" else method
+
+
+def method_of(document: dict[str, Any]) -> str:
+    """What made the policy of a run with this config.json: a value of the column `method`."""
+    if document.get("kind") == "distill":
+        return "distill"
+    return "finetune" if "initial" in document else "ppd" if "teacher" in document else "rl"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has such a process, and it has not ended; True on Windows, where asking would kill it."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return _born(pid) != 0
 
 
 @dataclass
@@ -269,15 +310,13 @@ def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
 def _is_held(text: str, modified: float, grace: float) -> bool:
     """Whether a lock file with this text, last modified at `modified` (seconds since 1970), has a live holder."""
     holder = _parse_holder(text)
-    # Half a text is a lock being written. Of another host, or on Windows (os.kill(pid, 0) kills), we know the age.
-    if holder is None or holder["host"] != socket.gethostname() or sys.platform == "win32":
+    if holder is None:  # half a text is a lock being written, by a process that may have been killed at it
+        return time.time() - modified < min(grace, WRITING)
+    # Of another host, or on Windows (os.kill(pid, 0) kills), we know the age.
+    if holder["host"] != socket.gethostname() or sys.platform == "win32":
         return time.time() - modified < grace
-    try:
-        os.kill(holder["pid"], 0)
-    except (ProcessLookupError, OverflowError):
+    if not is_alive(holder["pid"]):
         return False
-    except PermissionError:  # alive, and another user's
-        pass
     born = _born(holder["pid"])
     return None in (born, holder["born"]) or bool(born == holder["born"])  # another process may have got the pid since
 

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import ARMS, EXPONENT, RATIO, SIZES, study
+from synthetic import ARMS, EXPONENT, RATIO, SIZES, study, write
 
 from potstill.errors import InputError
 from potstill.report.answers import Answers, answer, number, share_lost, steps_to_reach
 from potstill.report.words import headline, ratio_text, replies, span, unknown
+from potstill.results import runs_table
 
 RL_AND_STUDENT = {"rl": 1.0, "distill-student": RATIO}
 RESAMPLES = 1_000
@@ -124,6 +125,18 @@ def test_rl_that_was_still_learning_has_not_converged_though_its_extension_gaine
 def test_an_extension_that_gained_a_point_refutes_convergence():
     records = [run | ({"score": run["score"] + 1.0} if run["arm"] == "rl-long" else {}) for run in settled(study())]
     assert {certificate.verdict for certificate in ask(records).certificates} == {"not converged"}
+
+
+@pytest.mark.parametrize(
+    ("points", "extended", "verdict"), [(100, True, "converged"), (100, False, "unknown"), (3, True, "unknown")]
+)
+def test_the_table_calls_those_runs_converged_that_the_report_does(tmp_path, points, extended, verdict):
+    records = settled(study(RL_AND_STUDENT, widths=("1/16", "1/8"), seeds=2, extended=extended))
+    records = [run | {"curve": run["curve"][-points:]} for run in records]
+    table = runs_table(write(tmp_path / "study", records)).filter(arm="rl")
+    certificates = {each.run: each.verdict for each in ask(records).certificates}
+    assert dict(table.select("run", "converged").iter_rows()) == certificates
+    assert set(certificates.values()) == {verdict}
 
 
 def test_a_score_that_rl_never_reaches_bounds_the_ratio_from_below_and_is_reported_as_censored():

@@ -112,39 +112,6 @@ def test_a_study_on_two_machines_comes_to_the_same_records_as_here(folder, two_m
     assert left_behind() == before
 
 
-def test_a_run_goes_on_from_its_last_save_when_its_machine_or_process_is_lost(folder, two_machines, tmp_path):
-    nodes, second = two_machines
-    plan = plan_of(folder, LONG, "long")
-    name, lost = "rl_width-1_32_seed-0", []
-
-    def lose(run, machine, data):
-        """The first process is killed when its first save has arrived, the second loses its machine."""
-        process = cluster.RemoteProcess(run, machine, data)
-        poll = process.poll
-
-        def poll_and_lose():
-            code = poll()
-            if code is None and run.resume_path.exists() and len(lost) < 2 and process not in lost:
-                lost.append(process)
-                if len(lost) == 1:
-                    process._actor.stop.remote(int(signal.SIGKILL))
-                else:
-                    nodes.remove_node(second, allow_graceful=False)
-                    nodes.add_node(num_cpus=1)
-            return code
-
-        process.poll = poll_and_lose
-        return process
-
-    (ended,) = run_study(plan, tmp_path / "ray", MACHINE, workers=1, start=lose, retries=3)
-    assert ended.error is None
-    assert len(lost) == 2
-    list(run_study(plan, tmp_path / "here", MACHINE, workers=1))
-    there, here = records(tmp_path / "ray")[name], records(tmp_path / "here")[name]
-    assert {key: there.get(key) for key in SAME} == {key: here.get(key) for key in SAME}
-    assert [point["score"] for point in there["curve"]] == [point["score"] for point in here["curve"]]
-
-
 def test_a_cluster_that_does_not_answer_is_refused():
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         cluster.connect("127.0.0.1:1")

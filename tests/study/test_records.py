@@ -1,12 +1,9 @@
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -16,7 +13,7 @@ from potstill.cli import main
 from potstill.errors import InputError
 from potstill.jobs import Machine
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
-from potstill.study import execute, local
+from potstill.study import execute
 from potstill.study.plan import read_plan
 from potstill.study.records import make_record, run_study, status
 
@@ -219,38 +216,6 @@ def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_other
     report = status(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
     assert (report["done"], report["failed"]) == (1, 2)
     assert set(report["failures"]) == set(NAMES[1:])
-
-
-def test_a_worker_that_shows_no_life_is_killed_and_named(tmp_path, monkeypatch, save_teacher):
-    save_teacher(tmp_path / "expert")
-    plan = read_plan(write(tmp_path, PLAN[: PLAN.index("[arms.student]")]))
-    sleeper = [sys.executable, "-c", "import time; time.sleep(100)"]
-    monkeypatch.setattr(local, "launch", lambda *_: subprocess.Popen(sleeper))
-    (ended,) = run_study(plan, tmp_path / "out", MACHINE, retries=0, patience=1)
-    assert ended.error == "no sign of life for 1 s"
-    assert ended.run.status == "new"
-
-
-def test_workers_stop_and_save_when_their_study_is_killed(tmp_path, save_teacher):
-    save_teacher(tmp_path / "expert")
-    plan = write(tmp_path, PLAN[: PLAN.index("[arms.student]")].replace("20480", "100_000_000"))
-    command = [sys.executable, "-m", "potstill", "study", "run", str(plan), "--out", str(tmp_path / "out"), "--quiet"]
-    driver = subprocess.Popen([*command, "--save-every", "0"], start_new_session=True)
-    run_path = tmp_path / "out/runs" / NAMES[0]
-    try:
-        deadline = time.monotonic() + 60
-        while not (run_path / "resume.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        worker = json.loads((run_path / "run.lock").read_text())["pid"]
-    finally:
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline + 30:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{worker}").exists()
-    assert "stopped by SIGTERM" in (run_path / "log.txt").read_text()
-    report = status(read_plan(plan), tmp_path / "out")
-    assert (report["interrupted"], report["running"]) == (1, 0)
 
 
 def test_a_run_that_never_began_is_recorded_too(done):

@@ -22,6 +22,7 @@ from potstill.analysis.statistics import (
     probability_of_improvement,
 )
 from potstill.errors import InputError
+from potstill.results import convergence_of
 
 Record = dict[str, Any]
 
@@ -267,22 +268,10 @@ def _rng(seed: int, *names: object) -> np.random.Generator:
 
 
 def _certificates(records: Sequence[Record]) -> Iterable[Certificate]:
-    longer = {
-        (LONG[run["arm"]], run.get("width"), run.get("seed")): number(run, "score")
-        for run in records
-        if run.get("arm") in LONG
-    }
+    found = convergence_of(records)
     for run in records:
-        if run.get("arm") not in REWARD or not scored(run):
-            continue
-        extended = longer.get((run["arm"], run.get("width"), run.get("seed")))
-        gain = extended - run["score"] if extended is not None else None
-        steps, scores = np.array(learning_curve(run)).reshape(-1, 2).T
-        try:
-            convergence = scaling.convergence(steps, scores, gain)
-        except InputError:  # too short a curve, or none
-            convergence = None
-        yield Certificate(str(run.get("run")), str(run.get("width")), run.get("seed"), convergence)
+        if run.get("arm") in REWARD and scored(run):
+            yield Certificate(str(run["run"]), str(run.get("width")), run.get("seed"), found.get(run["run"]))
 
 
 def _cells(records: Sequence[Record], certificates: Sequence[Certificate], seed: int, resamples: int) -> Iterable[Cell]:

@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class RemoteProcess:
         self.run = run
         self.returncode: int | None = None
         self._seen = time.time()
+        self._lock = ExitStack()  # of the directory here: it says that the run goes on, and keeps others out
+        self._lock.enter_context(run.lock())
         files = {path.name: path.read_bytes() for path in run.path.iterdir() if path.name in (*KEPT, "config.json")}
         origins = {}
         for role in ("teacher", "initial"):
@@ -89,9 +91,14 @@ class RemoteProcess:
                 self._seen = time.time() - silence
                 for name, content in files.items():
                     write_atomically(self.run.path / name, content)
+                self.run.touch_lock()
                 self.returncode = code
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
             self.returncode = -signal.SIGKILL  # its machine, or its process there, is gone
+        except ray.exceptions.RayTaskError as error:  # a full disk there, for instance
+            with (self.run.path / "log.txt").open("a") as log:
+                log.write(f"on the cluster: {str(error.cause).strip()}\n")
+            self.returncode = 1
         return self.returncode
 
     def last_sign(self) -> float:
@@ -107,13 +114,15 @@ class RemoteProcess:
         self._actor.stop.remote(int(signal.SIGKILL))
         self.returncode = -signal.SIGKILL
 
-    def close(self) -> None:
-        """Waits for the end, fetches what is left, and gives the machine back."""
+    def close(self, patience: float) -> None:
+        """Waits for the end, `patience` seconds at most, fetches what is left, and gives the machine back."""
         import ray
 
-        deadline = time.monotonic() + 60
-        while self.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        with suppress(ray.exceptions.RayError):
-            ray.get(self._actor.close.remote(), timeout=10)
+        if ray.wait([self._begun], timeout=0)[0]:  # else it still waits for a machine, and has nothing to save
+            deadline = time.monotonic() + patience
+            while self.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            with suppress(ray.exceptions.RayError):
+                ray.get(self._actor.close.remote(), timeout=10)
         ray.kill(self._actor)
+        self._lock.close()

@@ -22,7 +22,7 @@ from potstill.errors import InputError, printable
 from potstill.files import open_regular, read_json
 from potstill.jobs import Machine, file_hash, new_distillation, new_training, resolved
 from potstill.policies import load_policy
-from potstill.runs import Run, StopRequested, stop_on_signals
+from potstill.runs import Run, StopRequested, stop_on_signals, sweep
 from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import Cell
 
@@ -69,12 +69,14 @@ def execute(
     """Runs all cells that are not done yet, at most `workers` at a time (0: one per core).
 
     Each is a process of its own: what kills one leaves the others alone. Its output goes to log.txt in its directory.
-    A process that dies is started again from its last save; a run that failed by itself (its loss diverged) is not.
+    A process that dies is named on stderr and started again from its last save; a run that failed by itself (its loss
+    diverged) is not. What an earlier study's worker still holds, because it is saving, is waited for.
 
     Args:
         folder: of the run directories.
         retries: how often one run is started again.
-        patience: seconds without a sign of life after which a process counts as hung, and is killed.
+        patience: seconds without a sign of life after which a process counts as hung, and is killed; as long it may
+            take to save when it is asked to stop.
         done: names of cells whose results are known. One of them is run all the same where another cell begins with
             its policy and that is gone.
         study: whose lock gets a sign of life while runs go on.
@@ -82,7 +84,7 @@ def execute(
         start: where a run's process goes: here, or a cluster (`cluster.RemoteProcess`).
 
     Yields:
-        Every run as it ends.
+        Every run as it ends, and first those that had ended without being in `done`.
 
     Raises:
         InputError: a run in `folder` belongs to another plan, or what is asked for does not fit.
@@ -95,7 +97,10 @@ def execute(
     single = replace(machine, threads=1)
     waiting = _due(cells, folder, done)
     runs = {cell.name: open_or_create(cell, folder, single) for cell in waiting if cell.start_from is None}
-    waiting = [cell for cell in waiting if cell.name not in runs or runs[cell.name].status != "done"]
+    for cell in [cell for cell in waiting if cell.name in runs and runs[cell.name].status == "done"]:
+        waiting.remove(cell)  # whoever ran it was stopped before this was noted
+        _tidy(runs[cell.name])
+        yield Ended(cell, runs[cell.name], None)
     over: dict[str, str | None] = {}  # what ended here, and why it failed
     starts: dict[str, int] = {}
     active: list[_Worker] = []
@@ -111,13 +116,21 @@ def execute(
                 ]:
                     if len(active) >= workers:
                         break
-                    waiting.remove(cell)
                     if cell.start_from is not None and over.get(cell.start_from.name) is not None:
+                        waiting.remove(cell)
                         over[cell.name] = f"{cell.start_from.name}, which it begins with, failed"
                         yield Ended(cell, None, over[cell.name])
                         continue
                     run = runs.get(cell.name) or open_or_create(cell, folder, single)
                     runs[cell.name] = run
+                    if run.status == "running" and time.monotonic() - began < patience:
+                        continue
+                    waiting.remove(cell)
+                    if run.status == "done":  # by the worker of an earlier study
+                        _tidy(run)
+                        over[cell.name] = None
+                        yield Ended(cell, run, None)
+                        continue
                     starts[cell.name] = starts.get(cell.name, 0) + 1
                     active.append(_Worker(cell, run, start(run, single, folder / "data")))
                 time.sleep(0.2)
@@ -129,13 +142,16 @@ def execute(
                         continue
                     if hung:
                         worker.process.kill()
-                    worker.process.close()
+                    worker.process.close(patience)
                     active.remove(worker)
                     name, status = worker.cell.name, worker.run.status
+                    words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
                     if status not in ("done", "failed") and starts[name] <= retries:
+                        print(f"study  {name}: {words}; started again", file=sys.stderr, flush=True)
                         waiting.insert(0, worker.cell)
                         continue
-                    words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
+                    if status == "done":
+                        _tidy(worker.run)
                     over[name] = None if status == "done" else words
                     yield Ended(worker.cell, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
@@ -151,7 +167,7 @@ def execute(
             for worker in active:
                 worker.process.terminate()
             for worker in active:
-                worker.process.close()
+                worker.process.close(patience)
         if stop.requested:
             raise StudyInterrupted(stop)
 
@@ -164,6 +180,10 @@ def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
     """
     path = folder / cell.name
     initial = folder / cell.start_from.name if cell.start_from is not None else None
+    if path.is_dir() and not (path / "config.json").exists():  # a study that was killed had just made it
+        sweep(path)
+        with suppress(OSError):  # it is not empty, and no run's directory: said below
+            path.rmdir()
     if not path.exists():
         labels = {"arm": cell.arm, "identity": identity(cell, {})}
         if isinstance(cell.config, DistillConfig):
@@ -180,6 +200,12 @@ def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
     if cell.teacher is not None and run.config.get("teacher_hash") != file_hash(load_policy(cell.teacher).path):
         raise InputError(f"{path} is a run with another teacher: choose another --out")
     return run
+
+
+def _tidy(run: Run) -> None:
+    """Takes away what a process that died with its result written has left in the run's directory."""
+    with suppress(InputError), run.lock():  # refused: its process is still there, about to do the same
+        run.resume_path.unlink(missing_ok=True)
 
 
 def identity(cell: Cell, hashes: dict[Path, str]) -> str:

@@ -28,7 +28,7 @@ class Process(Protocol):
     def last_sign(self) -> float: ...
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
-    def close(self) -> None: ...
+    def close(self, patience: float) -> None: ...
 
 
 def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str, Path]) -> "subprocess.Popen[bytes]":
@@ -82,9 +82,13 @@ class LocalProcess:
     def kill(self) -> None:
         self.process.kill()
 
-    def close(self) -> None:
-        """Waits for the end."""
-        self.process.wait()
+    def close(self, patience: float) -> None:
+        """Waits for the end; a process that has not come to it after `patience` seconds is killed."""
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):  # the process is gone, and what was not written is lost with it
                 self.process.stdin.close()

@@ -94,14 +94,12 @@ def status(plan: Plan, out: Path) -> dict[str, Any]:
         path = out / "runs" / cell.name
         if state != "done" and (path / "config.json").is_file():
             now = Run.open(path).status
-            state = (
-                state
-                if state == "failed" and now != "running"
-                else {"new": "missing", "done": "interrupted"}.get(now, now)
-            )
+            if now == "running" or state != "failed":
+                state = {"new": "missing", "done": "interrupted"}.get(now, now)  # done: and not recorded yet
         counts[state] += 1
         if state == "failed":
-            failed[cell.name] = str(records.get(cell.name, {}).get("error"))
+            told = records.get(cell.name) or json.loads((path / "result.json").read_bytes())
+            failed[cell.name] = str(told.get("error"))
     return {"study": plan.name, "planned": len(cells), **counts, "failures": failed}
 
 

@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from potstill.study.local import launch
 
-KEPT = ("resume.safetensors", "policy.safetensors", "metrics.jsonl", "result.json", "log.txt")  # of a run's directory
+# Of a run's directory, each file after those that it presupposes: whatever is killed, a resume state has its metrics.
+KEPT = ("metrics.jsonl", "resume.safetensors", "policy.safetensors", "log.txt", "result.json")
 
 
 class RemoteRun:
@@ -36,14 +38,22 @@ class RemoteRun:
         self.process = launch(self.path, machine, self.folder / "data", places)
 
     def poll(self) -> tuple[int | None, dict[str, bytes], float]:
-        """Exit code or None, the files that changed, and the seconds since the last sign of life."""
+        """Exit code or None, the files that changed in the order to write them, and the seconds since the last sign of
+        life."""
         assert self.process is not None
         code = self.process.poll()
         now = self._times()
-        changed = {name: (self.path / name).read_bytes() for name, at in now.items() if self.sent.get(name) != at}
+        changed = {}
+        for name in reversed(now):  # the metrics last, so that none of a resume state's are missing
+            if self.sent.get(name) != now[name]:
+                with suppress(FileNotFoundError):  # the run is done, and its resume state gone
+                    changed[name] = (self.path / name).read_bytes()
         self.sent = now
-        signs = [path.stat().st_mtime for path in self.path.iterdir() if path.exists()]
-        return code, changed, time.time() - max(signs)
+        signs = []
+        for path in self.path.iterdir():
+            with suppress(FileNotFoundError):  # temporary files come and go
+                signs.append(path.stat().st_mtime)
+        return code, {name: changed[name] for name in now if name in changed}, time.time() - max(signs)
 
     def stop(self, number: int) -> None:
         if self.process is not None:
@@ -58,5 +68,8 @@ class RemoteRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _times(self) -> dict[str, int]:
-        places = {name: self.path / name for name in KEPT}
-        return {name: path.stat().st_mtime_ns for name, path in places.items() if path.exists()}
+        times = {}
+        for name in KEPT:
+            with suppress(FileNotFoundError):
+                times[name] = (self.path / name).stat().st_mtime_ns
+        return times

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from potstill.errors import DivergedError, InputError, Terminated, printable, reason
@@ -19,7 +20,10 @@ from potstill.runs import Run
 
 def main() -> None:
     """Does the run; exits 0, or 1 with a line that says why, or 130 / 143 where it was asked to stop."""
-    job = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        sys.exit("potstill: the study ended before it said what to do")
+    job = json.loads(line)
     signal.signal(signal.SIGTERM, _terminate)  # where no loop waits for it
     threading.Thread(target=_stop_with_the_study, daemon=True).start()
     try:
@@ -28,8 +32,14 @@ def main() -> None:
     except Interrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(128 + signal.SIGTERM)
     except (InputError, DivergedError) as error:
         sys.exit(f"potstill: {printable(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        sys.exit(f"potstill: out of memory: {printable(error) or 'no more to be had'}")
     except OSError as error:
         sys.exit(printable(f"potstill: {reason(error)}" + (f": {error.filename}" if error.filename else "")))
 
@@ -40,7 +50,9 @@ def _terminate(number: int, frame: object) -> None:
 
 def _stop_with_the_study() -> None:
     sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # an exception raised while Python cleans up is dropped: once may not be enough
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,395 @@
+"""A study under random kills until it is done, beside the same study left in peace.
+
+    python tests/faults/soak.py --runs 200 --seed 0
+
+The runs are CartPole trainings, distillations of a teacher made first, and fine-tunings of students, of about a second
+each. Workers, and in the first half the driver, die by SIGKILL or SIGTERM: at their start, while they train, while they
+save, while they are scored. Which of them, how and when is drawn from the seed. The driver is then started again, at
+once, until it ends by itself. It prints what was killed and what was found at the end; exit code 1 if anything was lost
+or left. No process is killed but the driver it started and that driver's own children.
+"""
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import polars as pl
+
+from potstill import jobs
+from potstill.envs import PRESETS
+from potstill.jobs import Machine, new_training
+from potstill.networks import NetworkConfig
+from potstill.presets import PPO_PRESETS
+from potstill.results import curves_table, episodes_table, runs_table
+from potstill.runs import Run
+from potstill.study.plan import read_plan
+from potstill.study.records import run_study
+
+MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0, evaluate=4)  # saves after every update
+TIMES = ("seconds", "wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit")  # of a table: when, how fast
+# A run's first optimiser makes torch import its compiler, 80 MiB. Here that is done at once: what grows then is ours.
+DRIVER = "import torch._dynamo; from potstill.cli import main; main()"
+GROWTH = 4.0  # MiB by which a driver's memory may differ between the second and the last tenth of its life
+PLAN = """\
+env = "cartpole"
+widths = ["1/16"]
+teachers = ["teacher"]
+
+[evaluation]
+episodes = 4
+starts = [20]
+
+[arms.rl]
+seeds = {rl}
+total-timesteps = 2048
+num-steps = 32
+
+[arms.student]
+method = "distill"
+seeds = {student}
+total-timesteps = 1024
+num-envs = 8
+batch-size = 32
+warmup-steps = 64
+value-coefficient = 0.5
+
+[arms.distill-teacher]
+seeds = {teacher}
+total-timesteps = 1024
+num-envs = 8
+batch-size = 32
+
+[arms.finetune]
+from = "student"
+seeds = {finetune}
+total-timesteps = 1024
+num-steps = 32
+"""
+
+
+class Here:
+    """A run in this very process: the study's `start` where nothing is to be killed."""
+
+    returncode = 0
+
+    def __init__(self, run: Run, machine: Machine, data: Path) -> None:
+        jobs.execute(run, machine, data)
+
+    def poll(self) -> int:
+        return 0
+
+    def last_sign(self) -> float:
+        return time.time()
+
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def close(self, patience: float) -> None: ...
+
+
+@dataclass
+class Victim:
+    """A worker, and what is to become of it."""
+
+    handle: int  # a pidfd: it never means another process
+    run: Path
+    number: signal.Signals | None  # None: it is spared
+    phase: str
+    delay: float
+    armed: float | None = None  # when it entered the phase in which it is to die
+
+
+@dataclass
+class Soak:
+    """What happened, and what was found."""
+
+    planned: int = 0
+    calls: int = 0
+    workers_killed: dict[str, int] = field(default_factory=lambda: {"SIGKILL": 0, "SIGTERM": 0})
+    drivers_killed: dict[str, int] = field(default_factory=lambda: {"SIGKILL": 0, "SIGTERM": 0})
+    workers: int = 0
+    resumed: int = 0
+    failed_for_a_while: int = 0
+    lost: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    memory: list[list[float]] = field(default_factory=list)  # MiB, of each driver from its first worker on
+    seconds: float = 0.0
+
+    @property
+    def early_and_late(self) -> tuple[float, float]:
+        """MiB of the driver that lived longest, from its first worker on: medians of the second and the last tenth."""
+        longest = max(self.memory, key=len) or [0.0]
+        tenth = max(1, len(longest) // 10)
+        return statistics.median(longest[tenth : 2 * tenth] or longest), statistics.median(longest[-tenth:])
+
+    @property
+    def grows(self) -> bool:
+        early, late = self.early_and_late
+        return late - early > GROWTH
+
+    @property
+    def passed(self) -> bool:
+        return not (self.lost or self.different or self.left or self.grows)
+
+    def __str__(self) -> str:
+        early, late = self.early_and_late
+        killed = [" and ".join(f"{n} by {name}" for name, n in each.items()) for each in self._kills()]
+        return "\n".join(
+            [
+                f"runs                    {self.planned} planned, {self.workers} workers started, {self.calls} calls",
+                f"kills of workers        {killed[0]}",
+                f"kills of drivers        {killed[1]}",
+                f"resumed from a save     {self.resumed}",
+                f"failed until next call  {self.failed_for_a_while}",
+                f"lost                    {len(self.lost)} {' '.join(self.lost[:5])}",
+                f"tables that differ      {len(self.different)} {' '.join(self.different[:5])}",
+                f"left over               {len(self.left)} {' '.join(self.left[:5])}",
+                f"driver's memory         {early:.1f} MiB early, {late:.1f} MiB late",
+                f"seconds                 {self.seconds:.0f}",
+            ]
+        )
+
+    def _kills(self) -> tuple[dict[str, int], dict[str, int]]:
+        return self.workers_killed, self.drivers_killed
+
+
+def soak(folder: Path, runs: int, seed: int, workers: int = 2, minutes: float = 90.0, quiet: bool = True) -> Soak:
+    """Both studies in `folder`, which must be empty; compares them.
+
+    Raises:
+        TimeoutError: the study was not done after so many minutes; its processes are stopped.
+        RuntimeError: a driver ended as none should.
+    """
+    began, soaked = time.monotonic(), Soak()
+    plan = _prepare(folder, runs)
+    peace, storm = folder / "peace", folder / "storm"
+    names = [cell.name for cell in read_plan(plan).cells()]
+    soaked.planned = len(names)
+    for ended in run_study(read_plan(plan), peace, MACHINE, start=Here, workers=1):
+        assert ended.error is None, ended
+    _Storm(soaked, plan, storm, seed, workers, began + 60 * minutes, quiet).rage()
+    soaked.lost = [name for name in names if not _is_done(storm / f"{name}.json")]
+    for table in (runs_table, episodes_table, curves_table):
+        calm, shaken = (table(out).drop(TIMES, strict=False) for out in (peace, storm))
+        if not calm.equals(shaken):
+            soaked.different.append(f"{table.__name__}: {_differing(calm, shaken)}")
+    for pattern in ("*.lock", "*.tmp", "resume.safetensors"):
+        soaked.left += [str(path.relative_to(folder)) for path in folder.rglob(pattern)]
+    soaked.seconds = time.monotonic() - began
+    return soaked
+
+
+class _Storm:
+    """Drivers, one after the other, and what is done to them."""
+
+    def __init__(
+        self, soaked: Soak, plan: Path, out: Path, seed: int, workers: int, deadline: float, quiet: bool
+    ) -> None:
+        self.soaked, self.plan, self.out, self.seed = soaked, plan, out, seed
+        self.workers, self.deadline, self.quiet = workers, deadline, quiet
+        self.marker = f"POTSTILL_SOAK={secrets.token_hex(8)}"
+        self.log = plan.with_name("driver.log")
+        self.victims: dict[int, Victim] = {}
+        self.attempts: dict[str, int] = {}
+        self.driver_kills = max(2, soaked.planned // 20)
+        self.printed = time.monotonic()
+
+    def rage(self) -> None:
+        name, _, value = self.marker.partition("=")
+        command = [sys.executable, "-c", DRIVER, "study", "run", str(self.plan), "--out", str(self.out)]
+        command += ["--workers", str(self.workers), "--save-every", "0", "--device", "cpu", "--quiet"]
+        code = None
+        while code != 0:
+            self.soaked.calls += 1
+            self.soaked.memory.append([])
+            with self.log.open("ab") as log:
+                driver = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=os.environ | {name: value}, start_new_session=True
+                )
+            try:
+                killed = self._watch(driver)
+            finally:  # what it started stops by itself
+                driver.kill()
+                code = driver.wait()
+            if code not in (0, 1) and not killed:
+                raise RuntimeError(f"the driver ended with {code}: {self.log.read_text()[-2000:]}")
+            if code == 1 and not killed:
+                self.soaked.failed_for_a_while += sum(not _is_done(path) for path in self.out.glob("*_*.json"))
+        self._wait_for_the_last()
+
+    def _watch(self, driver: "subprocess.Popen[bytes]") -> bool:
+        """Follows one driver to its end; whether that end was brought about here."""
+        fate, killed = random.Random(f"{self.seed} driver {self.soaked.calls}"), False
+        doomed, met = self.soaked.calls <= self.driver_kills, self.soaked.workers
+        at_start = doomed and fate.random() < 0.3
+        number = fate.choice((signal.SIGKILL, signal.SIGTERM))
+        target = self._recorded() + fate.randint(1, max(1, self.soaked.planned // (2 * self.driver_kills)))
+        due = time.monotonic() + fate.uniform(0, 6) if at_start else None
+        while driver.poll() is None:
+            time.sleep(0.1)
+            now = time.monotonic()
+            if now > self.deadline:
+                raise TimeoutError(f"not done in time: {self._recorded()} of {self.soaked.planned} recorded")
+            self._strike_workers(driver.pid)
+            if self.soaked.workers > met:  # its start is over
+                self._remember_memory(driver.pid)
+            if doomed and not killed:
+                if due is None and self._recorded() >= target:
+                    due = now + fate.uniform(0, 1)
+                if due is not None and now >= due:
+                    driver.send_signal(number)  # not waited for yet: the pid is its own
+                    killed = True
+                    self.soaked.drivers_killed[number.name] += 1
+            if not self.quiet and now - self.printed > 30:
+                self.printed = now
+                kills = [sum(each.values()) for each in self.soaked._kills()]
+                words = f"{self._recorded()}/{self.soaked.planned} recorded, {kills[0]} workers and {kills[1]} drivers"
+                memory = f"driver {self.soaked.memory[-1][-1]:.1f} MiB" if self.soaked.memory[-1] else "driver starting"
+                print(f"soak  {words} killed, {memory}", file=sys.stderr, flush=True)
+        return killed
+
+    def _strike_workers(self, driver: int) -> None:
+        for pid in _children(driver):
+            if pid not in self.victims and (run := self._run_of(pid)) is not None:
+                self._meet(pid, run)
+        for pid, victim in list(self.victims.items()):
+            now = time.monotonic()
+            if victim.armed is None and _in_phase(victim):
+                victim.armed = now
+            if victim.armed is not None and victim.number is not None and now >= victim.armed + victim.delay:
+                try:
+                    signal.pidfd_send_signal(victim.handle, victim.number)
+                    self.soaked.workers_killed[victim.number.name] += 1
+                    victim.number = None
+                except ProcessLookupError:  # it was quicker
+                    victim.number = None
+            if not Path(f"/proc/{pid}").exists():
+                os.close(victim.handle)
+                del self.victims[pid]
+
+    def _meet(self, pid: int, run: Path) -> None:
+        """Draws what is to become of a worker; the same for the same attempt at the same run."""
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        if self._run_of(pid) != run:  # looked at again, now that the handle is bound to it
+            os.close(handle)
+            return
+        attempt = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
+        fate = random.Random(f"{self.seed} {run.name} {attempt}")
+        number = fate.choice((signal.SIGKILL, signal.SIGTERM)) if fate.random() < 0.4 else None
+        phase = fate.choice(("start", "train", "train", "finish"))
+        self.victims[pid] = Victim(handle, run, number, phase, fate.uniform(0, 3 if phase == "start" else 0.5))
+        self.soaked.workers += 1
+        self.soaked.resumed += (run / "resume.safetensors").exists()
+
+    def _run_of(self, pid: int) -> Path | None:
+        """The run directory of one of this soak's workers; None for any other process."""
+        try:
+            mine = self.marker.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            worker = b"potstill.study.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            log = Path(os.readlink(f"/proc/{pid}/fd/2"))
+        except OSError:
+            return None
+        return log.parent if mine and worker and log.name == "log.txt" else None
+
+    def _remember_memory(self, driver: int) -> None:
+        try:
+            lines = Path(f"/proc/{driver}/status").read_text().splitlines()
+        except OSError:
+            return
+        self.soaked.memory[-1] += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")]
+
+    def _recorded(self) -> int:
+        return sum(1 for _ in self.out.glob("*_*.json"))
+
+    def _wait_for_the_last(self) -> None:
+        """Processes of the soak that are still there a while after its end are left over."""
+        deadline = time.monotonic() + 30
+        while (pids := self._mine()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self.soaked.left += [f"process {pid}" for pid in pids]
+
+    def _mine(self) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.marker.encode() in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
+            except OSError:  # gone, or another user's
+                continue
+        return found
+
+
+def _prepare(folder: Path, runs: int) -> Path:
+    """A teacher, barely trained, and the plan."""
+    config = replace(
+        PPO_PRESETS["cartpole"], env=PRESETS["cartpole"], network=NetworkConfig(width="1/8"), total_timesteps=4_096
+    )
+    jobs.execute(new_training(config, folder / "teacher", MACHINE), MACHINE)
+    parts = {"finetune": runs // 4, "teacher": runs // 4, "student": runs // 4}
+    parts["rl"] = runs - sum(parts.values())
+    seeds = {name: str(list(range(count))) for name, count in parts.items()}
+    (folder / "plan.toml").write_text(PLAN.format(**seeds))
+    return folder / "plan.toml"
+
+
+def _in_phase(victim: Victim) -> bool:
+    """Whether a worker has come to where it is to die."""
+    if victim.phase == "start":
+        return True
+    return (victim.run / {"train": "resume.safetensors", "finish": "policy.safetensors"}[victim.phase]).exists()
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((path / "stat").read_bytes().rpartition(b")")[2].split()[1]) == pid:
+                found.append(int(path.name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def _is_done(record: Path) -> bool:
+    return record.exists() and json.loads(record.read_bytes())["status"] == "done"
+
+
+def _differing(calm: pl.DataFrame, shaken: pl.DataFrame) -> str:
+    if calm.shape != shaken.shape:
+        return f"{calm.shape} and {shaken.shape}"
+    return ", ".join(name for name in calm.columns if not calm[name].equals(shaken[name], null_equal=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A study under random kills, beside the same one left in peace.")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=90.0, help="give up after so many")
+    parser.add_argument("--keep", type=Path, help="work in this folder, which must not exist, and keep it")
+    options = parser.parse_args()
+    if options.keep is not None:
+        options.keep.mkdir(parents=True)
+        soaked = soak(options.keep, options.runs, options.seed, options.workers, options.minutes, quiet=False)
+    else:
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+            soaked = soak(Path(folder), options.runs, options.seed, options.workers, options.minutes, quiet=False)
+    print(soaked)
+    sys.exit(0 if soaked.passed else 1)
+
+
+if __name__ == "__main__":
+    main()

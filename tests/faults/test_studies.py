@@ -1,0 +1,242 @@
+"""Workers and drivers of a study killed, stopped, starved of memory: nothing lost, and the others go on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from soak import Here
+
+from potstill.errors import InputError
+from potstill.jobs import Machine
+from potstill.runs import Run
+from potstill.study import local
+from potstill.study.execute import StudyInterrupted, open_or_create
+from potstill.study.local import LocalProcess
+from potstill.study.plan import read_plan
+from potstill.study.records import run_study, status
+
+MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0)
+STUDENT, RL = "student_width-1_32_teacher-expert_seed-0", "rl_width-1_32_seed-0"
+PLAN = """\
+env = "cartpole"
+widths = ["1/32"]
+seeds = [0]
+teachers = ["expert"]
+
+[evaluation]
+episodes = 4
+
+[arms.student]
+method = "distill"
+total-timesteps = 2048
+num-envs = 8
+batch-size = 32
+warmup-steps = 64
+
+[arms.rl]
+total-timesteps = 8192
+num-steps = 32
+"""
+MEASURED = {"wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit"}
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory, save_teacher):
+    """The study left in peace, each run in this process."""
+    folder = tmp_path_factory.mktemp("studies")
+    save_teacher(folder / "expert")
+    (folder / "plan.toml").write_text(PLAN)
+    plan, out = read_plan(folder / "plan.toml"), folder / "peace"
+    assert [ended.error for ended in run_study(plan, out, MACHINE, start=Here, workers=1)] == [None, None]
+    return SimpleNamespace(folder=folder, plan=plan, out=out, outcome=outcome(out))
+
+
+def outcome(out):
+    """What the records tell but for how long things took."""
+    found = {}
+    for path in out.glob("*_*.json"):
+        record = {key: value for key, value in json.loads(path.read_bytes()).items() if key not in MEASURED}
+        record["curve"] = [{k: v for k, v in point.items() if k != "seconds"} for point in record["curve"]]
+        found[path.stem] = record
+    return found
+
+
+def disturbed(deeds):
+    """A study's `start`: what `deeds` has for a run is done to its first worker once that has saved."""
+    left = dict(deeds)
+
+    def start(run, machine, data):
+        process = LocalProcess(run, machine, data)
+        poll, name = process.poll, run.path.name
+
+        def poll_and_disturb():
+            if name in left and poll() is None and run.resume_path.exists() and run.status == "running":
+                left.pop(name)(process)
+            return poll()
+
+        process.poll = poll_and_disturb
+        return process
+
+    return start
+
+
+def command(plan, out, *words):
+    options = ["--out", out, "--quiet", "--device", "cpu", "--save-every", "0", *words]
+    return [sys.executable, "-m", "potstill", "study", "run", *map(str, (plan, *options))]
+
+
+def wait_until(what, seconds=100.0):
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert what()
+
+
+def test_a_killed_and_a_hung_worker_are_named_and_go_on_from_their_last_save(peace, tmp_path, capfd):
+    told = {}
+
+    def kill(process):
+        before = status(peace.plan, tmp_path)
+        process.process.kill()
+        process.process.wait()
+        told["killed"] = (before, status(peace.plan, tmp_path), process.run.lock_path.exists())
+
+    def stop(process):
+        """Stops a worker; from here on a quarter of an hour seems to have passed without a sign of life."""
+        os.kill(process.process.pid, signal.SIGSTOP)
+        told["stopped"] = status(peace.plan, tmp_path)
+        process.last_sign = lambda: LocalProcess.last_sign(process) - 900
+
+    start = disturbed({RL: kill, STUDENT: stop})
+    assert [ended.error for ended in run_study(peace.plan, tmp_path, MACHINE, workers=2, start=start)] == [None, None]
+    lines = capfd.readouterr().err.splitlines()
+    assert f"study  {RL}: killed by SIGKILL; started again" in lines
+    assert f"study  {STUDENT}: no sign of life for 900 s; started again" in lines
+    assert outcome(tmp_path) == peace.outcome
+    before, after, locked = told["killed"]
+    assert locked  # by nobody who lives
+    assert (after["running"], after["interrupted"]) == (before["running"] - 1, before["interrupted"] + 1)
+    assert told["stopped"]["running"] >= 1
+
+
+def test_a_worker_that_never_shows_life_is_killed_and_named(peace, tmp_path, monkeypatch):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(100)"]
+    monkeypatch.setattr(local, "launch", lambda *_: subprocess.Popen(sleeper))
+    ended = list(run_study(peace.plan, tmp_path, MACHINE, retries=0, patience=1))
+    assert [each.error for each in ended] == ["no sign of life for 1 s"] * 2
+    assert outcome(tmp_path)[RL]["error"] == "no sign of life for 1 s"
+    assert set(status(peace.plan, tmp_path)["failures"].values()) == {"no sign of life for 1 s"}
+
+
+def test_a_run_without_memory_is_named_and_tried_again_and_the_others_finish(peace, tmp_path):
+    hungry = PLAN.replace("total-timesteps = 2048", "total-timesteps = 100_000_000\nbuffer-size = 100_000_000")
+    (peace.folder / "hungry.toml").write_text(hungry)
+    limited = ["bash", "-c", 'ulimit -d 1500000; exec "$@"', "bash"]
+    study = command(peace.folder / "hungry.toml", tmp_path, "--workers", "2")
+    done = subprocess.run([*limited, *study], capture_output=True, text=True, check=False)
+    words = "exit code 1: potstill: out of memory: Unable to allocate"
+    assert done.returncode == 1
+    first, counted, reason = done.stderr.splitlines()
+    assert first.startswith(f"study  {STUDENT}: {words}")
+    assert first.endswith("; started again")
+    assert counted == "potstill: 1 of 2 runs failed (see log.txt there):"
+    assert reason.startswith(f"  {STUDENT}: {words}")
+    records = outcome(tmp_path)
+    assert (records[STUDENT]["status"], records[STUDENT]["error"].startswith(words)) == ("failed", True)
+    assert records[RL] == peace.outcome[RL]
+    report = status(read_plan(peace.folder / "hungry.toml"), tmp_path)
+    assert (report["done"], report["failed"], list(report["failures"])) == (1, 1, [STUDENT])
+
+
+def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_left(peace, tmp_path):
+    run, record = tmp_path / "runs" / RL, tmp_path / f"{STUDENT}.json"
+    driver = subprocess.Popen(
+        command(peace.folder / "plan.toml", tmp_path, "--workers", "1"), stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        wait_until((run / "resume.safetensors").exists)
+        worker = json.loads((run / "run.lock").read_text())["pid"]
+        assert status(peace.plan, tmp_path)["running"] == 1
+    finally:
+        driver.kill()
+        driver.communicate()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
+    assert "stopped by SIGTERM" in (run / "log.txt").read_text()
+    report = status(peace.plan, tmp_path)
+    assert (report["done"], report["interrupted"], report["running"]) == (1, 1, 0)
+    assert (tmp_path / "run.lock").exists()  # of the driver that is no more
+    written = record.stat().st_mtime_ns
+    (ended,) = run_study(peace.plan, tmp_path, MACHINE, workers=1, start=Here)
+    assert (ended.cell.name, ended.error) == (RL, None)
+    assert record.stat().st_mtime_ns == written
+    assert outcome(tmp_path) == peace.outcome
+    assert not [path for pattern in ("run.lock", ".*.tmp", "resume.*") for path in tmp_path.rglob(pattern)]
+
+
+def test_what_a_worker_of_a_killed_study_still_holds_is_waited_for(peace, tmp_path):
+    run = open_or_create(next(cell for cell in peace.plan.cells() if cell.name == RL), tmp_path / "runs", MACHINE)
+    with ExitStack() as held:
+        held.enter_context(run.lock())
+        threading.Timer(1.5, held.close).start()
+        ended = list(run_study(peace.plan, tmp_path, MACHINE, workers=1, start=Here))  # refused while it is held
+    assert [each.cell.name for each in ended] == [STUDENT, RL]
+    assert outcome(tmp_path) == peace.outcome
+
+
+def test_a_worker_that_does_not_stop_when_asked_does_not_keep_the_study_from_stopping(peace, tmp_path, monkeypatch):
+    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(100)"
+    deaf = []
+
+    def launch(*_):
+        deaf.append(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE))
+        deaf[-1].stdout.readline()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return deaf[-1]
+
+    monkeypatch.setattr(local, "launch", launch)
+    with pytest.raises(StudyInterrupted):
+        list(run_study(peace.plan, tmp_path, MACHINE, workers=1, patience=2))
+    deaf[0].stdout.close()
+    assert [process.returncode for process in deaf] == [-signal.SIGKILL]
+
+
+def test_a_result_whose_study_was_killed_before_it_was_recorded_is_recorded_and_not_run_again(peace, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(peace.out, out)
+    (out / f"{RL}.json").unlink()
+    left = [out / "runs" / RL / name for name in ("resume.safetensors", ".result.json.0.tmp", "run.lock")]
+    left.append(out / f".{RL}.json.0.tmp")
+    for path in left:
+        path.write_text('{"pid": 4194305, "host": "', "ascii")
+    os.utime(left[2], (0, 0))
+    (ended,) = run_study(peace.plan, out, MACHINE, start=None)
+    assert (ended.cell.name, ended.error) == (RL, None)
+    assert outcome(out) == peace.outcome
+    assert not any(path.exists() for path in left)
+
+
+def test_a_directory_that_a_killed_study_had_only_just_made_is_used_and_any_other_is_left(peace, tmp_path):
+    cell = peace.plan.cells()[0]
+    (tmp_path / STUDENT).mkdir()
+    (tmp_path / STUDENT / ".config.json.0.tmp").write_text("{")
+    assert Run.open(open_or_create(cell, tmp_path, MACHINE).path).status == "new"
+    assert sorted(path.name for path in (tmp_path / STUDENT).iterdir()) == ["config.json"]
+    (tmp_path / STUDENT / "config.json").rename(tmp_path / STUDENT / "notes.txt")
+    with pytest.raises(InputError, match="is not a run directory: it has no config"):
+        open_or_create(cell, tmp_path, MACHINE)
+    assert (tmp_path / STUDENT / "notes.txt").exists()
+
+
+def test_the_reason_of_a_failure_is_known_before_it_is_recorded(peace, tmp_path):
+    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", MACHINE)
+    run.write_result({"status": "failed", "kind": "distill", "error": "the loss is not finite"})
+    assert status(peace.plan, tmp_path)["failures"] == {STUDENT: "the loss is not finite"}
