@@ -31,7 +31,12 @@ def open_regular(path: Path, follow: bool = False) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | (CAREFUL & ~NO_FOLLOW if follow else CAREFUL))
     except (OSError, ValueError) as error:  # a ValueError: a null character
-        raise InputError(f"cannot read {path}: {_reason(error)}") from error
+        hint = ""
+        if isinstance(error, FileNotFoundError) and Path(path).parts[:1] in (("experts",), ("plans",)):
+            hint = (
+                "; the plans and experts of the documents come with potstill's source, not with the installed package"
+            )
+        raise InputError(f"cannot read {path}: {_reason(error)}{hint}") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

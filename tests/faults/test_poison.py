@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 import struct
 import time
 import tracemalloc
@@ -55,6 +56,14 @@ def save(path, env=CARTPOLE):
     policy = Policy(NetworkConfig(width="1/32"), (4,), 2).initialise(torch.Generator().manual_seed(0))
     save_policy(path, policy, env, np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32), {})
     return path
+
+
+@pytest.fixture(autouse=True)
+def _keep_handlers():
+    """A command minds SIGTERM; the tests after it do as before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
