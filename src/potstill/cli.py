@@ -51,8 +51,8 @@ def _call(command: str, arguments: list[str]) -> None:
     def terminate(number: int, frame: object) -> None:
         raise Terminated
 
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        signal.signal(signal.SIGTERM, terminate)
         if command in ("compare", "study"):
             from potstill.study import commands
         else:
@@ -63,7 +63,7 @@ def _call(command: str, arguments: list[str]) -> None:
     except InputError as error:
         _refuse(str(error))
     except DivergedError as error:
-        print(f"potstill: training failed: {error}", file=sys.stderr)
+        print(f"potstill: {command} failed: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         print("potstill: stopped", file=sys.stderr)
@@ -74,6 +74,8 @@ def _call(command: str, arguments: list[str]) -> None:
     except OSError as error:
         _drop_output()
         _refuse(reason(error) + (f": {error.filename}" if error.filename else ""))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _drop_output() -> None:

@@ -1,6 +1,5 @@
 """A policy on disk: weights, normalisation, task and a probe that proves they still compute the same."""
 
-import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -13,6 +12,7 @@ from potstill.checkpoints import load, save, verify_probe
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
+from potstill.runs import read_json
 
 T = TypeVar("T")
 
@@ -82,15 +82,15 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
 
 
 def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
-    """The evaluation in the result.json beside a policy; None where there is none, or a damaged one."""
+    """The evaluation in the result.json beside a policy; None where there is none, or one that cannot be read."""
     result = loaded.path.with_name("result.json")
     if loaded.path.name != "policy.safetensors" or not result.exists():
         return None
     try:
-        record = json.loads(result.read_bytes())
-    except ValueError:
+        record = read_json(result)
+    except InputError:
         return None
-    return record if isinstance(record, dict) and "score" in record else None
+    return record if "score" in record else None
 
 
 def rebuild(cls: type[T], data: dict[str, Any]) -> T:

@@ -3,7 +3,6 @@
 A folder holds run directories, or a study's records: one JSON file per run, `<run>.json`, beside `study.json`.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from potstill import telemetry
 from potstill.analysis.scaling import convergence
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, reason
-from potstill.runs import Run
+from potstill.runs import Run, read_json
 
 COLUMNS = {
     "run": "directory name",
@@ -124,7 +123,11 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     records = [] if _is_run(folder) else sorted(folder.glob("*.json"))
     if records:
         return [_read_record(path) for path in records if path.name != "study.json"]
-    places = [folder] if _is_run(folder) else sorted(path for path in folder.iterdir() if _is_run(path))
+    places = (
+        [folder]
+        if _is_run(folder)
+        else sorted(path for path in folder.iterdir() if path.name[0] != "." and _is_run(path))
+    )
     if not places:
         raise InputError(f"{folder} holds no runs: no record, and no directory with a config.json or a result.json")
     return [_read_run(path) for path in places]
@@ -227,12 +230,12 @@ def _read_run(path: Path) -> dict[str, Any]:
         run = Run.open(path)
         record |= {"status": run.status, **_planned(run.config)}
     if (path / "result.json").is_file():
-        record |= _read_result(path / "result.json")
+        record |= read_json(path / "result.json")
     return _with_interval(record)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    record = _read_result(path)
+    record = read_json(path)
     if record.get("run") != path.stem or "status" not in record:
         raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
     return _with_interval(record | {"path": path})
@@ -251,18 +254,6 @@ def _planned(document: dict[str, Any]) -> dict[str, Any]:
     facts |= {key: config.get(key) for key in ("seed", "lead", "objective", "mode", "precision")}
     facts |= {"width": network.get("width"), "env": config.get("env", {}).get("id")}
     return facts | {"arm": arm_of(document), "method": method_of(document)}
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(result, dict):
-        raise InputError(f"{path} is damaged: it is not a JSON object")
-    return result
 
 
 def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """The state of an unfinished run: packed into tensors and JSON, and unpacked so that it goes on as if never stopped."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -71,13 +72,10 @@ def unpack(state: State, tensors: dict[str, Tensor], document: dict[str, Any]) -
         raise InputError(f"the run was saved by potstill {made_by} and cannot go on with this one: {why}") from error
 
 
-def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Array:
-    """Plays the games so far again; returns the observations that the run goes on from."""
+def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Iterator[Array]:
+    """Plays the games so far again; yields the observations before each step, and last those to go on from."""
     log = tensors["env.log"].numpy()
-    steps = envs.replay(document["env_seed"], log)
-    observations: Array = next(steps)
     with telemetry.Progress("play the games so far again", len(log) * envs.num_envs, quiet=quiet) as bar:
-        for step in range(1, len(log) + 1):
-            observations = next(steps)
+        for step, observations in enumerate(envs.replay(document["env_seed"], log)):
             bar.update(step * envs.num_envs)
-    return observations
+            yield observations
