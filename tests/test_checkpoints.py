@@ -234,6 +234,7 @@ def test_every_truncation_is_refused(tmp_path, read):
         (raw({"__metadata__": {"potstill": '{"format": "1"}'}}), "not potstill's"),
         (raw({"__metadata__": {"potstill": '{"format": true}'}}), "not potstill's"),
         (raw({"__metadata__": {"potstill": '{"format": 2}'}}), "format 2, this potstill reads up to 1: upgrade"),
+        (raw({"__metadata__": {"potstill": '{"format": 0}'}}), "format 0, which never was"),
     ],
 )
 def test_a_foreign_or_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, read, data, message):

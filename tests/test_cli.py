@@ -134,6 +134,7 @@ def test_a_game_may_start_with_somebody_elses_play(call, policies, who):
         (["--device", "tpu"], "device 'tpu' is unknown"),
         (["--teacher", "nobody"], "cannot read nobody"),
         (["--seed", "-1"], "seed must not be negative"),
+        (["--seed", str(2**63)], "seed must be below 2^63"),
     ],
 )
 def test_a_bad_option_of_evaluate_is_one_line_and_exit_code_2(call, policies, options, words):
@@ -183,6 +184,7 @@ def test_train_makes_a_run_and_touches_no_other(call, tmp_path, monkeypatch):
         (["--width", "0"], "width must be above 0"),
         (["--width", "wide"], "width 'wide' is not a number"),
         (["--seed", "-1"], "seed must not be negative"),
+        (["--seed", str(2**63)], "seed must be below 2^63, not 9223372036854775808"),
         (["--evaluate", "-1"], "evaluate must be 0 or more, not -1"),
         (["--threads", "-1"], "threads must be 0 or more, not -1"),
         (["--save-every", "nan"], "save-every must be 0 or more, not nan"),
@@ -191,6 +193,7 @@ def test_train_makes_a_run_and_touches_no_other(call, tmp_path, monkeypatch):
         (["--family", "nature"], "reads images"),
         (["--out", "file/run"], "cannot make file/run: "),
         (["--resume", "nowhere"], "nowhere does not exist"),
+        (["--resume", "nowhere", "--out", "here"], "--out names a new one: leave one of them out"),
         (["--resume", "file"], "file is a file, not a run directory"),
     ],
 )
@@ -225,6 +228,9 @@ def test_distill_needs_a_teacher(call, policies, tmp_path):
     code, _, err = call("distill", "--out", tmp_path / "run")
     assert (code, is_one_line(err)) == (2, True)
     assert "name the teacher" in err
+    code, _, err = call("distill", "--resume", tmp_path, "--out", tmp_path / "run")
+    assert (code, is_one_line(err)) == (2, True)
+    assert "leave one of them out" in err
     code, _, err = call("distill", tmp_path, "--out", tmp_path / "run")
     assert (code, is_one_line(err)) == (2, True)
     assert "holds no policy.safetensors" in err
@@ -245,7 +251,7 @@ def test_a_training_that_diverges_ends_with_exit_code_1(call, tmp_path):
     rates = ["--learning-rate", "1e20", "--max-learning-rate", "1e20"]
     code, out, err = call("train", "--env", "cartpole", *TINY, *rates, *MACHINE, "--quiet", "--out", tmp_path / "run")
     assert (code, out) == (1, "")
-    assert err.startswith("potstill: training failed: ")
+    assert err.startswith("potstill: train failed: ")
     assert "lower --learning-rate" in err
     assert is_one_line(err)
     assert Run.open(tmp_path / "run").status == "failed"

@@ -307,7 +307,10 @@ def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(settings, env
     else:
         before = list(islice(distill(config, state, teacher, envs, every=6), 3))
         state = resumed(state, config, teacher)
-        after = list(distill(config, state, teacher, fresh_envs, envs.state(), every=6))
+        again = list(distill(config, state, teacher, fresh_envs, envs.state(), every=6))
+        assert [progress.step for progress in again[:3]] == [progress.step for progress in before]  # played again
+        assert all(progress.metrics == {} for progress in again[:3])
+        after = again[3:]
 
     assert [repr(p) for p in before + after] == [repr(p) for p in progress]  # repr: nan equals nan
     assert same_weights(state.student, whole.student)

@@ -447,7 +447,7 @@ def test_no_environments_are_refused():
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(InputError, match="the seed must not be negative, not -1"):
+    with pytest.raises(InputError, match="seed must not be negative, but is -1"):
         Envs(PRESETS["cartpole"], 1).reset(-1)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from potstill import evaluation as module
 from potstill.collect import input_statistics
 from potstill.envs import PRESETS, Envs, Episode
 from potstill.errors import InputError
@@ -51,6 +52,11 @@ def test_every_environment_plays_the_same_number_of_games(episodes, each):
     assert set(rows.values()) == {each}
 
 
+def test_a_prime_number_of_games_is_shared_out_in_advance():
+    rows = Counter(episode.row for episode in episodes_of(make_policy(), episodes=67))
+    assert rows == {row: 3 if row < 3 else 2 for row in range(32)}
+
+
 def test_short_games_are_not_over_represented():
     # Rows whose first games are short would otherwise fill the quota.
     episodes = episodes_of(make_policy(), episodes=64)
@@ -62,6 +68,13 @@ def test_short_games_are_not_over_represented():
 def test_it_yields_the_evaluation_after_each_game():
     counts = [len(evaluation.episodes) for evaluation in play(make_policy(), CARTPOLE, episodes=8, seed=0)]
     assert counts == list(range(1, 9))
+
+
+def test_a_long_game_shows_signs_of_life_too(monkeypatch):
+    monkeypatch.setattr(module, "SIGN_EVERY", 3)
+    counts = [len(so_far.episodes) for so_far in play(make_policy(), CARTPOLE, episodes=1, seed=0)]
+    (game,) = episodes_of(make_policy(), episodes=1)
+    assert counts == [*([0] * ((game.length - 1) // 3)), 1]
 
 
 @pytest.mark.parametrize("actions", ["greedy", "sampled"])

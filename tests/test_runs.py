@@ -159,32 +159,7 @@ def test_a_result_that_is_not_strict_json_leaves_the_older_one(run):
     run.write_result({"status": "done", "score": 1.0})
     with pytest.raises(ValueError, match="Out of range float"):
         run.write_result({"status": "done", "score": float("nan")})
-    assert json.loads(run.result_path.read_text()) == {"status": "done", "score": 1.0}
-
-
-def test_a_second_process_is_refused_and_told_who_holds_the_lock(run):
-    script = f"""
-from pathlib import Path
-from potstill.errors import InputError
-from potstill.runs import Run
-try:
-    with Run.open(Path({str(run.path)!r})).lock():
-        print("in")
-except InputError as error:
-    print(error)
-"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-
-    def second() -> str:
-        return subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-
-    with run.lock():
-        assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in second()
-        assert run.lock_path.exists()
-    assert not run.lock_path.exists()
-    assert second() == "in\n"
+    assert json.loads(run.result_path.read_text()) == {"format": 1, "status": "done", "score": 1.0}
 
 
 def test_the_lock_is_given_back_after_an_error(run):

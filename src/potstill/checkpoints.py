@@ -61,7 +61,7 @@ def load(path: Path, device: str = "cpu", follow: bool = False) -> tuple[dict[st
 
     Raises:
         InputError: no such file, a symbolic link, not a safetensors file, truncated or damaged, larger than 8 GiB, not
-            potstill's, of a newer format, or the device cannot hold it.
+            potstill's, of an unknown format, or the device cannot hold it.
     """
     try:
         with open_regular(path, follow) as file:
@@ -141,10 +141,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}; nothing was changed") from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where the system can."""
     if os.name != "posix":
         return  # a folder cannot be opened elsewhere
@@ -196,9 +196,16 @@ def _read_document(file: BinaryIO, path: Path) -> dict[str, Any]:
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is a safetensors file, but not potstill's: it has no '{KEY}' metadata") from error
-    if version > FORMAT_VERSION:
-        raise InputError(f"{path} has format {version}, this potstill reads up to {FORMAT_VERSION}: upgrade potstill")
+    check_format(path, version, FORMAT_VERSION)
     return document
+
+
+def check_format(path: Path, version: int, known: int) -> None:
+    """Raises InputError where the file at `path` is of a format that this version does not read (1 to `known`)."""
+    if version > known:
+        raise InputError(f"{path} has format {version}, this potstill reads up to {known}: upgrade potstill")
+    if version < 1:
+        raise InputError(f"{path} has format {version}, which never was: restore it from a copy")
 
 
 def _versions() -> dict[str, str | None]:

@@ -58,15 +58,15 @@ def _call(command: str, arguments: list[str]) -> None:
     def terminate(number: int, frame: object) -> None:
         raise Terminated
 
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        signal.signal(signal.SIGTERM, terminate)
         room = next(room for room, commands in _ROOMS.items() if command in commands)
         getattr(import_module(f"potstill.{room}"), command.replace("-", "_"))(arguments)
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
     except InputError as error:
         _refuse(str(error))
     except DivergedError as error:
-        print(f"potstill: training failed: {printable(error)}", file=sys.stderr)
+        print(f"potstill: {command} failed: {printable(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
         print("potstill: stopped", file=sys.stderr)
@@ -77,6 +77,8 @@ def _call(command: str, arguments: list[str]) -> None:
     except OSError as error:
         _drop_output()
         _refuse(printable(reason(error) + (f": {error.filename}" if error.filename else "")))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _drop_output() -> None:

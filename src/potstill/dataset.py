@@ -5,8 +5,8 @@ Frames are kept once, as raw uint8; a stack is put together when it is drawn. 10
 
 import json
 import os
+import secrets
 import shutil
-import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from potstill.checkpoints import write_atomically
 from potstill.envs import Array, Envs
-from potstill.errors import InputError
+from potstill.errors import InputError, reason
 from potstill.files import open_regular, read_json
 from potstill.networks import Policy, num_logits
-from potstill.runs import is_alive
 
 
 class Batch(NamedTuple):
@@ -81,6 +80,12 @@ class Dataset:
         self._values[rows] = values.float().cpu().numpy()
         self.added += self.num_envs
 
+    def flush(self) -> None:
+        """Waits until what is mapped from files is on disk."""
+        for array in (self._frames, self._ages, self._logits, self._values):
+            if isinstance(array, np.memmap):
+                array.flush()
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` states uniformly at random, as positions for `batch`, (count,) int64.
 
@@ -135,30 +140,29 @@ def open_dataset(folder: Path, envs: Envs) -> Dataset:
         raise InputError(f"{folder} is not a data set, or not a whole one: {error}") from error
 
 
-def discard_unfinished(root: Path) -> None:
-    """Removes the data sets in `root` whose writers, on this machine, were killed."""
-    for folder in root.glob(f".*.{socket.gethostname()}-*.tmp"):
-        pid = folder.name.removesuffix(".tmp").rpartition("-")[2]
-        if pid.isdecimal() and not is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 class DatasetWriter:
-    """Makes a data set in a folder that appears only when it is whole."""
+    """Makes a data set in a folder that appears only when it is whole.
+
+    Raises:
+        InputError: there is no room for it, or it may not be written there; nothing is left behind.
+    """
 
     def __init__(self, folder: Path, envs: Envs, states: int, description: dict[str, Any]) -> None:
         self._folder = folder
-        self._unfinished = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-        self._unfinished.mkdir(parents=True)
+        self._unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
         try:
+            self._unfinished.mkdir(parents=True)
             self.dataset = Dataset(envs, states, self._unfinished)
-        except BaseException:
+        except BaseException as error:
             self.discard()
+            if isinstance(error, OSError):
+                raise InputError(f"cannot record {states:,} states in {folder}: {reason(error)}") from error
             raise
         self._description = description | {"num_envs": envs.num_envs, "states": self.dataset.capacity}
 
     def finish(self) -> None:
         """Puts the folder in its place; another process's finished one is as good and stays."""
+        self.dataset.flush()
         write_atomically(self._unfinished / "dataset.json", json.dumps(self._description, indent=1).encode())
         try:
             self._unfinished.rename(self._folder)

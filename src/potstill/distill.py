@@ -7,7 +7,7 @@ into the teacher's play); Czarnecki et al. 2019, "Distilling Policy Distillation
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potstill.collect import Inputs, collect
 from potstill.dataset import Batch, Dataset
-from potstill.envs import Array, Envs
+from potstill.envs import Array, Envs, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import OBJECTIVES, value_mse
@@ -78,11 +78,9 @@ class DistillConfig:
         for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
-        for name in ("seed", "value_coefficient"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
-        if self.seed >= 1 << 63:
-            raise InputError(f"seed must be below 2**63, not {self.seed}")
+        check_seed(self.seed)
+        if not 0 <= self.value_coefficient < math.inf:
+            raise InputError(f"value-coefficient must not be negative, but is {self.value_coefficient}")
         if self.objective not in OBJECTIVES:
             raise InputError(f"no objective is called {self.objective!r}; known: {', '.join(OBJECTIVES)}")
         if not 0 <= self.noise <= 1 or not 0 <= self.beta_until <= 1:
@@ -174,11 +172,12 @@ def distill(
     """Student-led or mixed: plays, asks the teacher, learns. `state` is current whenever it yields.
 
     Args:
-        replayed: the environments' state of a run that goes on; its games are played again to fill the buffer.
+        replayed: the environments' state of a run that goes on; its games are played again to fill the buffer, with
+            yields too, without metrics, of the steps played again.
         every: vector steps between two yields.
 
     Raises:
-        DivergedError: the loss is no longer a finite number.
+        DivergedError: the loss, or a weight, is no longer a finite number.
     """
     dtype = resolve_precision(config.precision, state.student.mean.device)
     inputs = Inputs(state.student, dtype)
@@ -187,7 +186,7 @@ def distill(
         Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
     )
     learner = _Learner(config, state)
-    observations = _begin(config, teacher, envs, inputs, buffer, replayed)
+    observations = yield from _begin(config, state, teacher, envs, inputs, buffer, replayed, every)
     logits, values = torch.empty(0), torch.empty(0)
 
     @torch.no_grad()
@@ -221,6 +220,7 @@ def distill(
         state.recent.extend(episode.score for episode in transition.step.episodes)
         if state.vector_steps % every == 0 or state.vector_steps == config.vector_steps:
             score = float(np.mean(state.recent)) if state.recent else math.nan
+            learner.check_weights()
             yield Progress(state.vector_steps * config.num_envs, score, state.games, learner.metrics())
         if state.vector_steps >= config.vector_steps:
             return
@@ -234,6 +234,7 @@ def distill_from(config: DistillConfig, state: DistillState, data: Dataset, ever
         learner.learn(data.batch(data.draw(config.batch_size, state.generator), state.student, dtype))
         if state.gradient_steps % every == 0 or state.gradient_steps == config.gradient_steps:
             done = state.gradient_steps / config.gradient_steps
+            learner.check_weights()
             yield Progress(round(done * config.total_timesteps), math.nan, 0, learner.metrics())
 
 
@@ -324,6 +325,13 @@ class _Learner:
         self._sums["learning_rate"] = rate
         self._steps += 1
 
+    def check_weights(self) -> None:
+        """Raises DivergedError where the last step left a weight that is not finite, which must not be saved."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.state.student.parameters()):
+            raise DivergedError(
+                f"a weight is no longer finite after gradient step {self.state.gradient_steps}: lower --learning-rate"
+            )
+
     def metrics(self) -> dict[str, float]:
         """Means since the last call, and the rate as it stands."""
         rate = self._sums.pop("learning_rate", math.nan)
@@ -338,12 +346,14 @@ def _buffered(config: DistillConfig) -> bool:
 
 def _begin(
     config: DistillConfig,
+    state: DistillState,
     teacher: Policy,
     envs: Envs,
     inputs: Inputs,
     buffer: Dataset | None,
     replayed: tuple[int, Array] | None,
-) -> Array:
+    every: int,
+) -> Generator[Progress, None, Array]:
     """Starts the games, or plays those of an interrupted run again; returns the observations to go on from."""
     if replayed is None:
         return envs.reset(config.seed)
@@ -352,5 +362,7 @@ def _begin(
     for at, observations in enumerate(envs.replay(seed, log)):
         if buffer is not None and at < len(log):
             buffer.add(observations, envs.ages, *ask(teacher, inputs.first(observations)))
+        if at and at % every == 0:
+            yield Progress(at * config.num_envs, math.nan, state.games, {})
     assert observations is not None
     return observations

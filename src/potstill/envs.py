@@ -14,7 +14,7 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from tyro.conf import Fixed
 
-from potstill.errors import InputError
+from potstill.errors import DivergedError, InputError
 
 Array = NDArray[Any]
 
@@ -174,8 +174,7 @@ class Envs:
     def reset(self, seed: int) -> Array:
         """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations."""
         observations: Array
-        if seed < 0:
-            raise InputError(f"the seed must not be negative, not {seed}")
+        check_seed(seed)
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs) & 0x7FFFFFFF
         if self.config.atari:
             observations, _ = self._venv.reset(seed=seeds.astype(np.int64))  # type: ignore[arg-type]  # ALE takes arrays
@@ -197,11 +196,17 @@ class Envs:
         Args:
             actions: (N,) ints in [0, num_actions), indices into `config.actions`; or (N, d) numbers in units of half
                 the range of each action, -1 and 1 its bounds, clipped to them here.
+
+        Raises:
+            DivergedError: the task returned a reward or an observation that is not finite.
         """
         actions = actions.astype(np.uint8 if self.bounds is None else np.float32)
         self._log.append(actions)
         observations, rewards, terminated, truncated, info = self._venv.step(self.own_actions(actions))
         rewards = np.asarray(rewards, dtype=np.float32)
+        self._check_finite(rewards, "a reward")
+        if not self.config.atari:
+            self._check_finite(observations, "an observation")
         ended = np.flatnonzero(terminated | truncated)
         self._ages += 1
         self._won += np.maximum(rewards, 0.0)
@@ -239,6 +244,14 @@ class Envs:
     def close(self) -> None:
         self._venv.close()
 
+    def _check_finite(self, values: Array, what: str) -> None:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            at = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+            raise DivergedError(
+                f"{self.config.id} returned {what} that is not finite ({values[at]}) in environment {at[0]},"
+                f" {self._ages[at[0]] + 1} steps into its game"
+            )
+
     def _finish(self, row: int, truncated: bool) -> Episode:
         won, lost = float(self._won[row]), float(self._lost[row])
         episode = Episode(row, won - lost, int(self._ages[row]), won, lost, truncated, self._crc[row])
@@ -262,6 +275,14 @@ class Envs:
         if self._fingerprint:
             newest = observations[:, -1] if self.config.atari else observations
             self._crc = [zlib.crc32(np.ascontiguousarray(newest[i]).data, crc) for i, crc in enumerate(self._crc)]
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that the random generators do not take."""
+    if seed < 0:
+        raise InputError(f"seed must not be negative, but is {seed}")
+    if seed >= 2**63:
+        raise InputError(f"seed must be below 2^63, not {seed}")
 
 
 def with_sticky(config: EnvConfig, sticky: float | None) -> EnvConfig:

@@ -15,7 +15,7 @@ class InputError(Exception):
 
 
 class DivergedError(Exception):
-    """Training left the finite numbers. Says at which step and why; what was saved before stands."""
+    """Something is no longer a finite number. Says where and why; what was saved before stands."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -12,11 +12,12 @@ from scipy import special
 from torch import Tensor
 
 from potstill.collect import Inputs, collect
-from potstill.envs import EnvConfig, Envs, Episode
+from potstill.envs import EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
 from potstill.networks import Policy
 
 Actions = Literal["greedy", "sampled"]
+SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def play(
     start: Start | None = None,
     threads: int = 1,
 ) -> Iterator[Evaluation]:
-    """Plays whole games, the same number in each environment so that short games are not over-represented.
+    """Plays whole games, in each environment a number fixed in advance so that short games are not over-represented.
 
     Yields:
-        The evaluation so far, after each game; the last one is complete.
+        The evaluation so far, after each game and, as a sign of life, every `SIGN_EVERY` steps; the last is complete.
 
     Raises:
         InputError: the policy does not fit the environment.
@@ -95,14 +96,18 @@ def play(
     if episodes < 1:
         raise InputError(f"episodes must be at least 1, not {episodes}")
     start = start or Start()
+    check_seed(seed)
     num_envs = max(n for n in range(1, min(episodes, 32) + 1) if episodes % n == 0)
+    if num_envs == 1:  # a prime number above 32, or of such factors: the first environments play one more game
+        num_envs = min(episodes, 32)
+    left = np.full(num_envs, episodes // num_envs)
+    left[: episodes % num_envs] += 1
     envs = Envs(env, num_envs, threads=threads, fingerprint=True)
     check_fit(policy, envs)
     if start.policy is not None:
         check_fit(start.policy, envs)
     generator, kind = torch.Generator().manual_seed(seed), policy.distribution
     evaluation = Evaluation(env, actions, seed, start.steps)
-    played = [0] * num_envs
     observations = envs.reset(seed)
 
     def act(ready: Tensor) -> Tensor:
@@ -118,15 +123,17 @@ def play(
         return chosen
 
     try:
-        for transition in collect(envs, Inputs(policy), observations, act):
+        for step, transition in enumerate(collect(envs, Inputs(policy), observations, act), start=1):
             observations = transition.step.observations
             for episode in transition.step.episodes:
-                if played[episode.row] < episodes // num_envs:
-                    played[episode.row] += 1
+                if left[episode.row]:
+                    left[episode.row] -= 1
                     evaluation.episodes.append(episode)
                     yield evaluation
-            if len(evaluation.episodes) == episodes:
+            if not left.any():
                 return
+            if step % SIGN_EVERY == 0:
+                yield evaluation
     finally:
         envs.close()
 

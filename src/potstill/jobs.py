@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
-from potstill.dataset import Dataset, DatasetWriter, discard_unfinished, open_dataset
+from potstill.dataset import Dataset, DatasetWriter, open_dataset
 from potstill.envs import Array, EnvConfig, Envs, with_sticky
-from potstill.errors import DivergedError, InputError, Terminated
+from potstill.errors import DivergedError, InputError, Terminated, reason
 from potstill.interop.sb3 import load_sb3
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, recorded_result, save_policy
-from potstill.runs import Run, arm_of, config_hash, stop_on_signals
+from potstill.runs import InUseError, Run, arm_of, config_hash, hold, stop_on_signals, sweep, touch
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ def execute(
     run = replace(run, config=run.config | {f"{role}_here": str(path) for role, path in (origins or {}).items()})
     with run.lock():
         if run.status == "done":
+            run.resume_path.unlink(missing_ok=True)  # of a process that was killed as it finished
             raise InputError(f"{run.path} is finished: its result is in result.json")
         run.result_path.unlink(missing_ok=True)  # of an attempt that failed
         try:
@@ -196,7 +197,9 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
             resume.unpack(state, tensors, document)
             seconds = document["seconds"]
             if state.update < config.updates:
-                observations = resume.replay(envs, tensors, document, machine.quiet)
+                for shown in resume.replay(envs, tensors, document, machine.quiet):
+                    observations = shown
+                    run.touch_lock()
         steps = ppo.train(config, state, envs, observations, policies.get("teacher"))
         total, done = config.updates * config.batch_size, state.update * config.batch_size
         title = f"train {config.env.id} {config.network.width}"
@@ -271,7 +274,7 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
 
 
 def _drive(
-    run: Run, machine: Machine, steps: Iterator[Any], done: int, total: int, title: str, seconds: float, pack: Any
+    run: Run, machine: Machine, steps: Iterator[_Progress], done: int, total: int, title: str, seconds: float, pack: Any
 ) -> float:
     """Runs a training loop to its end: metrics, progress, saves, signals. Returns the seconds it has taken in all."""
     began = time.perf_counter() - seconds
@@ -280,9 +283,15 @@ def _drive(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         bar = stack.enter_context(telemetry.Progress(title, total, done, machine.quiet))
-        outputs: list[telemetry.Sink] = [stack.enter_context(telemetry.Metrics(run.metrics_path))]
-        outputs += [stack.enter_context(closing(s)) for s in telemetry.sinks(machine.track, run.path, run.config, done)]
-        for progress in steps:
+        metrics = stack.enter_context(telemetry.Metrics(run.metrics_path))
+        others = telemetry.sinks(machine.track, run.path, run.config, done)
+        outputs: list[telemetry.Sink] = [metrics, *(stack.enter_context(closing(sink)) for sink in others)]
+        for progress in _naming_the_step(steps, done):
+            if progress.step <= done and not progress.metrics:  # played again, to go on from there
+                run.touch_lock()
+                if stop.requested:
+                    raise Interrupted(run, stop.requested)
+                continue
             elapsed = time.perf_counter() - began
             record = {"step": progress.step, "seconds": elapsed, "score": progress.score, "games": progress.games}
             for output in outputs:
@@ -291,12 +300,23 @@ def _drive(
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
             if stop.requested or time.perf_counter() - saved > machine.save_every or progress.step >= total:
                 run.touch_lock()
+                metrics.sync()
                 tensors, document = pack()
                 checkpoints.save(run.resume_path, tensors, document | {"kind": "resume", "seconds": elapsed})
                 saved = time.perf_counter()
             if stop.requested:
                 raise Interrupted(run, stop.requested)
     return time.perf_counter() - began
+
+
+def _naming_the_step(steps: Iterator[_Progress], done: int) -> Iterator[_Progress]:
+    """The same, where an error says how far it came."""
+    try:
+        for progress in steps:
+            yield progress
+            done = progress.step
+    except DivergedError as error:
+        raise DivergedError(f"after {done:,} agent steps: {error}") from error
 
 
 def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedPolicy | None) -> dict[str, Any]:
@@ -400,18 +420,35 @@ def _teacher_data(
         "seed": seed,
     }
     folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
-    discard_unfinished(root)
-    if not folder.exists():
-        writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
+    lock = root / f".{folder.name}.lock"
+    said = machine.quiet
+    while not folder.exists():
         try:
-            with telemetry.Progress(f"record {teacher.env.id}", states, quiet=machine.quiet) as bar:
-                for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
-                    bar.update(progress.step)
-                    run.touch_lock()
-            writer.finish()
-        except BaseException:
-            writer.discard()
-            raise
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {root}: {reason(error)}") from error
+        try:
+            with hold(lock):
+                if folder.exists():
+                    break
+                sweep(root, folder.name)
+                writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
+                try:
+                    with telemetry.Progress(f"record {teacher.env.id}", states, quiet=machine.quiet) as bar:
+                        for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
+                            bar.update(progress.step)
+                            run.touch_lock()
+                            touch(lock)
+                    writer.finish()
+                except BaseException:
+                    writer.discard()
+                    raise
+        except InUseError:  # another student's run records it: wait, and take over if that one dies
+            if not said:
+                print(f"potstill: another run records {folder}: waiting for it", file=sys.stderr)
+                said = True
+            run.touch_lock()
+            time.sleep(0.2)
     return open_dataset(folder, envs)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from potstill.checkpoints import load, save, verify_probe
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
-from potstill.files import read_json
 from potstill.networks import NetworkConfig, Policy
+from potstill.runs import read_document
 
 MAX_PROBES = 256  # observations: a policy's activations take many times their memory
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
     if loaded.path.name != "policy.safetensors" or not result.exists():
         return None
     try:
-        record = {"ci95": None, "point_win_rate": None, "episodes": None} | read_json(result)
+        record = {"ci95": None, "point_win_rate": None, "episodes": None} | read_document(result)
     except InputError:
         return None
     interval = record["ci95"] if record["ci95"] is not None else [0, 0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.collect import Inputs, collect, input_statistics
-from potstill.envs import PRESETS, Array, EnvConfig, Envs
+from potstill.envs import PRESETS, Array, EnvConfig, Envs, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 
@@ -93,9 +93,8 @@ class PPOConfig:
         for name in ("learning_rate", "max_learning_rate", "target_kl", "clip", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
-        if self.seed >= 1 << 63:
-            raise InputError(f"seed must be below 2**63, not {self.seed}")
-        for name in ("seed", "entropy", "value_coefficient", "normalise_inputs", "teacher_coefficient"):
+        check_seed(self.seed)
+        for name in ("entropy", "value_coefficient", "normalise_inputs", "teacher_coefficient"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must not be negative, but is {getattr(self, name)}")
         for name in ("anneal_from", "anneal_teacher_from", "average_over"):

@@ -16,8 +16,8 @@ from potstill import telemetry
 from potstill.analysis.scaling import Convergence, convergence
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
-from potstill.files import read_bytes, read_json
-from potstill.runs import Run, arm_of, method_of
+from potstill.files import read_bytes
+from potstill.runs import Run, arm_of, method_of, read_document
 
 COLUMNS = {
     "run": "directory name",
@@ -129,7 +129,11 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     records = [] if _is_run(folder) else sorted(folder.glob("*.json"))
     if records:
         return [_read_record(path) for path in records if path.name != "study.json"]
-    places = [folder] if _is_run(folder) else sorted(path for path in folder.iterdir() if _is_run(path))
+    places = (
+        [folder]
+        if _is_run(folder)
+        else sorted(path for path in folder.iterdir() if path.name[0] != "." and _is_run(path))
+    )
     if not places:
         raise InputError(f"{folder} holds no runs: no record, and no directory with a config.json or a result.json")
     return [_read_run(path) for path in places]
@@ -259,7 +263,7 @@ def _planned(document: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    return _checked(read_json(path), path)
+    return _checked(read_document(path), path)
 
 
 def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:

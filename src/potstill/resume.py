@@ -1,6 +1,7 @@
 """The state of an unfinished run: packed into tensors and JSON, and unpacked so that it goes on as if never stopped."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -122,13 +123,10 @@ def past(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any]) -> tu
     return seed, log.numpy()
 
 
-def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Array:
-    """Plays the games so far again; returns the observations that the run goes on from."""
+def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Iterator[Array]:
+    """Plays the games so far again; yields the observations before each step, and last those to go on from."""
     seed, log = past(envs, tensors, document)
-    steps = envs.replay(seed, log)
-    observations: Array = next(steps)
     with telemetry.Progress("play the games so far again", len(log) * envs.num_envs, quiet=quiet) as bar:
-        for step in range(1, len(log) + 1):
-            observations = next(steps)
+        for step, observations in enumerate(envs.replay(seed, log)):
             bar.update(step * envs.num_envs)
-    return observations
+            yield observations

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -12,18 +14,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from potstill.checkpoints import write_atomically
+from potstill.checkpoints import check_format, sync_folder, write_atomically
 from potstill.errors import InputError, reason
 from potstill.files import CAREFUL, parse_json, read_bytes, read_json
 
 Status = Literal["new", "running", "interrupted", "failed", "done"]
 LOCK_LIMIT = 1 << 16  # bytes that are read of a lock: ours have some hundred
+FORMAT_VERSION = 1  # of config.json and result.json, whose "format" it is; the first ones did not say so
 GRACE = 600.0  # seconds without a sign of life after which a lock of another host is stale
 WRITING = 20.0  # seconds after which a lock that does not say whose it is will not say it any more
+
+
+class InUseError(InputError):
+    """A live process holds the lock."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +43,34 @@ class Run:
 
     @classmethod
     def create(cls, out: Path, config: dict[str, Any]) -> "Run":
-        """A new directory `out`, parents included, that holds config.json and nothing else.
+        """A new directory `out`, parents included, that holds config.json and nothing else. It appears whole.
 
         Raises:
             InputError: `out` exists, whatever it is, or cannot be made.
             ValueError, TypeError: the config is not strict JSON; nothing was made.
         """
         out, data = Path(out), _to_json(config)
+        if os.path.lexists(out):
+            raise InputError(f"{out} exists: {_way_on(out)}")
+        unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.mkdir()
-        except OSError as error:
-            if os.path.lexists(out):
+            sweep(out.parent, out.name)
+            unfinished.mkdir()
+            with open(unfinished / "config.json", "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.rename(out)
+        except BaseException as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
+            if os.path.lexists(out):  # another process was quicker
                 raise InputError(f"{out} exists: {_way_on(out)}") from error
             raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
-        try:
-            write_atomically(out / "config.json", data)
-        except BaseException:
-            with suppress(OSError):
-                out.rmdir()
-            raise
-        return cls(out, json.loads(data))  # as `open` reads it: tuples are lists in both
+        sync_folder(out.parent)
+        return cls.open(out)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -66,7 +81,9 @@ class Run:
             raise InputError(f"{path} {what}")
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is not a run directory: it has no config.json")
-        return cls(path, read_json(path / "config.json"))
+        config = read_document(path / "config.json")
+        config.pop("format", None)
+        return cls(path, config)
 
     @property
     def policy_path(self) -> Path:
@@ -92,51 +109,30 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """Where the run is in its life, from its files alone. Raises InputError if result.json is damaged."""
+        """Where the run is in its life, from its files alone. Raises InputError if result.json cannot be read."""
         if self.result_path.exists():
-            status = read_json(self.result_path).get("status")
+            status = read_document(self.result_path).get("status")
             if status not in ("done", "failed"):
                 raise InputError(f"{self.result_path} has status {status!r}: should be 'done' or 'failed'")
             return "done" if status == "done" else "failed"
-        with suppress(FileNotFoundError, InputError):  # there is none, or another process removes it just now
-            if _is_held(_lock_text(self.lock_path), self.lock_path.stat().st_mtime, GRACE):
-                return "running"
+        if _holder(self.lock_path) is not None:
+            return "running"
         return "interrupted" if self.resume_path.exists() else "new"
 
     @contextmanager
     def lock(self, grace: float = GRACE) -> Iterator[None]:
-        """Hold run.lock, so that no second process writes into this directory.
-
-        The lock of a dead process on this host is taken over at once; that of another host, where we cannot look, after
-        `grace` seconds without a `touch_lock`. Temporary files that it left are removed.
+        """`hold` run.lock, so that no second process writes into this directory; sweeps what a dead one left half made.
 
         Raises:
-            InputError: a live process holds it (named by pid and host), or the file cannot be written.
+            InputError: as `hold`.
         """
-        mine = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "born": _born(os.getpid()),
-        }
-        try:
-            while not _try_lock(self.lock_path, mine, grace):
-                pass
-        except OSError as error:
-            raise InputError(f"cannot lock {self.path}: {reason(error)}") from error
-        sweep(self.path)
-        try:
+        with hold(self.lock_path, grace):
+            sweep(self.path)
             yield
-        finally:
-            with suppress(OSError):
-                if self._holds_lock():
-                    self.lock_path.unlink()
 
     def touch_lock(self) -> None:
-        """A sign of life, to be given at each checkpoint. Raises InputError if the lock is no longer this process's."""
-        if not self._holds_lock():
-            raise InputError(f"{self.path} was taken over by another process: this one stops and leaves it alone")
-        os.utime(self.lock_path)
+        """`touch` run.lock: a sign of life, to be given at each checkpoint."""
+        touch(self.lock_path)
 
     def write_result(self, record: dict[str, Any]) -> None:
         """Write result.json atomically: the run is over, as `record["status"]` ("done" or "failed") says.
@@ -149,20 +145,98 @@ class Run:
             raise ValueError(f"status must be 'done' or 'failed', not {record.get('status')!r}")
         write_atomically(self.result_path, _to_json(record))
 
-    def _holds_lock(self) -> bool:
-        try:
-            holder = _parse_holder(_lock_text(self.lock_path))
-        except InputError:
-            return False
-        return holder is not None and (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[Run]:
+    """Holds the lock of a folder of runs. The folder is made where it is missing, and gone again if it stays empty.
+
+    Raises:
+        InputError: it cannot be made, or another process works there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {reason(error)}; choose another --out") from error
+    run = Run(folder, {})
+    try:
+        with run.lock():
+            yield run
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
-def sweep(folder: Path) -> None:
-    """Removes what killed processes left half written in `folder`; nobody may be writing there."""
-    for stray in folder.glob(".*.tmp"):
-        if stray.is_file():
-            with suppress(OSError):  # in nobody's way where it may not be removed
+@contextmanager
+def hold(path: Path, grace: float = GRACE) -> Iterator[None]:
+    """Hold the lock file at `path`.
+
+    The lock of a dead process on this host is taken over at once; that of another host, where we cannot look, after
+    `grace` seconds without a `touch`.
+
+    Raises:
+        InUseError: a live process holds it (named by pid and host).
+        InputError: the file cannot be written.
+    """
+    mine = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "born": _born(os.getpid()),
+    }
+    try:
+        while not _try_lock(path, mine, grace):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot lock {path.parent}: {reason(error)}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if _is_mine(path):
+                path.unlink()
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes left half made in `folder`: of the file or directory `name`, or all there is."""
+    for stray in folder.glob(".*.tmp" if name is None else f".{escape(name)}.{'[0-9a-f]' * 8}.tmp"):
+        if stray.is_dir() and not stray.is_symlink():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            with suppress(OSError):
                 stray.unlink()
+
+
+def touch(path: Path) -> None:
+    """A sign of life of the process that holds the lock at `path`. Raises InputError if that is not this process."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} has vanished: this process stops, and what was there is lost")
+    if not _is_mine(path):
+        raise InputError(f"{path.parent} was taken over by another process: this one stops and leaves it alone")
+    os.utime(path)
+
+
+def _is_mine(path: Path) -> bool:
+    try:
+        holder = _parse_holder(_lock_text(path))
+    except InputError:
+        return False
+    return holder is not None and (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+
+
+def _holder(path: Path) -> str | None:
+    """Who holds the lock at `path`, in words; None where no live process does."""
+    try:
+        text = _lock_text(path)
+        if not _is_held(text, path.stat().st_mtime, GRACE):
+            return None
+    except (FileNotFoundError, InputError):  # there is none, or another process removes it just now
+        return None
+    holder = _parse_holder(text)
+    return "a process" if holder is None else _words(holder)
+
+
+def _words(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']} (since {holder['started']})"
 
 
 def next_directory(root: Path, stem: str) -> Path:
@@ -251,17 +325,33 @@ def _way_on(out: Path) -> str:
     """What to do about an existing `out`."""
     with suppress(InputError):
         run = Run.open(out)
+        if (holder := _holder(run.lock_path)) is not None:
+            return f"it is in use by {holder}; choose another --out"
         if run.resume_path.exists() and run.status != "done":
             return f"choose another --out, or continue it with --resume {out}"
     return "choose another --out"
 
 
 def _to_json(document: dict[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps({"format": FORMAT_VERSION} | document, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _lock_text(path: Path) -> str:
     return read_bytes(path, LOCK_LIMIT).decode(errors="replace")
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A config.json, a result.json or a study's record.
+
+    Raises:
+        InputError: as `files.read_json`, or it is of a format this version does not know.
+    """
+    document = read_json(path)
+    version = document.get("format", 1)
+    if type(version) is not int:
+        raise InputError(f"{path} is damaged: its format is {version!r}, not a number")
+    check_format(path, version, FORMAT_VERSION)
+    return document
 
 
 def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
@@ -289,16 +379,12 @@ def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
         if (text or not fresh) and _is_held(text, os.fstat(file.fileno()).st_mtime, grace):
             holder = _parse_holder(text)
             if holder is None:
-                raise InputError(
+                raise InUseError(
                     f"{path.parent} is being locked by another process: try again, or choose another --out"
                 )
-            raise InputError(
-                f"{path.parent} is in use by process {holder['pid']} on {holder['host']} (since {holder['started']}): "
-                f"wait for it, or choose another --out"
-            )
+            raise InUseError(f"{path.parent} is in use by {_words(holder)}: wait for it, or choose another --out")
         file.seek(0)
-        file.truncate()
-        file.write(json.dumps(mine))
+        file.write(json.dumps(mine).ljust(len(text)))  # in one call: a killed process leaves no half a lock
         try:
             file.flush()
         except OSError:

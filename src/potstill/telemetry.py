@@ -61,6 +61,13 @@ class Metrics:
         except OSError as error:
             raise self._failure(error) from error
 
+    def sync(self) -> None:
+        """Wait until all lines are on disk: a resume state that counts on them is about to be saved."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
+
     def close(self) -> None:
         self._file.close()
 

@@ -56,7 +56,7 @@ def train(arguments: Sequence[str]) -> None:
     config = replace(config, network=network) if network is not None else config
     options = parse(_Train, arguments, "train", _Train(env=name, config=config))
     if options.resume is not None:
-        run = Run.open(options.resume)
+        run = _resumed(options.resume, options.out)
     else:
         out = options.out or next_directory(Path(f"{name.replace('/', '-')}_run"), f"seed-{options.config.seed}")
         run = new_training(options.config, out, options.machine, options.teacher, options.start_from)
@@ -83,7 +83,7 @@ def distill(arguments: Sequence[str]) -> None:
     """`potstill distill`."""
     options = parse(_Distill, arguments, "distill", _Distill())
     if options.resume is not None:
-        run = Run.open(options.resume)
+        run = _resumed(options.resume, options.out)
     elif options.teacher is None:
         raise InputError(
             "name the teacher: a run directory, an expert directory such as experts/pong/seed-0, or a checkpoint"
@@ -140,6 +140,12 @@ def compress(arguments: Sequence[str]) -> None:
     print(claim(record))
     print(out / "report.html")
     sys.exit(0 if record["reached"] else 1)
+
+
+def _resumed(path: Path, out: Path | None) -> Run:
+    if out is not None:
+        raise InputError("--resume goes on in the run's own directory, --out names a new one: leave one of them out")
+    return Run.open(path)
 
 
 def _run(run: Run, machine: Machine, data_root: Path | None = None) -> None:

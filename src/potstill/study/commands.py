@@ -19,7 +19,7 @@ from potstill.jobs import Machine
 from potstill.options import describe_value, parse, peek
 from potstill.report import figures
 from potstill.results import curves_table, episodes_table, runs_table, write_tables
-from potstill.runs import next_directory
+from potstill.runs import next_directory, working_in
 from potstill.study import records, tune
 from potstill.study.execute import StudyInterrupted, execute
 from potstill.study.grid import Grid
@@ -46,9 +46,10 @@ def compare(arguments: Sequence[str]) -> None:
     cells = options.grid.cells()
     failed = {}
     try:
-        for ended in execute(cells, out, options.machine, workers=options.workers):
-            if ended.error is not None:
-                failed[ended.cell.name] = ended.error
+        with working_in(out) as folder:
+            for ended in execute(cells, out, options.machine, workers=options.workers, study=folder):
+                if ended.error is not None:
+                    failed[ended.cell.name] = ended.error
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)

@@ -121,7 +121,9 @@ def execute(
                         over[cell.name] = f"{cell.start_from.name}, which it begins with, failed"
                         yield Ended(cell, None, over[cell.name])
                         continue
-                    run = runs.get(cell.name) or open_or_create(cell, folder, single)
+                    run = runs.get(cell.name)
+                    if run is None or not run.path.exists():
+                        run = open_or_create(cell, folder, single)
                     runs[cell.name] = run
                     if run.status == "running" and time.monotonic() - began < patience:
                         continue

@@ -10,13 +10,13 @@ from typing import Any
 from potstill import __version__, evaluation
 from potstill.checkpoints import write_atomically
 from potstill.envs import Envs, find_env
-from potstill.errors import InputError, reason
+from potstill.errors import InputError
 from potstill.files import read_json
 from potstill.jobs import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result
 from potstill.results import as_record, read_runs
-from potstill.runs import Run
+from potstill.runs import FORMAT_VERSION, Run, read_document, working_in
 from potstill.study.execute import Ended, execute, identity, taught_by
 from potstill.study.plan import Cell, Plan
 
@@ -39,16 +39,11 @@ def run_study(plan: Plan, out: Path, machine: Machine, **options: Any) -> Iterat
         StudyInterrupted: as `execute`.
     """
     cells = plan.cells()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
     machine = replace(machine, evaluate=plan.evaluation.episodes, starts=plan.evaluation.starts)
-    folder = Run(out, {})  # for its lock alone
-    with folder.lock():
+    with working_in(out) as folder:
         done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
         document = {"name": plan.name, "plan": plan.text, "potstill": __version__, "planned": len(cells)}
-        document["random_score"] = _random_score(plan, out, machine)
+        document["random_score"] = _random_score(plan, out, machine, folder)
         write_atomically(out / "study.json", _json(document))
         for ended in execute(
             cells,
@@ -109,6 +104,7 @@ def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"run": cell.name}
     if run is not None:
         record = as_record(run.path)
+    record["format"] = FORMAT_VERSION
     record |= {"status": "done" if ended.error is None else "failed", "error": ended.error}
     record["identity"] = identity(cell, {})
     teacher = taught_by(cell)
@@ -117,12 +113,12 @@ def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
         theirs = recorded_result(load_policy(teacher)) or {}
         record |= {f"teacher_{cost}": theirs.get(cost) for cost in _COSTS}
     if cell.start_from is not None and (runs / cell.start_from.name / "result.json").is_file():
-        before = read_json(runs / cell.start_from.name / "result.json")
+        before = read_document(runs / cell.start_from.name / "result.json")
         record |= {f"initial_{cost}": before.get(cost) for cost in _COSTS}
     return record
 
 
-def _random_score(plan: Plan, out: Path, machine: Machine) -> float:
+def _random_score(plan: Plan, out: Path, machine: Machine, folder: Run) -> float:
     """Mean score of a uniformly random policy over 32 games, measured once per study."""
     with suppress(InputError, KeyError, ValueError, TypeError):
         return float(read_json(out / "study.json")["random_score"])
@@ -130,7 +126,9 @@ def _random_score(plan: Plan, out: Path, machine: Machine) -> float:
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions, envs.continuous)
     start = evaluation.Start(steps=1 << 40)  # it never takes over
-    *_, last = evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=machine.cores)
+    for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=machine.cores):
+        last = so_far
+        folder.touch_lock()
     return float(last.summary()["mean"])
 
 

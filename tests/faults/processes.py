@@ -1,0 +1,175 @@
+"""Real processes to kill: forked from a server that has imported potstill once, so that each costs a moment."""
+
+import multiprocessing
+import os
+import pkgutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from potstill import checkpoints, runs, telemetry
+from potstill.cli import main
+from potstill.distill import DistillConfig
+from potstill.envs import PRESETS
+from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
+from potstill.networks import NetworkConfig
+from potstill.ppo import PPOConfig
+from potstill.runs import Run
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.study.commands", "torch._dynamo"])
+
+MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=0, save_every=0)
+OPTIONS = ["--device", "cpu", "--threads", "1", "--quiet", "--evaluate", "0", "--save-every", "0"]  # the same in words
+TRAIN = PPOConfig(
+    env=PRESETS["cartpole"],
+    network=NetworkConfig(width="1/2"),
+    total_timesteps=4 * 512,
+    num_envs=8,
+    num_steps=64,
+    minibatch_size=128,
+    learning_rate=2e-3,
+    normalise_inputs=160,
+    reseed_every=3 * 512,
+    precision="float32",
+)
+PONG = replace(TRAIN, env=PRESETS["pong"], network=NetworkConfig(width="1/32"), epochs=1, normalise_inputs=40)
+PONG = replace(PONG, num_envs=4, num_steps=128)  # an emulator takes its time to start
+STUDENT = DistillConfig(
+    network=NetworkConfig(width="1/8"),
+    total_timesteps=2_048,
+    num_envs=8,
+    batch_size=32,
+    warmup_steps=64,
+    updates_per_step=0.25,
+    precision="float32",
+)
+CONFIGS = {
+    "cartpole": TRAIN,
+    "pong": PONG,
+    "minatar": replace(TRAIN, env=PRESETS["minatar-breakout"], network=NetworkConfig(width="1/16")),
+    "ppd": replace(TRAIN, anneal_teacher_from=0.5),
+    "finetune": TRAIN,
+    "student": STUDENT,
+    "teacher": replace(STUDENT, lead="teacher", updates_per_step=1.0),
+    "mixed": replace(STUDENT, lead="mixed"),
+    "stepwise": replace(STUDENT, mode="stepwise", act="after", constant_learning_rate=True),
+}
+"""Runs of four lines of metrics each, a save after every one."""
+
+
+def new_run(name: str, teacher: Path, out: Path, **changes: object) -> Run:
+    """A run of CONFIGS with other settings here and there; `teacher` counts where it has one."""
+    config = replace(CONFIGS[name], **changes)
+    if isinstance(config, DistillConfig):
+        return new_distillation(config, teacher, out, MACHINE)
+    origins = {"ppd": {"teacher": teacher}, "finetune": {"initial": teacher}}
+    return new_training(config, out, MACHINE, **origins.get(name, {}))
+
+
+def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
+    """What must not depend on how often a run was stopped: the policy's bits, and all metrics but the clock."""
+    tensors, _ = checkpoints.load(run.policy_path)
+    records = telemetry.read(run.metrics_path)
+    assert all(record.pop("seconds") > 0 for record in records)
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Child:
+    """A process that calls `target(*words)`, with what it prints in a file."""
+
+    def __init__(self, target, *words, output: Path) -> None:
+        self.output = output
+        self.process: BaseProcess = _SERVER.Process(target=_call, args=(target, words, output), daemon=True)
+        self.process.start()
+        self.pid = self.process.pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Its exit code; minus the signal's number where one killed it."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s; it said: {self.said}")
+        return self.process.exitcode
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+
+def call(target, *words, output: Path) -> tuple[int, str]:
+    """Exit code and output of a `Child` that has ended."""
+    child = Child(target, *words, output=output)
+    return child.wait(), child.said
+
+
+def until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for is dead."""
+    return runs._born(pid) not in (None, 0)
+
+
+def potstill(*words: object) -> None:
+    """The command line, to be called in a child."""
+    main([str(word) for word in words])
+
+
+def go_on(path: Path, *blow) -> None:
+    """Does or goes on with a run, to be called in a child, `strike` at hand; exits as the command would."""
+    if blow:
+        strike(*blow)
+    try:
+        execute(Run.open(path), MACHINE)
+    except Interrupted as stop:
+        sys.exit(stop.code)
+
+
+def strike(where: str, count: int, number: int, after: bool = False) -> None:
+    """Makes this process's call number `count` of `where`, such as os.fsync, send it a signal: before or after."""
+    at(where, count, lambda: os.kill(os.getpid(), number), after)
+
+
+def at(where: str, count: int, do, after: bool = False, patch=setattr) -> None:
+    """Makes call number `count` of `where` `do` something first, or `after` its work; `patch` may be pytest's."""
+    place, _, name = where.rpartition(".")
+    owner, calls = pkgutil.resolve_name(place), 0
+    real = getattr(owner, name)
+
+    def struck(*words: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        now = calls == count
+        if now and not after:
+            do()
+        result = real(*words, **options)
+        if now and after:
+            do()
+        return result
+
+    patch(owner, name, struck)
+
+
+def _call(target, words: tuple[object, ...], output: Path) -> None:
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
+    target(*words)

@@ -1,0 +1,150 @@
+"""Two at once: one works, the other is refused with who holds it, or waits; the lock of the dead is taken over."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from processes import MACHINE, OPTIONS, Child, call, go_on, names, new_run, potstill, until
+
+from potstill import distill, evaluation, resume, runs
+from potstill.jobs import execute
+from potstill.runs import Run
+from potstill.study import records
+
+LINE = "potstill.telemetry.Metrics.write"
+ENDLESS = ["train", "--env", "cartpole", "--total-timesteps", "100000000", *OPTIONS]
+PLAN = """\
+env = "cartpole"
+widths = ["1/32"]
+seeds = [0]
+[arms.rl]
+"""
+
+
+def holder(child: Child) -> str:
+    return f"in use by process {child.pid} on {socket.gethostname()} (since "
+
+
+def locked_by(folder: Path) -> int:
+    return json.loads((folder / "run.lock").read_text())["pid"]
+
+
+def test_of_two_trainings_in_one_directory_one_works_and_the_other_is_told_who(tmp_path):
+    run = tmp_path / "run"
+    first = Child(potstill, *ENDLESS, "--out", run, output=tmp_path / "log")
+    until((run / "resume.safetensors").exists)
+    for words in ([*ENDLESS, "--out", run], ["train", "--resume", run, *OPTIONS]):
+        code, said = call(potstill, *words, output=tmp_path / "second")
+        assert code == 2
+        assert holder(first) in said.splitlines()[-1]
+    assert len((tmp_path / "second").read_text().splitlines()) == 2
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert (run / "run.lock").exists()
+    second = Child(potstill, "train", "--resume", run, *OPTIONS, output=tmp_path / "log")
+    until(lambda: locked_by(run) == second.pid)  # the lock of the dead
+    second.send(signal.SIGTERM)
+    assert second.wait() == 143
+
+
+def test_of_two_trainings_that_start_at_once_exactly_one_works(tmp_path):
+    words = ["train", "--env", "cartpole", "--total-timesteps", "512", *OPTIONS, "--out", tmp_path / "run"]
+    children = [Child(potstill, *words, output=tmp_path / f"log-{number}") for number in range(3)]
+    assert sorted(child.wait() for child in children) == [0, 2, 2]
+    assert Run.open(tmp_path / "run").status == "done"
+    assert names(tmp_path) == ["log-0", "log-1", "log-2", "run"]
+
+
+def run_study_that_waits(*words: object) -> None:
+    records.execute = lambda *_, **__: time.sleep(1000)
+    potstill("study", "run", *words)
+
+
+def test_of_two_studies_in_one_folder_one_works_and_the_other_is_told_who(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    words = [tmp_path / "plan.toml", "--out", tmp_path / "out", "--quiet"]
+    first = Child(run_study_that_waits, *words, output=tmp_path / "log")
+    until((tmp_path / "out" / "study.json").exists)
+    code, said = call(potstill, "study", "run", *words, output=tmp_path / "second")
+    assert (code, said.count("\n")) == (2, 1)
+    assert holder(first) in said
+    first.send(signal.SIGKILL)
+    first.wait()
+    third = Child(run_study_that_waits, *words, output=tmp_path / "log")
+    until(lambda: locked_by(tmp_path / "out") == third.pid)
+    third.send(signal.SIGTERM)
+    assert third.wait() == 143
+    assert not (tmp_path / "out" / "run.lock").exists()
+
+
+def test_of_two_comparisons_in_one_folder_the_second_is_refused(tmp_path, teacher):
+    with runs.working_in(tmp_path / "out"):
+        words = ["compare", "--teachers", teacher, "--out", tmp_path / "out", *OPTIONS]
+        code, said = call(potstill, *words, output=tmp_path / "log")
+    assert code == 2
+    assert f"{tmp_path / 'out'} is in use by process {os.getpid()} " in said
+    assert not (tmp_path / "out").exists()  # nothing came of it
+
+
+def record_slowly(path: Path) -> None:
+    real = distill.record
+
+    def slow(*words: object):
+        for progress in real(*words):
+            (path / "recording").touch()
+            time.sleep(1000)
+            yield progress
+
+    distill.record = slow
+    go_on(path)
+
+
+def test_of_two_students_that_want_the_same_data_one_records_and_the_other_waits_and_takes_over(teacher, tmp_path):
+    first, second = (new_run("teacher", teacher, tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    recording = Child(record_slowly, first.path, output=tmp_path / "first")
+    until((first.path / "recording").exists)
+    waiting = Child(go_on, second.path, output=tmp_path / "second")
+    until(second.lock_path.exists)
+    time.sleep(0.5)
+    assert len(names(tmp_path / "data")) == 2  # one recording and its lock
+    assert not second.metrics_path.exists()
+    recording.send(signal.SIGKILL)
+    recording.wait()
+    assert waiting.wait() == 0
+    data = names(tmp_path / "data")
+    assert len(data) == 1
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    assert call(go_on, first.path, output=tmp_path / "first")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
+@pytest.mark.parametrize(("name", "expected"), [("teacher", "record"), ("student", "distill"), ("cartpole", "replay")])
+def test_a_lock_gets_signs_of_life_whatever_a_run_does(name, expected, teacher, tmp_path, monkeypatch):
+    run = new_run(name, teacher, tmp_path / "run")
+    if name != "teacher":  # its games so far will be played again
+        assert call(go_on, run.path, LINE, 1, signal.SIGTERM, output=tmp_path / "log")[0] == 143
+    signs = Counter()
+
+    def watch(module, phase):
+        generator = getattr(module, phase)
+
+        def watched(*words, **options):
+            for progress in generator(*words, **options):
+                os.utime(run.lock_path, (0, 0))
+                yield progress
+                signs[phase] += run.lock_path.stat().st_mtime > 0
+
+        monkeypatch.setattr(module, phase, watched)
+
+    for module, phase in ((distill, "record"), (distill, "distill"), (resume, "replay"), (evaluation, "play")):
+        watch(module, phase)
+    execute(run, replace(MACHINE, evaluate=2))
+    # The last yield of each is followed by none. 4 of a recording; 1 again and 3 more lines; 65 steps of 8 games.
+    assert signs[expected] >= {"record": 3, "distill": 3, "replay": 64}[expected]
+    assert signs["play"] >= 2
