@@ -79,6 +79,25 @@ def test_earlier_inputs_are_left_alone():
 
 
 @TASKS
+def test_inputs_are_made_where_they_are_kept_and_later_ones_elsewhere(config):
+    envs, again = Envs(config, 2), Envs(config, 2)
+    inputs = Inputs(normalised_policy(envs))
+    whole = inputs.first(again.reset(0))
+    storage = torch.stack([torch.zeros_like(whole)] * 5)
+    if whole.dim() == 4 and whole.stride(1) == 1:  # channels last
+        storage = torch.zeros(5, 2, *whole.shape[2:], whole.shape[1]).permute(0, 1, 4, 2, 3)
+    kept = []
+    for transition in islice(collect(envs, inputs, envs.reset(0), randomly(envs), storage), 20):
+        kept.append(transition.ready)
+        assert torch.equal(transition.ready, whole)
+        whole = inputs.first(again.step(transition.actions.numpy()).observations)
+        assert torch.equal(transition.next_ready, whole)
+    assert [ready.data_ptr() for ready in kept[:5]] == [row.data_ptr() for row in storage]
+    assert torch.equal(storage, torch.stack(kept[:5]))
+    assert storage.data_ptr() not in [ready.data_ptr() for ready in kept[5:]]
+
+
+@TASKS
 def test_input_statistics_are_the_mean_and_deviation_of_random_play(config):
     mean, deviation = input_statistics(Envs(config, 4), 200, seed=3)
     envs, rng = Envs(config, 4), np.random.default_rng(3)

@@ -1,5 +1,7 @@
 import json
 import os
+import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -373,3 +375,16 @@ def test_threads_of_torch_follow_the_machine(teacher, tmp_path):
     torch.set_num_threads(2)
     execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_that_one_minibatch_frees_serves_the_next_without_a_page_fault():
+    MACHINE.settle()
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * 2**20)  # 64 MiB: 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages()
+    assert pages() < 1_000

@@ -1,6 +1,7 @@
 """Policy + environments -> transitions: the only loop that steps an environment."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -39,15 +40,18 @@ class Inputs:
         return self.policy.prepare(raw, self.dtype)
 
     @torch.no_grad()
-    def following(self, ready: Tensor, step: Step) -> Tensor:
-        """The inputs after `step`, given those before it."""
+    def following(self, ready: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+        """The inputs after `step`, given those before it; written to `out` where that is given."""
         if not self._stacked:
-            return self.first(step.observations)
+            whole = self.first(step.observations)
+            return whole if out is None else out.copy_(whole)
         policy = self.policy
         newest = torch.from_numpy(np.ascontiguousarray(step.observations[:, -1])).to(ready.device)
         newest = ((newest.float() - policy.mean) * policy.scale).clamp_(-policy.clip, policy.clip)
-        moved = torch.empty_like(ready)
-        moved[:, :-1] = ready[:, 1:]
+        moved = torch.empty_like(ready) if out is None else out
+        # Channels last: what moves every frame up by one is a plain copy from the second number on. The numbers it puts
+        # where the newest frame belongs, and the last of all, are written over.
+        _in_memory(moved)[:-1] = _in_memory(ready)[1:]
         moved[:, -1] = newest
         ended = np.flatnonzero(step.terminated | step.truncated)
         if ended.size:
@@ -55,18 +59,32 @@ class Inputs:
         return moved
 
 
-def collect(envs: Envs, inputs: Inputs, observations: Array, act: Callable[[Tensor], Tensor]) -> Iterator[Transition]:
+def _in_memory(images: Tensor) -> Tensor:
+    """Channels-last images (N, C, H, W) as the row of numbers they are in memory."""
+    return images.permute(0, 2, 3, 1).view(-1)
+
+
+def collect(
+    envs: Envs,
+    inputs: Inputs,
+    observations: Array,
+    act: Callable[[Tensor], Tensor],
+    storage: Tensor | None = None,
+) -> Iterator[Transition]:
     """Plays on from `observations` for as long as the caller takes transitions.
 
     Args:
         envs: as they stand; `observations` (N, *observation shape) is what they showed last.
         act: prepared inputs (N, ...) to actions, (N,) int64 or (N, d) float32.
+        storage: (T, N, ...) takes the inputs of the first T steps: made where they are kept, they need no copy.
     """
     ready = inputs.first(observations)
-    while True:
+    if storage is not None:
+        ready = storage[0].copy_(ready)
+    for t in count(1):
         actions = act(ready)
         step = envs.step(actions.cpu().numpy())
-        following = inputs.following(ready, step)
+        following = inputs.following(ready, step, storage[t] if storage is not None and t < len(storage) else None)
         yield Transition(ready, observations, actions, step, following)
         ready, observations = following, step.observations
 

@@ -115,10 +115,19 @@ class Dataset:
         device = policy.mean.device
         out = torch.empty((B, rows, columns, self.stack), dtype=dtype, device=device)
         shift = -policy.mean * policy.scale
+        # Into the same memory again and again, which stays in the cache; fresh memory would not be there yet.
+        raw = np.empty((chunk * self.stack, rows, columns), self._frames.dtype)
+        x = torch.empty(raw.shape, device=device)
+        cast = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
         for at in range(0, B, chunk):
-            raw = torch.from_numpy(self._frames[frames[at : at + chunk].ravel()]).to(device)
-            x = torch.addcmul(shift, raw.float(), policy.scale).clamp_(-policy.clip, policy.clip).to(dtype)
-            out[at : at + chunk] = x.view(-1, self.stack, rows, columns).permute(0, 2, 3, 1)
+            part = frames[at : at + chunk]
+            n = part.size
+            np.take(self._frames, part.ravel(), axis=0, out=raw[:n], mode="clip")  # the other modes make a copy first
+            x[:n] = torch.from_numpy(raw[:n])
+            torch.addcmul(shift, x[:n], policy.scale, out=x[:n]).clamp_(-policy.clip, policy.clip)
+            if cast is not x:
+                cast[:n] = x[:n]
+            out[at : at + chunk] = cast[:n].view(-1, self.stack, rows, columns).permute(0, 2, 3, 1)
         return out.permute(0, 3, 1, 2)
 
 

@@ -289,11 +289,10 @@ def rollout(
             taught[t] = teacher.logits(ready)
         return policy.distribution.sample(logits.cpu(), state.generator)
 
-    for transition in collect(envs, inputs, observations, act):
-        if storage is None:
-            storage = _like_inputs(transition.ready, T)
+    if storage is None:
+        storage = _like_inputs(inputs.first(observations), T)
+    for transition in collect(envs, inputs, observations, act, storage):
         step = transition.step
-        storage[t] = transition.ready
         actions.append(transition.actions.to(device))
         log_probs[t], _ = policy.distribution.log_prob_and_entropy(logits, actions[t])
         reward = np.sign(step.rewards) if config.clip_rewards else step.rewards.copy()
@@ -309,7 +308,6 @@ def rollout(
             _, value = policy.heads(transition.next_ready)
             values[T] = value * policy.return_scale
             break
-    assert storage is not None
     batch = Rollout(storage, torch.stack(actions), log_probs, values, rewards, ends, taught)
     return batch, storage, observations, scores
 
