@@ -9,15 +9,13 @@ Run it on an otherwise quiet machine; runs go to a temporary folder and stay the
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from common import Row, child, publish
 
 
 def main() -> None:
@@ -41,40 +39,24 @@ def main() -> None:
         keys = ["kept", "score", "teacher_score"]
     else:
         rows, keys = [_help()], []
-    _publish(options.what, rows, ["seed", "minutes", "peak_gib", *keys] if keys else ["seconds"])
+    publish(options.what, rows, ["seed", "minutes", "peak_gib", *keys] if keys else ["seconds"])
 
 
-def _run(command: list[str], out: Path) -> dict[str, Any]:
+def _run(command: list[str], out: Path) -> Row:
     """One run to its end; its result with the minutes of training and the peak memory of the process."""
-    process = subprocess.Popen([sys.executable, *command, "--out", str(out)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed; see {out}")
-    result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    _, peak = child([*command, "--out", out])
+    result: Row = json.loads((out / "result.json").read_text())
     del result["returns"]
-    return result | {"minutes": result["wall_seconds"] / 60, "peak_gib": usage.ru_maxrss / 2**20}
+    return result | {"minutes": result["wall_seconds"] / 60, "peak_gib": peak}
 
 
-def _help() -> dict[str, Any]:
+def _help() -> Row:
     times = []
     for _ in range(5):
         begin = time.perf_counter()
         subprocess.run([sys.executable, "-m", "potstill", "--help"], check=True, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - begin)
     return {"seconds": sorted(times)[2], "command": "potstill --help"}
-
-
-def _publish(what: str, rows: list[dict[str, Any]], keys: list[str]) -> None:
-    """Prints a Markdown table and keeps the whole records beside this script."""
-    commit = subprocess.check_output(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], text=True)
-    path = ROOT / "benchmarks" / "results" / f"{what}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"commit": commit.strip(), "runs": rows}, indent=1) + "\n")
-    print("| " + " | ".join(keys) + " |\n" + "|---" * len(keys) + "|")
-    for row in rows:
-        cells = [f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in keys]
-        print("| " + " | ".join(cells) + " |")
-    print(f"\n{path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

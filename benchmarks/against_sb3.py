@@ -1,0 +1,217 @@
+"""PPO against Stable-Baselines3's on Pong under sticky actions (0.25), one thread each.
+
+python benchmarks/against_sb3.py speed      the same network and settings: agent steps per second, peak memory
+python benchmarks/against_sb3.py --to 15    each at its own defaults: minutes to that mean of the last 100 games
+
+Run it on an otherwise quiet machine. Stable-Baselines3 plays in the environments its own `make_atari_env` makes, with
+the settings of RL Zoo's `atari` entry. `--to` keeps what it knows every minute: a run cut short gives a lower bound.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, Row, child, commit, one_thread, publish, save, say, sb3_pong
+
+from potstill import ppo
+from potstill.envs import PRESETS, Envs
+from potstill.networks import NetworkConfig, resolve_precision
+
+STICKY = 0.25
+#: RL Zoo's settings, all six actions and the scoreboard seen, as Stable-Baselines3 plays.
+SAME = ppo.PPOConfig(
+    env=replace(PRESETS["pong"], actions=None, hidden_rows=0, sticky=STICKY),
+    network=NetworkConfig("1"),
+    total_timesteps=10**9,
+    num_envs=8,
+    num_steps=128,
+    epochs=4,
+    minibatch_size=256,
+    learning_rate=2.5e-4,
+    max_learning_rate=2.5e-4,
+    clip=0.1,
+    entropy=0.01,
+    value_coefficient=0.5,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("speed", "ours", "sb3"), help="ours, sb3: what the others start")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=8, help="rollouts and updates per measurement of speed")
+    parser.add_argument("--to", type=float, help="mean of the last 100 games to wait for")
+    parser.add_argument("--limit-minutes", type=float, default=180.0, help="of each run to that mean")
+    parser.add_argument("--who", nargs="+", choices=("ours", "sb3"), default=["ours", "sb3"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of our runs; sb3 has one, with seed 0")
+    options = parser.parse_args()
+    if options.what in ("ours", "sb3"):
+        one_thread()
+        runs = {
+            ("ours", False): our_speed,
+            ("ours", True): our_time,
+            ("sb3", False): sb3_speed,
+            ("sb3", True): sb3_time,
+        }
+        runs[options.what, options.to is not None](options)
+    elif options.to is not None:
+        time_to(options)
+    elif options.what == "speed":
+        speed(options)
+    else:
+        parser.error("say speed, or --to 15")
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Alternately, each time in a process of its own."""
+    measured: dict[str, list[Row]] = {"ours": [], "sb3": []}
+    for _ in range(options.repeats):
+        for who, rows in measured.items():
+            printed, peak = child([__file__, who, "--updates", str(options.updates)])
+            rows.append(printed[-1] | {"peak_gib": peak})
+    table = []
+    for who, rows in measured.items():
+        medians = {key: median(row[key] for row in rows) for key in ("steps_per_s", "peak_gib")}
+        table.append({"who": who, "precision": rows[0]["precision"], **medians, "all": rows})
+    pairs = zip(measured["ours"], measured["sb3"], strict=True)
+    table[0]["times_sb3"] = median(ours["steps_per_s"] / sb3["steps_per_s"] for ours, sb3 in pairs)
+    keys = ["who", "precision", "steps_per_s", "times_sb3", "peak_gib"]
+    publish("against_sb3_speed", table, keys, repeats=options.repeats)
+
+
+def our_speed(options: argparse.Namespace) -> None:
+    with closing(Envs(SAME.env, SAME.num_envs)) as envs:
+        training = ppo.train(SAME, ppo.start(SAME, envs, torch.device("cpu")), envs)
+        next(training)
+        begin = time.perf_counter()
+        for _ in range(options.updates):
+            next(training)
+        took = time.perf_counter() - begin
+    precision = str(resolve_precision(SAME.precision, torch.device("cpu"))).removeprefix("torch.")
+    say(steps_per_s=options.updates * SAME.batch_size / took, precision=precision)
+
+
+def sb3_speed(options: argparse.Namespace) -> None:
+    begins: list[float] = []
+
+    def note(steps: int, score: float) -> bool:
+        begins.append(time.perf_counter())
+        return True
+
+    _train_sb3((options.updates + 1) * SAME.batch_size, note)
+    say(steps_per_s=options.updates * SAME.batch_size / (begins[-1] - begins[1]), precision="float32")
+
+
+def time_to(options: argparse.Namespace) -> None:
+    """One run after the other; the records of earlier calls stay where this one makes no new ones."""
+    name = f"against_sb3_to_{options.to:g}"
+    path = RESULTS / f"{name}.json"
+    rows: list[Row] = json.loads(path.read_text())["runs"] if path.exists() else []
+    for who in options.who:
+        for seed in options.seeds if who == "ours" else [0]:
+            rows = [row for row in rows if (row["who"], row["seed"]) != (who, seed)]
+            limits = ["--to", str(options.to), "--limit-minutes", str(options.limit_minutes)]
+
+            def keep(row: Row, who: str = who, seed: int = seed, others: list[Row] = rows) -> None:
+                print(f"{who}, seed {seed}: {row['score']} after {row['minutes']:.1f} minutes", flush=True)
+                save(name, [*others, {"who": who, "seed": seed, "commit": commit(), **row}])
+
+            printed, peak = child([__file__, who, "--seeds", str(seed), *limits], each=keep)
+            rows.append({"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak})
+    publish(name, rows, ["who", "seed", "reached", "minutes", "steps", "score", "peak_gib", "commit"], to=options.to)
+
+
+def our_time(options: argparse.Namespace) -> None:
+    """What `python pong.py --seed S --threads 1` does, until the score is there."""
+    report = _Report(options)
+    config = ppo.PPOConfig(seed=options.seeds[0])
+    with closing(Envs(config.env, config.num_envs)) as envs:
+        training = ppo.train(config, ppo.start(config, envs, torch.device("cpu")), envs)
+        for progress in training:
+            if not report(progress.step, progress.score if progress.games >= 100 else math.nan):
+                break
+    report.say()
+
+
+def sb3_time(options: argparse.Namespace) -> None:
+    import stable_baselines3  # noqa: F401  # ours is imported before its clock starts, too
+
+    report = _Report(options)
+    _train_sb3(10_000_000, report)  # RL Zoo's budget, along which rate and clipping range fall
+    report.say()
+
+
+class _Report:
+    """Says once a minute how far a run is; called after each update, tells whether the run should go on."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._target, self._limit = options.to, options.limit_minutes
+        self._begin, self._said = time.perf_counter(), 0.0
+        self._row: Row = {}
+
+    def __call__(self, steps: int, score: float) -> bool:
+        minutes = (time.perf_counter() - self._begin) / 60
+        reached = score >= self._target
+        score_or_none = None if math.isnan(score) else score
+        self._row = {"reached": reached, "minutes": minutes, "steps": steps, "score": score_or_none}
+        if minutes - self._said >= 1.0:
+            self._said = minutes
+            self.say()
+        return not reached and minutes < self._limit
+
+    def say(self) -> None:
+        say(**self._row)
+
+
+def _train_sb3(total_timesteps: int, each: Callable[[int, float], bool]) -> None:
+    """Trains as RL Zoo does.
+
+    Args:
+        each: called before each rollout and at the end with the agent steps so far and the mean score of the last 100
+            games (nan before there are as many); what it returns says whether to go on.
+    """
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.utils import LinearSchedule
+
+    class Watch(BaseCallback):
+        go_on = True
+
+        def _on_rollout_start(self) -> None:
+            games: Collection[dict[str, Any]] = self.model.ep_info_buffer or []
+            score = float(np.mean([game["r"] for game in games])) if len(games) >= 100 else math.nan
+            self.go_on = each(self.num_timesteps, score)
+
+        def _on_training_end(self) -> None:
+            self._on_rollout_start()
+
+        def _on_step(self) -> bool:
+            return self.go_on
+
+    venv = sb3_pong(SAME.num_envs, STICKY, seed=0)
+    model = PPO(
+        "CnnPolicy",
+        venv,
+        learning_rate=LinearSchedule(SAME.learning_rate, 0.0, 1.0),
+        n_steps=SAME.num_steps,
+        batch_size=SAME.minibatch_size,
+        n_epochs=SAME.epochs,
+        clip_range=LinearSchedule(SAME.clip, 0.0, 1.0),
+        ent_coef=SAME.entropy,
+        vf_coef=SAME.value_coefficient,
+        seed=0,
+        device="cpu",
+    )
+    model.learn(total_timesteps, callback=Watch())
+
+
+if __name__ == "__main__":
+    main()
