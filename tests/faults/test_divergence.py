@@ -101,7 +101,8 @@ def test_a_distillation_stops_within_the_update_too(name, teacher, tmp_path):
 
 
 def test_a_last_step_that_leaves_weights_that_are_not_finite_is_not_saved(teacher, tmp_path):
-    run = new_run("student", teacher, tmp_path / "run", learning_rate=1e39, warmup_steps=2_040)  # one step in all
+    once = {"warmup_steps": 2_040, "updates_per_step": 1.0}  # one gradient step in all
+    run = new_run("student", teacher, tmp_path / "run", learning_rate=1e39, **once)
     said = diverges(run)
     assert said == "after 1,536 agent steps: a weight is no longer finite after gradient step 1: lower --learning-rate"
     assert all(tensor.isfinite().all() for tensor in checkpoints.load(run.resume_path)[0].values())
