@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: venv study test clean
+.PHONY: venv study report test clean
 
 venv: .venv/.installed
 
@@ -14,6 +14,10 @@ study: venv
 	.venv/bin/potstill study run plans/quick.toml --out study_run/quick
 	.venv/bin/python figures/size_score.py study_run/quick
 	.venv/bin/potstill report study_run/quick
+
+# The page of the studies whose records are committed.
+report: venv
+	.venv/bin/potstill report results/minatar-breakout
 
 test: venv
 	scripts/check

@@ -539,7 +539,7 @@ def test_damaged_games_are_one_line(teacher, call, tmp_path):
 def test_games_are_cut_at_the_step_at_which_time_is_up(teacher, tmp_path, monkeypatch, kind):
     run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", MACHINE)
     state = Search(run, CompressConfig(budget=1 / 60), MACHINE)  # 0.9 seconds: the teacher balances for 500 steps
-    state.teacher.policy.trunk.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    state.teacher.policy.trunk.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     monkeypatch.setattr(search, "load_policy", lambda *_: state.teacher)
     with run.lock(), pytest.raises(TimeUp):
         state.play(kind)

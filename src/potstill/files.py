@@ -62,7 +62,7 @@ def read_bytes(path: Path, limit: int, follow: bool = False) -> bytes:
     try:
         with open_regular(path, follow) as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(limit + 1) if size <= limit else b""
+            data = file.read(size + 1) if size <= limit else b""  # as much as is asked for is allocated
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {_reason(error)}") from error
     if max(size, len(data)) > limit:

@@ -167,6 +167,7 @@ def at(where: str, count: int, do, after: bool = False, patch=setattr) -> None:
 
 
 def _call(target, words: tuple[object, ...], output: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
