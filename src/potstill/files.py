@@ -62,11 +62,11 @@ def read_bytes(path: Path, limit: int, follow: bool = False) -> bytes:
     try:
         with open_regular(path, follow) as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(size + 1) if size <= limit else b""  # as much as is asked for is allocated
+            data = file.read(size) if size <= limit else b""  # what is appended meanwhile is not of this reading
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {_reason(error)}") from error
-    if max(size, len(data)) > limit:
-        raise InputError(f"{path} has {max(size, len(data)):,} bytes; at most {limit:,} are read")
+    if size > limit:
+        raise InputError(f"{path} has {size:,} bytes; at most {limit:,} are read")
     return data
 
 

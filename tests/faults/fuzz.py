@@ -545,7 +545,6 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     total = failed = 0
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         (root / "seeds").mkdir()
@@ -563,7 +562,8 @@ def main() -> int:
             for failure in tally.failures.values():
                 print(f"    {failure}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{total:,} cases, {failed} failures, {time.perf_counter() - began:.0f} s, at most {peak:,.0f} MiB of memory")
+    spent = f"{time.process_time():.0f} s of processor time, at most {peak:,.0f} MiB of memory"
+    print(f"{total:,} cases, {failed} failures, {spent}")
     return 1 if failed else 0
 
 
