@@ -38,7 +38,7 @@ from potstill.study.records import run_study
 MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0, evaluate=4)  # saves after every update
 TIMES = ("seconds", "wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit")  # of a table: when, how fast
 # A run's first optimiser makes torch import its compiler, 80 MiB. Here that is done at once: what grows then is ours.
-DRIVER = "import torch._dynamo; from potstill.cli import main; main()"
+DRIVER = "import polars, torch._dynamo; from potstill.cli import main; main()"
 GROWTH = 4.0  # MiB by which a driver's memory may differ between the second and the last tenth of its life
 PLAN = """\
 env = "cartpole"
