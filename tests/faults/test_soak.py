@@ -1,4 +1,4 @@
-"""A short soak; `python tests/faults/soak.py` is the long one, which also judges memory: drivers live too briefly here."""
+"""A short soak; `python tests/faults/soak.py` is the long one. It judges memory too: drivers are short-lived here."""
 
 import pytest
 from soak import GROWTH, Soak, soak
