@@ -126,6 +126,15 @@ def alive(pid: int) -> bool:
     return runs._born(pid) not in (None, 0)
 
 
+def gone(pid: int) -> None:
+    """Waits for the end of a process that is nobody's child here, and sees to it."""
+    try:
+        until(lambda: not alive(pid))
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        raise
+
+
 def potstill(*words: object) -> None:
     """The command line, to be called in a child."""
     main([str(word) for word in words])

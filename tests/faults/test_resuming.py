@@ -5,7 +5,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from processes import CONFIGS, MACHINE, STUDENT, Child, alive, call, go_on, names, new_run, outcome, until
+from processes import CONFIGS, MACHINE, STUDENT, Child, call, go_on, gone, names, new_run, outcome, until
 
 from potstill.jobs import execute
 from potstill.networks import NetworkConfig
@@ -78,7 +78,7 @@ def test_a_study_cut_by_sigterm_and_by_sigkill_ends_with_the_same_bits_as_one_th
         worker = json.loads((path / "run.lock").read_text())["pid"]
         driver.send(number)
         driver.wait()
-        until(lambda worker=worker: not alive(worker))  # it dies with its study
+        gone(worker)  # it dies with its study
         assert Run.open(path).status == "interrupted"
     assert call(drive, tmp_path / "cut", teacher, output=tmp_path / "log")[0] == 0
     assert outcome(Run.open(path)) == outcome(whole)

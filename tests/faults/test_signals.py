@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import OPTIONS, Child, alive, potstill, until
+from processes import OPTIONS, Child, gone, potstill, until
 
 from potstill import checkpoints
 from potstill.cli import main
@@ -73,6 +73,6 @@ def test_workers_save_and_stop_when_their_comparison_is_killed(number, teacher, 
     worker = json.loads((run / "run.lock").read_text())["pid"]
     driver.send(number)
     assert driver.wait() == -number
-    until(lambda: not alive(worker))
+    gone(worker)
     assert (run / "log.txt").read_text() == f"potstill: stopped by SIGTERM; continue with --resume {run}\n"
     assert Run.open(run).status == "interrupted"
