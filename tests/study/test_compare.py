@@ -271,3 +271,18 @@ def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatc
     with pytest.raises(InputError, match="the metrics are damaged"):
         execute(make_plan(teacher).cells(), tmp_path, MACHINE, workers=2)
     assert [process.poll() is None for process in processes] == [False, False]
+
+
+def test_a_worker_that_does_not_stop_when_time_is_up_is_killed_and_can_be_run_again(teacher, tmp_path, monkeypatch):
+    cells, processes = make_plan(teacher, widths=("1/32",)).cells(), []
+
+    def suspended(*arguments):
+        processes.append(local.LocalProcess(*arguments))
+        os.kill(processes[-1].process.pid, signal.SIGSTOP)  # SIGTERM waits until it is continued
+        monkeypatch.setattr(study.time, "monotonic", lambda now=time.monotonic: now() + 1_000.0)
+        return processes[-1]
+
+    monkeypatch.setattr(study, "SAVING", 0.3)
+    assert execute(cells, tmp_path, MACHINE, until=time.monotonic() + 500.0, start=suspended) == []
+    assert [process.returncode for process in processes] == [-signal.SIGKILL]
+    assert Run.open(tmp_path / cells[0].name).status == "new"

@@ -26,6 +26,7 @@ from potstill.runs import Run, StopRequested, stop_on_signals, sweep
 from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import Cell
 
+SAVING = 30.0  # seconds a worker has to save when time is up
 LOG_TAIL = 1 << 16  # bytes of a log that are searched for its last line
 
 
@@ -80,7 +81,8 @@ def execute(
         done: names of cells whose results are known. One of them is run all the same where another cell begins with
             its policy and that is gone.
         study: whose lock gets a sign of life while runs go on.
-        until: when, as `time.monotonic()` counts, the workers save and stop; what they had not done is not yielded.
+        until: when, as `time.monotonic()` counts, the workers save and stop; what they had not done is not yielded. One
+            that has not stopped half a minute later is killed, and goes on from its last save.
         start: where a run's process goes: here, or a cluster (`cluster.RemoteProcess`).
 
     Yields:
@@ -168,8 +170,8 @@ def execute(
         finally:  # asked to stop, or failed here: no worker is left behind, and each saves first
             for worker in active:
                 worker.process.terminate()
-            for worker in active:
-                worker.process.close(patience)
+            for worker in active:  # who asked for a stop may wait for the save; a time that is up may not
+                worker.process.close(SAVING if time.monotonic() >= until and not stop.requested else patience)
         if stop.requested:
             raise StudyInterrupted(stop)
 
