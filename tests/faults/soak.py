@@ -38,7 +38,7 @@ from potstill.study.records import run_study
 MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0, evaluate=4)  # saves after every update
 TIMES = ("seconds", "wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit")  # of a table: when, how fast
 # A run's first optimiser makes torch import its compiler, 80 MiB. Here that is done at once: what grows then is ours.
-DRIVER = "import polars, torch._dynamo; from potstill.cli import main; main()"
+DRIVER = "import torch._dynamo; from potstill.cli import main; main()"
 GROWTH = 4.0  # MiB by which a driver's memory may differ between the second and the last tenth of its life
 PLAN = """\
 env = "cartpole"
@@ -122,12 +122,12 @@ class Soak:
     lost: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    memory: list[list[float]] = field(default_factory=list)  # MiB, of each driver from its first worker on
+    memory: list[list[float]] = field(default_factory=list)  # MiB, of each driver while it has runs
     seconds: float = 0.0
 
     @property
     def early_and_late(self) -> tuple[float, float]:
-        """MiB of the driver that lived longest, from its first worker on: medians of the second and the last tenth."""
+        """MiB of the driver that lived longest, while it has runs: medians of the second and the last tenth."""
         longest = max(self.memory, key=len) or [0.0]
         tenth = max(1, len(longest) // 10)
         return statistics.median(longest[tenth : 2 * tenth] or longest), statistics.median(longest[-tenth:])
@@ -241,7 +241,8 @@ class _Storm:
             if now > self.deadline:
                 raise TimeoutError(f"not done in time: {self._recorded()} of {self.soaked.planned} recorded")
             self._strike_workers(driver.pid)
-            if self.soaked.workers > met:  # its start is over
+            # Its start is over and its end not begun: the table that it prints then takes memory, once.
+            if self.soaked.workers > met and self._recorded() < self.soaked.planned:
                 self._remember_memory(driver.pid)
             if doomed and not killed:
                 if due is None and self._recorded() >= target:

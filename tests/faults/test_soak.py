@@ -1,4 +1,4 @@
-"""A short soak; `python tests/faults/soak.py` is the long one. It judges memory too: drivers are short-lived here."""
+"""A short soak; `python tests/faults/soak.py` is the long one."""
 
 import pytest
 from soak import GROWTH, Soak, soak
@@ -9,6 +9,7 @@ def test_a_study_under_random_kills_ends_as_one_left_in_peace_and_leaves_nothing
     soaked = soak(tmp_path, runs=8, seed=0, minutes=20)
     print(soaked)
     assert (soaked.lost, soaked.different, soaked.left) == ([], [], [])
+    assert not soaked.grows
     assert sum(soaked.drivers_killed.values()) >= 1
     assert sum(soaked.workers_killed.values()) >= 3
 
