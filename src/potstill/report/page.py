@@ -187,7 +187,8 @@ def _sections(answers: Answers) -> Iterable[Section]:
     yield _of(
         answers,
         "Bad starts",
-        "A random policy plays the first k steps of each game, then the network.",
+        "A random policy plays the first k steps of each game, then the network. Where random play loses a game within"
+        " k steps, there is nothing left to play, and every network scores what random play does.",
         [drawn.bad_starts],
     )
     yield _of(

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from potstill.errors import InputError
 from potstill.report.answers import STUDENTS, Answers, Cell, number, share_lost
@@ -316,6 +316,7 @@ def size_laws(answers: Answers, width: float = WIDTH) -> Figure:
             curve = 1 / (1 + np.exp(-y)) if law.law == "sigmoid" else np.exp(y)
             ax.plot(sizes, curve, color=_look(law.arm).colour, linestyle=style, linewidth=1.4)
         ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 20, not 2 x 10^1
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _size_axis(ax, [cell for cell in answers.cells if cell.arm in arms], width)
         ax.set_ylabel(f"{quantity} (log scale)")
