@@ -19,7 +19,6 @@ import torch
 from huggingface_hub import ModelCard, close_session, constants
 
 from potstill import checkpoints
-from potstill.cli import main
 from potstill.envs import PRESETS, Envs
 from potstill.interop import hub
 from potstill.networks import NetworkConfig, Policy
@@ -265,21 +264,6 @@ def cart(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "metrics.jsonl").write_text("{}\n")
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    """Calls `potstill` in this process; returns exit code, stdout and stderr."""
-
-    def call(*words):
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def refused(answer, words):

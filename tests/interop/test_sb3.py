@@ -24,7 +24,6 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
-from potstill.cli import main
 from potstill.envs import PRESETS, EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.interop import sb3
@@ -615,22 +614,6 @@ def test_the_lines_of_the_document_fold_the_statistics_into_the_weights(tmp_path
 
 
 # The command line
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Calls `potstill` in this process; returns exit code, stdout and stderr."""
-
-    def call(*words):
-        monkeypatch.setattr("signal.signal", lambda *arguments: None)  # the tests' own handlers stay
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 MACHINE = ["--device", "cpu", "--threads", "1"]

@@ -13,7 +13,6 @@ import torch
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from potstill.cli import main
 from potstill.distributions import gaussian_greedy, gaussian_sample
 from potstill.envs import PRESETS, EnvConfig, Envs
 from potstill.errors import InputError
@@ -138,22 +137,6 @@ def test_an_imported_policy_loads_as_any_other(zips, tmp_path):
     assert loaded.policy.continuous
     seen = torch.from_numpy(observations("aim"))
     assert torch.equal(loaded.policy(seen)[0], load_sb3(zips / "aim.zip", TASKS["aim"]).policy(seen)[0])
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Calls `potstill` in this process; returns exit code, stdout and stderr."""
-
-    def call(*words):
-        monkeypatch.setattr("signal.signal", lambda *arguments: None)  # the tests' own handlers stay
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 MACHINE = ["--device", "cpu", "--threads", "1"]
