@@ -195,7 +195,7 @@ def test_nothing_written_in_a_figure_is_cut_off_at_its_edge(width):
             tick.label1
             for ax in figure.axes
             for axis in (ax.xaxis, ax.yaxis)
-            for tick in axis.get_major_ticks()
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
             if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
         }
         for words in set(figure.findobj(Text)) - undrawn:
