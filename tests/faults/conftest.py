@@ -1,5 +1,8 @@
+import os
+import subprocess
+
 import pytest
-from processes import MACHINE, TRAIN
+from processes import MACHINE, SUDO, TRAIN
 
 from potstill.jobs import execute, new_training
 
@@ -10,3 +13,15 @@ def teacher(tmp_path_factory):
     run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", MACHINE)
     execute(run, MACHINE)
     return run.path
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 2 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size=2m,uid={os.geteuid()}", "none", str(path)]
+    if subprocess.run([*SUDO, *mount], capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone; a limit of file sizes is tested below")
+    yield path
+    subprocess.run([*SUDO, "umount", "--lazy", str(path)], check=True)

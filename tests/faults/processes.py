@@ -6,6 +6,7 @@ import pkgutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +20,7 @@ from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
 from potstill.runs import Run
 
+SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.study.commands", "torch._dynamo"])
 
@@ -80,6 +82,14 @@ def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def fill(disk: Path) -> None:
+    """Leaves no byte free on a file system."""
+    with open(disk / "full", "ab", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    assert os.statvfs(disk).f_bfree == 0
 
 
 class Child:

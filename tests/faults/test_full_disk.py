@@ -1,48 +1,26 @@
 """A disk that is full, a folder that may not be written or is gone: one clear line, old data intact, and on it goes."""
 
 import ctypes
-import os
 import resource
 import shutil
 import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import MACHINE, OPTIONS, at, call, go_on, names, new_run, outcome, potstill
+from processes import MACHINE, OPTIONS, SUDO, at, call, fill, go_on, names, new_run, outcome, potstill
 
 from potstill import checkpoints
 from potstill.errors import InputError
 from potstill.jobs import execute
 from potstill.runs import Run
 
-SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 PLACES = {
     "the save": "potstill.checkpoints.save",
     "the policy": "potstill.jobs.save_policy",
     "the result": "potstill.runs.Run.write_result",
 }
 FILES = {"the save": "resume.safetensors", "the policy": "policy.safetensors", "the result": "result.json"}
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 2 MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size=2m,uid={os.geteuid()}", "none", str(path)]
-    if subprocess.run([*SUDO, *mount], capture_output=True, check=False).returncode:
-        pytest.skip("a file system can be mounted by root alone; a limit of file sizes is tested below")
-    yield path
-    subprocess.run([*SUDO, "umount", "--lazy", str(path)], check=True)
-
-
-def fill(disk: Path) -> None:
-    with open(disk / "full", "ab", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    assert os.statvfs(disk).f_bfree == 0
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from processes import fill
 from soak import Here
 
 from potstill.errors import InputError
@@ -124,6 +125,43 @@ def test_a_killed_and_a_hung_worker_are_named_and_go_on_from_their_last_save(pea
     assert locked  # by nobody who lives
     assert (after["running"], after["interrupted"]) == (before["running"] - 1, before["interrupted"] + 1)
     assert told["stopped"]["running"] >= 1
+
+
+def test_a_run_whose_directory_vanishes_is_made_again(peace, tmp_path, capfd):
+    start = disturbed({RL: lambda process: shutil.rmtree(process.run.path)})
+    assert [ended.error for ended in run_study(peace.plan, tmp_path, MACHINE, workers=1, start=start)] == [None, None]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"study  {RL}: exit code 1")
+    assert line.endswith("; started again")
+    assert outcome(tmp_path) == peace.outcome
+
+
+def test_a_log_that_is_a_link_is_not_written_through_and_the_other_runs_go_on(peace, tmp_path):
+    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", MACHINE)
+    (tmp_path / "theirs").touch()
+    (run.path / "log.txt").symlink_to(tmp_path / "theirs")
+    refused, done = run_study(peace.plan, tmp_path, MACHINE, workers=1)
+    assert refused.error == f"cannot write {run.path / 'log.txt'}: too many levels of symbolic links"
+    assert (done.cell.name, done.error) == (RL, None)
+    assert status(peace.plan, tmp_path)["failures"] == {STUDENT: refused.error}
+    assert (tmp_path / "theirs").read_bytes() == b""
+
+
+def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes_on(peace, disk):
+    out = disk / "out"
+    study = command(peace.folder / "plan.toml", out, "--workers", "1")
+    driver = subprocess.Popen(study, stderr=subprocess.PIPE, text=True)
+    wait_until((out / "runs" / RL / "resume.safetensors").exists)
+    fill(disk)
+    said = driver.communicate(timeout=100)[1]
+    full = "no space left on device; nothing was changed"
+    assert driver.returncode == 2
+    assert said.splitlines()[-1] == f"potstill: cannot write {out / RL}.json: {full}"
+    before = (out / f"{STUDENT}.json").read_bytes()
+    (disk / "full").unlink()
+    assert [ended.error for ended in run_study(peace.plan, out, MACHINE, workers=1, start=Here)] == [None]
+    assert (out / f"{STUDENT}.json").read_bytes() == before
+    assert outcome(out) == peace.outcome
 
 
 def test_a_worker_that_never_shows_life_is_killed_and_named(peace, tmp_path, monkeypatch):

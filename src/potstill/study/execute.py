@@ -136,7 +136,11 @@ def execute(
                         yield Ended(cell, run, None)
                         continue
                     starts[cell.name] = starts.get(cell.name, 0) + 1
-                    active.append(_Worker(cell, run, start(run, single, folder / "data")))
+                    try:
+                        active.append(_Worker(cell, run, start(run, single, folder / "data")))
+                    except InputError as error:  # its log is a link, say: the others go on
+                        over[cell.name] = str(error)
+                        yield Ended(cell, run, over[cell.name])
                 time.sleep(0.2)
                 if study is not None:
                     study.touch_lock()

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from potstill.errors import InputError, reason
 from potstill.files import open_append
 from potstill.runs import Run
 
@@ -32,10 +33,18 @@ class Process(Protocol):
 
 
 def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str, Path]) -> "subprocess.Popen[bytes]":
-    """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory."""
+    """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory.
+
+    Raises:
+        InputError: that cannot be written, or is a link.
+    """
     places = {role: str(path) for role, path in origins.items()}
     job = {"run": str(run), "machine": machine, "data": str(data), "origins": places}
-    with open_append(run / "log.txt") as log:
+    try:
+        log = open_append(run / "log.txt")
+    except OSError as error:
+        raise InputError(f"cannot write {run / 'log.txt'}: {reason(error)}") from error
+    with log:
         # Its own session: Ctrl-C reaches this process alone, which then asks its workers to save.
         process = subprocess.Popen(
             [sys.executable, "-m", "potstill.study.worker"],
