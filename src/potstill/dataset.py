@@ -113,21 +113,25 @@ class Dataset:
         B, chunk = len(frames), 8
         rows, columns = self._frames.shape[1:]
         device = policy.mean.device
-        out = torch.empty((B, rows, columns, self.stack), dtype=dtype, device=device)
+        out = torch.empty((B, rows * columns, self.stack), dtype=dtype, device=device)
         shift = -policy.mean * policy.scale
         # Into the same memory again and again, which stays in the cache; fresh memory would not be there yet.
         raw = np.empty((chunk * self.stack, rows, columns), self._frames.dtype)
         x = torch.empty(raw.shape, device=device)
-        cast = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
+        woven = torch.empty((chunk, rows * columns, self.stack), device=device)
+        identity = torch.eye(self.stack, device=device).expand(chunk, -1, -1)
         for at in range(0, B, chunk):
             part = frames[at : at + chunk]
-            n = part.size
+            n, stacks = part.size, len(part)
             np.take(self._frames, part.ravel(), axis=0, out=raw[:n], mode="clip")  # the other modes make a copy first
             x[:n] = torch.from_numpy(raw[:n])
             torch.addcmul(shift, x[:n], policy.scale, out=x[:n]).clamp_(-policy.clip, policy.clip)
-            if cast is not x:
-                cast[:n] = x[:n]
-            out[at : at + chunk] = cast[:n].view(-1, self.stack, rows, columns).permute(0, 2, 3, 1)
+            to = out[at : at + chunk] if dtype == torch.float32 else woven[:stacks]
+            # Frames side by side to channels last: a product moves whole vectors, a copy one number at a time.
+            torch.bmm(x[:n].view(stacks, self.stack, -1).mT, identity[:stacks], out=to)
+            if dtype != torch.float32:
+                out[at : at + chunk] = to
+        out = out.view(B, rows, columns, self.stack)
         return out.permute(0, 3, 1, 2)
 
 
