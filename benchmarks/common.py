@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 def one_thread() -> None:
     """This process computes as a study's runs do: on one core."""
-    from potstill.jobs import Machine  # torch comes with it, and whoever measures start-up must not pay for it
+    from potstill.machine import Machine  # torch comes with it, and whoever measures start-up must not pay for it
 
     Machine(threads=1).settle()
 

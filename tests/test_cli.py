@@ -16,7 +16,7 @@ from potstill import __version__, evaluation
 from potstill.cli import COMMANDS, main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.options import peek
 from potstill.policies import save_policy

@@ -23,7 +23,8 @@ from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
-from potstill.jobs import Machine, new_distillation
+from potstill.jobs import new_distillation
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.report import compression

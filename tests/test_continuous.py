@@ -17,7 +17,8 @@ from potstill.distill import DistillConfig, distill, record, start
 from potstill.envs import PRESETS, Envs
 from potstill.errors import InputError
 from potstill.interop import onnx as exporter
-from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
+from potstill.jobs import Interrupted, execute, new_distillation, new_training
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import GAUSSIAN_OBJECTIVES
 from potstill.policies import load_policy, save_policy

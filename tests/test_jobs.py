@@ -1,20 +1,17 @@
 import json
-import os
-import platform
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from potstill import checkpoints, distill, evaluation, jobs, telemetry
+from potstill import checkpoints, distill, evaluation, telemetry
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.errors import DivergedError, InputError, Terminated
-from potstill.jobs import Interrupted, Machine, assess, execute, new_distillation, new_training
+from potstill.jobs import Interrupted, assess, execute, new_distillation, new_training
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig
@@ -324,47 +321,6 @@ def test_a_save_that_lacks_what_this_version_keeps_is_refused_in_one_line(teache
         execute(run, MACHINE)
 
 
-@pytest.mark.parametrize(
-    ("started", "command"),
-    [
-        ("/home/me/pong.py", "python pong.py --seed 1 --out 'a b'"),
-        ("/venv/bin/potstill", "potstill --seed 1 --out 'a b'"),
-        ("/venv/lib/potstill/__main__.py", "potstill --seed 1 --out 'a b'"),
-    ],
-)
-def test_a_run_remembers_the_command_that_would_repeat_it(started, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [started, "--seed", "1", "--out", "a b"])
-    assert new_training(TRAIN, tmp_path / "run", MACHINE).config["command"] == command
-
-
-def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_package(tmp_path, monkeypatch):
-    package = tmp_path / "venv" / "potstill" / "jobs.py"
-    package.parent.mkdir(parents=True)
-    package.touch()
-
-    def git(*words):
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me", *words], check=True)
-
-    git("init", "--quiet")
-    git("commit", "--quiet", "--allow-empty", "--message", "a paper")
-    monkeypatch.setattr(jobs, "__file__", str(package))
-    assert jobs._commit() is None
-    git("add", ".")
-    git("commit", "--quiet", "--message", "the package itself")
-    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert jobs._commit() == head.stdout[:12]
-    package.write_text("# changed")
-    assert jobs._commit() == head.stdout[:12] + "+"
-
-
-def test_the_threads_asked_for_are_the_cores_whatever_the_system(monkeypatch):
-    assert Machine(threads=3).cores == 3
-    assert Machine().cores == len(os.sched_getaffinity(0))
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert Machine(threads=3).cores == 3
-    assert Machine().cores == os.cpu_count()
-
-
 def test_auto_precision_is_settled_when_the_run_is_made(tmp_path):
     run = new_training(replace(TRAIN, precision="auto"), tmp_path / "run", MACHINE)
     assert run.config["config"]["precision"] in ("float32", "bfloat16")
@@ -374,25 +330,3 @@ def test_threads_of_torch_follow_the_machine(teacher, tmp_path):
     torch.set_num_threads(2)
     execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
     assert torch.get_num_threads() == 1
-
-
-MINIBATCHES = """
-import resource, torch
-from potstill.jobs import Machine
-from potstill.networks import NetworkConfig, Policy
-Machine(device="cpu", threads=1).settle()
-policy = Policy(NetworkConfig("1/8"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
-raw = torch.zeros((512, 4, 84, 84), dtype=torch.uint8)
-for _ in range(16):
-    logits, values = policy.heads(policy.prepare(raw))
-    (logits.sum() + values.sum()).backward()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
-def test_memory_that_one_minibatch_frees_serves_the_next_without_a_page_fault():
-    # A process of its own: where much has been freed before, there is memory for anything.
-    done = subprocess.run([sys.executable, "-c", MINIBATCHES], capture_output=True, text=True, check=True)
-    faults = [int(line) for line in done.stdout.split()]
-    assert faults[-1] - faults[-9] < 1_000  # eight minibatches; some 480,000 where the memory goes back to the system

@@ -1,19 +1,12 @@
 """One run from config to result.json: what `potstill train`, `potstill distill` and a study's workers do."""
 
-import ctypes
 import json
-import os
-import platform
-import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,62 +16,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
-from potstill.dataset import Dataset, DatasetWriter, open_dataset
 from potstill.envs import Array, EnvConfig, Envs, with_sticky
-from potstill.errors import DivergedError, InputError, Terminated, reason
+from potstill.errors import DivergedError, InputError, Terminated
 from potstill.interop.sb3 import load_sb3
+from potstill.machine import Machine, provenance
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, recorded_result, save_policy
-from potstill.runs import InUseError, Run, arm_of, config_hash, hold, stop_on_signals, sweep, touch
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How a run uses the machine. Not part of its identity, but recorded: threads can change the last bits."""
-
-    device: str = "auto"
-    """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
-    threads: int = 0
-    """CPU threads for emulator and network; 0 takes all cores."""
-    track: bool = False
-    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
-    quiet: bool = False
-    """Show no progress."""
-    evaluate: int = 100
-    """Games per evaluation at the end of the run; 0 leaves the evaluation out."""
-    starts: tuple[int, ...] = ()
-    """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
-    save_every: float = 60.0
-    """Seconds between two saves of the resume state."""
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "evaluate", "save_every"):
-            if not getattr(self, name) >= 0:  # NaN is refused too
-                raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
-        if any(steps < 1 for steps in self.starts):
-            raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
-
-    @property
-    def cores(self) -> int:
-        """CPU threads to use: those asked for, or as many as this process may run on."""
-        if self.threads:
-            return self.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    def settle(self) -> None:
-        """Tells torch how to use the processor; denormal numbers would slow the smallest networks.
-
-        And tells glibc, where that is the C library, to keep freed memory for the next minibatch: what is given back to
-        the system comes back page by page, thousands of faults in every minibatch.
-        """
-        torch.set_num_threads(self.cores)
-        torch.set_flush_denormal(True)
-        if platform.libc_ver()[0] == "glibc":
-            allocate = ctypes.CDLL(None).mallopt
-            allocate(_M_TRIM_THRESHOLD, 2**30)
-            allocate(_M_MMAP_THRESHOLD, 2**30)
+from potstill.runs import Run, arm_of, stop_on_signals
+from potstill.teaching import teacher_data
 
 
 class Interrupted(Exception):
@@ -122,12 +67,12 @@ def new_training(
             loaded = load_policy(path)
             if loaded.env != config.env:
                 raise InputError(f"{path} was made for another task: {loaded.env}, not {config.env}")
-            origins |= {role: str(path), f"{role}_hash": file_hash(loaded.path)}
+            origins |= {role: str(path), f"{role}_hash": loaded.hash}
             policies[role] = loaded.policy
     with closing(Envs(config.env, 1)) as envs:  # what does not fit is refused before anything is made
         ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
     document = {"kind": "train", "config": resolved(config, machine), **origins}
-    return Run.create(out, document | _provenance(machine) | (labels or {}))
+    return Run.create(out, document | provenance(machine) | (labels or {}))
 
 
 def new_distillation(
@@ -149,8 +94,8 @@ def new_distillation(
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     distill.start(config, loaded.policy, torch.device("cpu"))
-    document = {**origin, "teacher_hash": file_hash(loaded.path), "config": resolved(config, machine)}
-    return Run.create(out, {"kind": "distill", **document} | _provenance(machine) | (labels or {}))
+    document = {**origin, "teacher_hash": loaded.hash, "config": resolved(config, machine)}
+    return Run.create(out, {"kind": "distill", **document} | provenance(machine) | (labels or {}))
 
 
 def resolved(config: ppo.PPOConfig | distill.DistillConfig, machine: Machine) -> dict[str, Any]:
@@ -245,7 +190,7 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
         resume.unpack(state, tensors, document)
     with closing(Envs(teacher.env, config.num_envs, threads=machine.cores)) as envs:
         if config.lead == "teacher":
-            data = _teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", machine)
+            data = teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", machine.quiet)
             steps: Iterator[_Progress] = distill.distill_from(config, state, data)
         else:
             replayed = resume.past(envs, tensors, document) if tensors else None
@@ -416,53 +361,6 @@ def assess(
     return record
 
 
-def _teacher_data(
-    run: Run, config: distill.DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, machine: Machine
-) -> Dataset:
-    """The stored play of a teacher, made the first time a student asks for it."""
-    states = config.vector_steps * config.num_envs
-    seed = 0  # one data set per teacher: students differ by their own seed
-    description = {
-        "teacher_hash": file_hash(teacher.path),
-        "env": asdict(teacher.env),
-        "states": states,
-        "num_envs": config.num_envs,
-        "noise": config.noise,
-        "seed": seed,
-    }
-    folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
-    lock = root / f".{folder.name}.lock"
-    said = machine.quiet
-    while not folder.exists():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make {root}: {reason(error)}") from error
-        try:
-            with hold(lock):
-                if folder.exists():
-                    break
-                sweep(root, folder.name)
-                writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
-                try:
-                    with telemetry.Progress(f"record {teacher.env.id}", states, quiet=machine.quiet) as bar:
-                        for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
-                            bar.update(progress.step)
-                            run.touch_lock()
-                            touch(lock)
-                    writer.finish()
-                except BaseException:
-                    writer.discard()
-                    raise
-        except InUseError:  # another student's run records it: wait, and take over if that one dies
-            if not said:
-                print(f"potstill: another run records {folder}: waiting for it", file=sys.stderr)
-                said = True
-            run.touch_lock()
-            time.sleep(0.2)
-    return open_dataset(folder, envs)
-
-
 def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> LoadedPolicy:
     """The `teacher` or the `initial` policy that a run's config.json names.
 
@@ -477,7 +375,7 @@ def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> Load
         loaded = load_sb3(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
     else:
         loaded = load_policy(path, device)
-    if file_hash(loaded.path) != config.get(f"{role}_hash", file_hash(loaded.path)):
+    if loaded.hash != config.get(f"{role}_hash", loaded.hash):
         raise InputError(f"{loaded.path} is no longer the {role} this run began with")
     return loaded
 
@@ -498,42 +396,6 @@ def _probe(envs: Envs) -> Array:
     return probe
 
 
-def _provenance(machine: Machine) -> dict[str, Any]:
-    device = resolve_device(machine.device)
-    started = Path(sys.argv[0]).name
-    script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
-    return {
-        "command": shlex.join([*(["python", started] if script else ["potstill"]), *sys.argv[1:]]),
-        "commit": _commit(),
-        "machine": f"{_processor()}, {machine.cores} threads, {device}, torch {torch.__version__}",
-        "threads": machine.cores,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this code runs from, with a + where it was changed; None for an installed package."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # a package installed inside another checkout is not it
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def _training_macs(policy: Policy, seen: int, learned: int) -> int:
     """Multiply-adds of a training: `seen` observations forward to act or to label, `learned` forward and backward."""
     x = policy.prepare(torch.zeros((1, *policy.observation_shape), device=policy.mean.device))
@@ -544,7 +406,3 @@ def _training_macs(policy: Policy, seen: int, learned: int) -> int:
     policy.zero_grad()
     once, back = (int(counter.get_total_flops()) // 2 for counter in (forward, backward))
     return seen * once + learned * (once + back)
-
-
-def file_hash(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()[:12]

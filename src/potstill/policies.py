@@ -1,6 +1,7 @@
 """A policy on disk: weights, normalisation, task and a probe that proves they still compute the same."""
 
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,6 +27,11 @@ class LoadedPolicy:
     env: EnvConfig
     document: dict[str, Any]
     path: Path
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hexadecimal digits of its file's SHA-256, by which runs know their teacher again."""
+        return sha256(self.path.read_bytes()).hexdigest()[:12]
 
 
 def save_policy(path: Path, policy: Policy, env: EnvConfig, probe: Array, provenance: dict[str, Any]) -> None:

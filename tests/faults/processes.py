@@ -15,7 +15,8 @@ from potstill import checkpoints, runs, telemetry
 from potstill.cli import main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
-from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
+from potstill.jobs import Interrupted, execute, new_distillation, new_training
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
 from potstill.runs import Run

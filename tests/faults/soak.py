@@ -27,7 +27,8 @@ import polars as pl
 
 from potstill import jobs
 from potstill.envs import PRESETS
-from potstill.jobs import Machine, new_training
+from potstill.jobs import new_training
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig
 from potstill.presets import PPO_PRESETS
 from potstill.results import curves_table, episodes_table, runs_table

@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 from soak import TIMES, Here
 
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.study import cluster
 from potstill.study.plan import read_plan

@@ -15,7 +15,7 @@ from processes import fill
 from soak import Here
 
 from potstill.errors import InputError
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.runs import Run, is_alive
 from potstill.study import local
 from potstill.study.execute import StudyInterrupted, open_or_create

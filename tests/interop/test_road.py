@@ -27,7 +27,7 @@ from potstill.compress.search import Search
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.interop.sb3 import as_sb3
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.policies import load_policy
 
 CARTPOLE = as_sb3(PRESETS["cartpole"])

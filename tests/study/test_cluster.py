@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from potstill.errors import InputError
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
 from potstill.study.plan import read_plan

@@ -18,7 +18,8 @@ from potstill.cli import main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.errors import InputError
-from potstill.jobs import Machine, new_distillation
+from potstill.jobs import new_distillation
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
 from potstill.runs import Run

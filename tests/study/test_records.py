@@ -11,7 +11,7 @@ import pytest
 
 from potstill.cli import main
 from potstill.errors import InputError
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
 from potstill.study import execute
 from potstill.study.plan import read_plan

@@ -13,7 +13,8 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, find_env
 from potstill.errors import InputError
-from potstill.jobs import Interrupted, Machine, execute, new_distillation, new_training
+from potstill.jobs import Interrupted, execute, new_distillation, new_training
+from potstill.machine import Machine
 from potstill.options import describe, parse, peek
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig

@@ -14,7 +14,7 @@ from potstill.commands.origins import load, zip_env
 from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import Start
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.networks import resolve_device
 from potstill.options import describe, parse
 from potstill.policies import load_policy

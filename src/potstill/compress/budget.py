@@ -10,7 +10,7 @@ import torch
 from potstill import distill
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.networks import Policy, resolve_device
 from potstill.policies import LoadedPolicy
 

@@ -21,7 +21,7 @@ from potstill.errors import InputError
 from potstill.files import read_json
 from potstill.interop import onnx
 from potstill.interop.sb3 import import_sb3, load_sb3
-from potstill.jobs import Machine, file_hash
+from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.report import compression
 from potstill.runs import Run
@@ -50,7 +50,7 @@ def open_compression(
     widths = ladder(loaded.policy, config.max_parameters)
     settings = asdict(config)
     del settings["budget"]
-    document = {"kind": "compress", "teacher": str(teacher), "teacher_hash": file_hash(loaded.path), "config": settings}
+    document = {"kind": "compress", "teacher": str(teacher), "teacher_hash": loaded.hash, "config": settings}
     document |= {"teacher_env": asdict(teacher_env)} if teacher_env is not None else {}
     if os.path.lexists(out):
         run = Run.open(out)

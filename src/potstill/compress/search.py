@@ -20,7 +20,7 @@ from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
 from potstill.files import read_json
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.networks import resolve_device
 from potstill.policies import load_policy
 from potstill.runs import Run

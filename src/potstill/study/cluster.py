@@ -16,7 +16,7 @@ from typing import Any
 
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.runs import Run
 from potstill.study.remote import KEPT, RemoteRun

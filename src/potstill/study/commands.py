@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.options import describe_value, parse, peek
 from potstill.report import figures
 from potstill.results import curves_table, episodes_table, runs_table, write_tables

@@ -20,7 +20,8 @@ from potstill import telemetry
 from potstill.distill import DistillConfig
 from potstill.errors import InputError, printable
 from potstill.files import open_regular, read_json
-from potstill.jobs import Machine, file_hash, new_distillation, new_training, resolved
+from potstill.jobs import new_distillation, new_training, resolved
+from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.runs import Run, StopRequested, stop_on_signals, sweep
 from potstill.study.local import LocalProcess, Process
@@ -205,7 +206,7 @@ def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
         config = replace(config, precision=stored.get("precision", "auto"))
     if stored != resolved(config, machine):
         raise InputError(f"{path} is a run with other settings: choose another --out")
-    if cell.teacher is not None and run.config.get("teacher_hash") != file_hash(load_policy(cell.teacher).path):
+    if cell.teacher is not None and run.config.get("teacher_hash") != load_policy(cell.teacher).hash:
         raise InputError(f"{path} is a run with another teacher: choose another --out")
     return run
 
@@ -220,7 +221,7 @@ def identity(cell: Cell, hashes: dict[Path, str]) -> str:
     """The cell's identity; `hashes` remembers those of the teachers' files."""
     teacher = taught_by(cell)
     if teacher is not None and teacher not in hashes:
-        hashes[teacher] = file_hash(load_policy(teacher).path)
+        hashes[teacher] = load_policy(teacher).hash
     return cell.identity(hashes[teacher] if teacher is not None else None)
 
 

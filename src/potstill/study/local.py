@@ -17,7 +17,7 @@ from potstill.files import open_append
 from potstill.runs import Run
 
 if TYPE_CHECKING:  # which brings torch along
-    from potstill.jobs import Machine
+    from potstill.machine import Machine
 
 
 class Process(Protocol):

@@ -12,7 +12,7 @@ from potstill.checkpoints import write_atomically
 from potstill.envs import Envs, find_env
 from potstill.errors import InputError
 from potstill.files import read_json
-from potstill.jobs import Machine
+from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result
 from potstill.results import as_record, read_runs

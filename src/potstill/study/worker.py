@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from potstill.errors import DivergedError, InputError, Terminated, printable, reason
-from potstill.jobs import Interrupted, Machine, execute
+from potstill.jobs import Interrupted, execute
+from potstill.machine import Machine
 from potstill.policies import rebuild
 from potstill.runs import Run
 

@@ -1,0 +1,102 @@
+"""The machine a run uses: threads, device, memory; and what a run records of where it was made."""
+
+import ctypes
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.errors import InputError
+from potstill.networks import resolve_device
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run uses the machine. Not part of its identity, but recorded: threads can change the last bits."""
+
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
+    threads: int = 0
+    """CPU threads for emulator and network; 0 takes all cores."""
+    track: bool = False
+    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
+    quiet: bool = False
+    """Show no progress."""
+    evaluate: int = 100
+    """Games per evaluation at the end of the run; 0 leaves the evaluation out."""
+    starts: tuple[int, ...] = ()
+    """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
+    save_every: float = 60.0
+    """Seconds between two saves of the resume state."""
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "evaluate", "save_every"):
+            if not getattr(self, name) >= 0:  # NaN is refused too
+                raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
+        if any(steps < 1 for steps in self.starts):
+            raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
+
+    @property
+    def cores(self) -> int:
+        """CPU threads to use: those asked for, or as many as this process may run on."""
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def settle(self) -> None:
+        """Tells torch how to use the processor; denormal numbers would slow the smallest networks.
+
+        And tells glibc, where that is the C library, to keep freed memory for the next minibatch: what is given back to
+        the system comes back page by page, thousands of faults in every minibatch.
+        """
+        torch.set_num_threads(self.cores)
+        torch.set_flush_denormal(True)
+        if platform.libc_ver()[0] == "glibc":
+            allocate = ctypes.CDLL(None).mallopt
+            allocate(_M_TRIM_THRESHOLD, 2**30)
+            allocate(_M_MMAP_THRESHOLD, 2**30)
+
+
+def provenance(machine: Machine) -> dict[str, Any]:
+    """What a run's config.json says of where it was made: command, commit, machine, threads."""
+    device = resolve_device(machine.device)
+    started = Path(sys.argv[0]).name
+    script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
+    return {
+        "command": shlex.join([*(["python", started] if script else ["potstill"]), *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": f"{_processor()}, {machine.cores} threads, {device}, torch {torch.__version__}",
+        "threads": machine.cores,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the checkout this code runs from, with a + where it was changed; None for an installed package."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a package installed inside another checkout is not it
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

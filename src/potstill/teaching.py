@@ -1,0 +1,60 @@
+"""A teacher's stored play, made once and shared by the students that learn from it."""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from potstill import distill, telemetry
+from potstill.dataset import Dataset, DatasetWriter, open_dataset
+from potstill.envs import Envs
+from potstill.errors import InputError, reason
+from potstill.policies import LoadedPolicy
+from potstill.runs import InUseError, Run, config_hash, hold, sweep, touch
+
+
+def teacher_data(
+    run: Run, config: distill.DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, quiet: bool
+) -> Dataset:
+    """The stored play of a teacher, made the first time a student asks for it."""
+    states = config.vector_steps * config.num_envs
+    seed = 0  # one data set per teacher: students differ by their own seed
+    description = {
+        "teacher_hash": teacher.hash,
+        "env": asdict(teacher.env),
+        "states": states,
+        "num_envs": config.num_envs,
+        "noise": config.noise,
+        "seed": seed,
+    }
+    folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
+    lock = root / f".{folder.name}.lock"
+    said = quiet
+    while not folder.exists():
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {root}: {reason(error)}") from error
+        try:
+            with hold(lock):
+                if folder.exists():
+                    break
+                sweep(root, folder.name)
+                writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
+                try:
+                    with telemetry.Progress(f"record {teacher.env.id}", states, quiet=quiet) as bar:
+                        for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
+                            bar.update(progress.step)
+                            run.touch_lock()
+                            touch(lock)
+                    writer.finish()
+                except BaseException:
+                    writer.discard()
+                    raise
+        except InUseError:  # another student's run records it: wait, and take over if that one dies
+            if not said:
+                print(f"potstill: another run records {folder}: waiting for it", file=sys.stderr)
+                said = True
+            run.touch_lock()
+            time.sleep(0.2)
+    return open_dataset(folder, envs)

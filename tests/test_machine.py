@@ -1,0 +1,72 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from potstill import machine
+from potstill.machine import Machine, provenance
+
+
+@pytest.mark.parametrize(
+    ("started", "command"),
+    [
+        ("/home/me/pong.py", "python pong.py --seed 1 --out 'a b'"),
+        ("/venv/bin/potstill", "potstill --seed 1 --out 'a b'"),
+        ("/venv/lib/potstill/__main__.py", "potstill --seed 1 --out 'a b'"),
+    ],
+)
+def test_a_run_remembers_the_command_that_would_repeat_it(started, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started, "--seed", "1", "--out", "a b"])
+    assert provenance(Machine(device="cpu", threads=1))["command"] == command
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_package(tmp_path, monkeypatch):
+    package = tmp_path / "venv" / "potstill" / "machine.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me", *words], check=True)
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "a paper")
+    monkeypatch.setattr(machine, "__file__", str(package))
+    assert machine.commit() is None
+    git("add", ".")
+    git("commit", "--quiet", "--message", "the package itself")
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert machine.commit() == head.stdout[:12]
+    package.write_text("# changed")
+    assert machine.commit() == head.stdout[:12] + "+"
+
+
+def test_the_threads_asked_for_are_the_cores_whatever_the_system(monkeypatch):
+    assert Machine(threads=3).cores == 3
+    assert Machine().cores == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert Machine(threads=3).cores == 3
+    assert Machine().cores == os.cpu_count()
+
+
+MINIBATCHES = """
+import resource, torch
+from potstill.machine import Machine
+from potstill.networks import NetworkConfig, Policy
+Machine(device="cpu", threads=1).settle()
+policy = Policy(NetworkConfig("1/8"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
+raw = torch.zeros((512, 4, 84, 84), dtype=torch.uint8)
+for _ in range(16):
+    logits, values = policy.heads(policy.prepare(raw))
+    (logits.sum() + values.sum()).backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_that_one_minibatch_frees_serves_the_next_without_a_page_fault():
+    # A process of its own: where much has been freed before, there is memory for anything.
+    done = subprocess.run([sys.executable, "-c", MINIBATCHES], capture_output=True, text=True, check=True)
+    faults = [int(line) for line in done.stdout.split()]
+    assert faults[-1] - faults[-9] < 1_000  # eight minibatches; some 480,000 where the memory goes back to the system
