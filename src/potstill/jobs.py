@@ -345,12 +345,19 @@ def assess(
         ]
     if machine.starts:
         scored = {0: main} | {
-            steps: games(loaded.policy, loaded.env, "greedy", f"after {steps}", start=evaluation.Start(steps))
+            steps: games(
+                loaded.policy,
+                loaded.env,
+                "greedy",
+                f"after {steps}",
+                machine.start_games or machine.evaluate,
+                evaluation.Start(steps),
+            )
             for steps in machine.starts
         }
         record["starts"] = {
-            str(steps): {"score": games["mean"], "point_win_rate": games["point_win_rate"]}
-            for steps, games in scored.items()
+            str(steps): {"score": played["mean"]} | {key: played[key] for key in ("point_win_rate", "episodes")}
+            for steps, played in scored.items()
         }
     if teacher is not None:
         known = recorded_result(teacher)  # which many students need and none needs measured again

@@ -34,11 +34,13 @@ class Machine:
     """Games per evaluation at the end of the run; 0 leaves the evaluation out."""
     starts: tuple[int, ...] = ()
     """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
+    start_games: int = 0
+    """Games after each of these; 0 plays as many as --evaluate."""
     save_every: float = 60.0
     """Seconds between two saves of the resume state."""
 
     def __post_init__(self) -> None:
-        for name in ("threads", "evaluate", "save_every"):
+        for name in ("threads", "evaluate", "start_games", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
         if any(steps < 1 for steps in self.starts):

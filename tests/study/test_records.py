@@ -32,6 +32,7 @@ teachers = ["expert"]
 [evaluation]
 episodes = 4
 starts = [5, 50]
+start-games = 3
 
 [arms.rl]
 total-timesteps = 20480
@@ -115,6 +116,7 @@ def test_a_record_tells_what_was_run_what_it_cost_and_how_it_scored(done):
         assert (record["status"], record["episodes"], len(record["returns"])) == ("done", 4, 4)
         assert set(record["starts"]) == {"0", "5", "50"}
         assert record["starts"]["0"]["score"] == record["score"]
+        assert [record["starts"][k]["episodes"] for k in ("0", "5", "50")] == [4, 3, 3]
         assert 15 < record["random_score"] < 30
         assert record["curve"][-1]["step"] == record["env_steps"]
 

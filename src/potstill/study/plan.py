@@ -85,6 +85,8 @@ class Evaluation:
     """Whole games, greedy."""
     starts: tuple[int, ...] = ()
     """Also score greedy play after this many steps of a random policy."""
+    start_games: int = 0
+    """Games after each of these; 0 plays `episodes`."""
 
 
 @dataclass(frozen=True)
@@ -225,11 +227,12 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
     pairing = _choice(document, "pairing", ("cross", "cycle"), "cross")
     scored = _table(document, "evaluation", ())
-    _known(scored, tuple(known.name for known in fields(Evaluation)), ("evaluation",))
+    _known(scored, tuple(known.name.replace("_", "-") for known in fields(Evaluation)), ("evaluation",))
     starts = _list(scored, "starts", int, ("evaluation",), ())
     episodes = _value(scored.get("episodes", 100), int, ("evaluation", "episodes"))
-    if episodes < 1 or any(k < 1 for k in starts):
-        raise _At(("evaluation",), "episodes and starts are at least 1")
+    start_games = _value(scored.get("start-games", episodes), int, ("evaluation", "start-games"))
+    if min(episodes, start_games, *starts) < 1:
+        raise _At(("evaluation",), "episodes, starts and start-games are at least 1")
     arms = _table(document, "arms", ())
     if not arms:
         raise _At(("arms",), f"a plan needs arms, such as [arms.rl]; known: {', '.join(ARMS)}")
@@ -237,7 +240,7 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     for arm in made:
         if arm.origin is not None and next((a.method for a in made if a.name == arm.origin), None) != "distill":
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
-    return Plan(name, env, Evaluation(episodes, starts), made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
+    return Plan(name, env, Evaluation(episodes, starts, start_games), made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
 
 
 def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Arm:

@@ -39,7 +39,8 @@ def run_study(plan: Plan, out: Path, machine: Machine, **options: Any) -> Iterat
         StudyInterrupted: as `execute`.
     """
     cells = plan.cells()
-    machine = replace(machine, evaluate=plan.evaluation.episodes, starts=plan.evaluation.starts)
+    scored = plan.evaluation
+    machine = replace(machine, evaluate=scored.episodes, starts=scored.starts, start_games=scored.start_games)
     with working_in(out) as folder:
         done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
         document = {"name": plan.name, "plan": plan.text, "potstill": __version__, "planned": len(cells)}
