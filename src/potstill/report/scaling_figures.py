@@ -1,24 +1,30 @@
 """Answers -> figures: what a study says of size. Each function takes `answers.Answers` and a width in inches."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from potstill.errors import InputError
 from potstill.report.answers import STUDENTS, Answers, Cell, number, share_lost
-from potstill.report.figures import ARMS, GREY, STYLE, WIDTH, Arm, short
+from potstill.report.drawing import (
+    NARROW,
+    beside,
+    canvas,
+    interval,
+    key_of,
+    legend,
+    look_of,
+    reference_lines,
+    same_heights,
+    size_axis,
+)
+from potstill.report.figures import ARMS, GREY, STYLE, WIDTH, short
 from potstill.report.words import LEVEL, headline_laws, task
-
-NARROW = 5.0  # inches: below, panels stand under each other
-SIDE = 1.13  # on a logarithmic axis of sizes, an arm is drawn so many times beside its neighbour
 
 
 def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
@@ -26,16 +32,16 @@ def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
     cells = _compared(answers)
     with rc_context(STYLE):
         note = "line: interquartile mean, 95 % interval; dot: a run; arrow: may be higher, not shown to have converged"
-        figure, (ax,) = _canvas(f"Score against size, {task(answers)}", note, width, 4.6 if width > NARROW else 5.4)
+        figure, (ax,) = canvas(f"Score against size, {task(answers)}", note, width, 4.6 if width > NARROW else 5.4)
         arms = list(dict.fromkeys(cell.arm for cell in cells))
         for order, arm in enumerate(arms):
-            look = _look(arm)
+            look = look_of(arm)
             mine = [cell for cell in cells if cell.arm == arm]
-            x = [cell.parameters * _beside(order, len(arms)) for cell in mine]
+            x = [cell.parameters * beside(order, len(arms)) for cell in mine]
             for at, cell in zip(x, mine, strict=True):
                 scores = [run["score"] for run in cell.runs]
                 ax.scatter([at] * len(scores), scores, s=12, c=look.colour, alpha=0.45, linewidths=0, zorder=2)
-                _interval(ax, at, cell.score.low, cell.score.high, look.colour)
+                interval(ax, at, cell.score.low, cell.score.high, look.colour)
                 if cell.lower_bound:
                     ax.annotate(
                         "", (at, cell.score.value), (0, 17), textcoords="offset points", zorder=4,
@@ -43,10 +49,10 @@ def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
                     )  # fmt: skip
             values = [cell.score.value for cell in mine]
             ax.plot(x, values, color=look.colour, marker=look.marker, markersize=5.5, linewidth=1.5, zorder=3)
-        handles = _key(arms) + _lines(ax, answers)
-        _size_axis(ax, cells, width)
+        handles = key_of(arms) + reference_lines(ax, answers)
+        size_axis(ax, cells, width)
         ax.set_ylabel("score of a game")
-        _legend(figure, handles, width)
+        legend(figure, handles, width)
     return figure
 
 
@@ -62,9 +68,9 @@ def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         note = "95 % intervals; an arrow: no end within the sizes measured; hollow: known by a bound only"
         height = 1.8 + 0.13 * len(ratios) + 0.25 * len(answers.scale.targets)
-        figure, (ax,) = _canvas(f"Size RL needs over size a student needs, {task(answers)}", note, width, height)
+        figure, (ax,) = canvas(f"Size RL needs over size a student needs, {task(answers)}", note, width, height)
         for ratio in ratios:
-            look, size = _look(ratio.student), ratio.size
+            look, size = look_of(ratio.student), ratio.size
             spread = 0.72 * (arms.index(ratio.student) - (len(arms) - 1) / 2) / len(arms)
             y = answers.scale.targets.index(ratio.target) - spread
             low, high = size.interval
@@ -86,7 +92,7 @@ def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
         ax.set_yticks(range(len(answers.scale.targets)), [f"{target:g}" for target in answers.scale.targets])
         ax.set_ylabel("score to reach")
         ax.set_xlabel(f"times the parameters (log scale){', ' if width > NARROW else chr(10)}above 1: RL needs more")
-        _legend(figure, _key(arms), width)
+        legend(figure, key_of(arms), width)
     return figure
 
 
@@ -98,20 +104,20 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
     arms = list(dict.fromkeys(each.arm for each in found))
     with rc_context(STYLE):
         note = "95 % intervals; filled: significant after Holm's correction; grey band: as good as equal"
-        figure, (ax,) = _canvas(f"Score less that of RL at equal size, {task(answers)}", note, width, 4.2)
+        figure, (ax,) = canvas(f"Score less that of RL at equal size, {task(answers)}", note, width, 4.2)
         ax.axhspan(-answers.scale.margin, answers.scale.margin, color="#eeeeee", zorder=0)
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for each in found:
-            look = _look(each.arm)
-            x = each.parameters * _beside(arms.index(each.arm), len(arms))
-            _interval(ax, x, each.score.low, each.score.high, look.colour)
+            look = look_of(each.arm)
+            x = each.parameters * beside(arms.index(each.arm), len(arms))
+            interval(ax, x, each.score.low, each.score.high, look.colour)
             face = look.colour if each.p is not None and each.p < LEVEL else "white"
             ax.plot(
                 [x], [each.score.value], look.marker, color=look.colour, markerfacecolor=face, markersize=6, zorder=3
             )
-        _size_axis(ax, [cell for cell in answers.cells if cell.arm == "rl"], width)
+        size_axis(ax, [cell for cell in answers.cells if cell.arm == "rl"], width)
         ax.set_ylabel("difference in score")
-        _legend(figure, _key(arms), width)
+        legend(figure, key_of(arms), width)
     return figure
 
 
@@ -123,17 +129,17 @@ def improvements(answers: Answers, width: float = WIDTH) -> Figure:
     arms = list(dict.fromkeys(each.arm for each in found))
     with rc_context(STYLE):
         title = f"Probability of scoring above RL, {task(answers)}"
-        figure, (ax,) = _canvas(title, "a run of the arm against a run of RL, equal size; 95 % intervals", width, 3.8)
+        figure, (ax,) = canvas(title, "a run of the arm against a run of RL, equal size; 95 % intervals", width, 3.8)
         ax.axhline(0.5, color="black", linewidth=1.0, zorder=1)
         for each in found:
-            look = _look(each.arm)
-            x = each.parameters * _beside(arms.index(each.arm), len(arms))
-            _interval(ax, x, each.improvement.low, each.improvement.high, look.colour)
+            look = look_of(each.arm)
+            x = each.parameters * beside(arms.index(each.arm), len(arms))
+            interval(ax, x, each.improvement.low, each.improvement.high, look.colour)
             ax.plot([x], [each.improvement.value], look.marker, color=look.colour, markersize=6, zorder=3)
         ax.set_ylim(-0.04, 1.04)
-        _size_axis(ax, [cell for cell in answers.cells if cell.arm == "rl"], width)
+        size_axis(ax, [cell for cell in answers.cells if cell.arm == "rl"], width)
         ax.set_ylabel("probability")
-        _legend(figure, _key(arms), width)
+        legend(figure, key_of(arms), width)
     return figure
 
 
@@ -151,7 +157,7 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
         rows, columns = (len(shown), 3) if width > NARROW else (3 * len(shown), 1)
         left_out = f" (of {len(widths)} sizes)" if len(shown) < len(widths) else ""
         note = f"one line per run; a student's cost without its teacher's; widths {', '.join(shown)}{left_out}"
-        figure, axes = _canvas(
+        figure, axes = canvas(
             f"Score while learning, {task(answers)}",
             note,
             width,
@@ -165,7 +171,7 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
                 for run in cell.runs:
                     points = [(x[cost], score) for x, score in _costs(run) if x[cost] is not None]
                     if points:
-                        look = _look(cell.arm)
+                        look = look_of(cell.arm)
                         ax.plot(*zip(*points, strict=True), color=look.colour, linewidth=0.9, alpha=0.75)
             if not ax.lines:
                 ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", va="center", color=GREY)
@@ -177,8 +183,8 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
                 ax.set_xlabel(labels[cost])
             if cost == 0 or columns == 1:
                 ax.set_ylabel(f"width {size}")
-        _same_heights(axes)
-        _legend(figure, _key(arms, lines=True), width)
+        same_heights(axes)
+        legend(figure, key_of(arms, lines=True), width)
     return figure
 
 
@@ -192,7 +198,7 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         columns = len(drawn) if width > NARROW else 1
         rows = len(drawn) // columns
-        figure, axes = _canvas(
+        figure, axes = canvas(
             f"Score against cost of deployment, {task(answers)}",
             "interquartile mean of an arm at a size; line: the Pareto front, which no other point beats",
             width, 3.9 if columns > 1 else 1.3 + 2.2 * rows, rows, columns,
@@ -203,7 +209,7 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
                 x = cell.middle(cost)
                 if x is None or cell.arm not in ARMS:
                     continue
-                look = _look(cell.arm)
+                look = look_of(cell.arm)
                 ax.plot([x], [cell.score.value], look.marker, color=look.colour, alpha=1 if best else 0.4, markersize=6)
                 front += [(x, cell.score.value)] if best else []
             if front:
@@ -214,8 +220,8 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_xlabel(f"{words} (log scale)" if columns == 1 else words)
         for ax in axes if columns == 1 else axes[:1]:
             ax.set_ylabel("score")
-        _same_heights(axes)
-        _legend(figure, _key(list(dict.fromkeys(cell.arm for cell in cells))), width)
+        same_heights(axes)
+        legend(figure, key_of(list(dict.fromkeys(cell.arm for cell in cells))), width)
     return figure
 
 
@@ -228,14 +234,14 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         columns = min(3 if width > NARROW else 2, len(widths))
         rows = -(-len(widths) // columns)
-        figure, axes = _canvas(
+        figure, axes = canvas(
             f"Score after a start of random play, {task(answers)}", "mean over runs; a panel per width of the network",
             width, 1.3 + 1.85 * rows, rows, columns,
         )  # fmt: skip
         ks = sorted({k for cell in cells for run in cell.runs for k in _starts(run)})
         for ax, size in zip(axes, widths, strict=False):
             for cell in (cell for cell in cells if cell.width == size):
-                look = _look(cell.arm)
+                look = look_of(cell.arm)
                 means = [[s[k] for run in cell.runs if k in (s := _starts(run))] for k in ks]
                 points = [(place, float(np.mean(scores))) for place, scores in enumerate(means) if scores]
                 ax.plot(*zip(*points, strict=True), color=look.colour, marker=look.marker, markersize=4, linewidth=1.3)
@@ -249,8 +255,8 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_xlabel("k, random steps first")
         for ax in axes[: len(widths) : columns]:
             ax.set_ylabel("score")
-        _same_heights(axes[: len(widths)])
-        _legend(figure, _key(list(dict.fromkeys(cell.arm for cell in cells))), width)
+        same_heights(axes[: len(widths)])
+        legend(figure, key_of(list(dict.fromkeys(cell.arm for cell in cells))), width)
     return figure
 
 
@@ -268,13 +274,13 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         rows, columns = (1, 2) if width > NARROW else (2, 1)
         note = "hollow: on the teacher's states; filled: on the student's own; mean over runs"
-        figure, axes = _canvas(
+        figure, axes = canvas(
             f"Distance from the teacher, {task(answers)}", note, width, 1.5 + 2.6 * rows, rows, columns
         )
         for ax, (words, keys) in zip(axes, measures.items(), strict=True):
             for cell in cells:
-                look = _look(cell.arm)
-                x = cell.parameters * _beside(arms.index(cell.arm), len(arms))
+                look = look_of(cell.arm)
+                x = cell.parameters * beside(arms.index(cell.arm), len(arms))
                 ends = [_mean(cell, key) or 0.0 for key in keys]
                 ends = [1 - end for end in ends] if "agreement" in keys else ends
                 ax.plot([x, x], ends, color=look.colour, linewidth=1.2, zorder=2)
@@ -286,8 +292,8 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             ax.set_ylim(bottom=0.0)
             ax.set_title(words, fontsize=10)
-            _size_axis(ax, cells, width / columns)
-        _legend(figure, _key(arms), width)
+            size_axis(ax, cells, width / columns)
+        legend(figure, key_of(arms), width)
     return figure
 
 
@@ -304,116 +310,24 @@ def size_laws(answers: Answers, width: float = WIDTH) -> Figure:
             if answers.scale.points
             else "a dot per run; line: power law"
         )
-        figure, (ax,) = _canvas(f"{quantity.capitalize()} against size, {task(answers)}", note, width, 4.2)
+        figure, (ax,) = canvas(f"{quantity.capitalize()} against size, {task(answers)}", note, width, 4.2)
         for cell in (cell for cell in answers.cells if cell.arm in arms):
             values = [float(share_lost(run)[0]) if answers.scale.points else run["score"] for run in cell.runs]
-            look = _look(cell.arm)
+            look = look_of(cell.arm)
             ax.plot([cell.parameters] * len(values), values, look.marker, color=look.colour, alpha=0.5, markersize=4.5)
         for law in (law for law in answers.scalings if law.arm in arms):
             sizes = np.geomspace(min(law.sizes), max(law.sizes), 100)
             y = law.intercept + law.exponent.value * np.log(sizes)
             style: Any = kinds[law.law] if answers.scale.points else "-"
             curve = 1 / (1 + np.exp(-y)) if law.law == "sigmoid" else np.exp(y)
-            ax.plot(sizes, curve, color=_look(law.arm).colour, linestyle=style, linewidth=1.4)
+            ax.plot(sizes, curve, color=look_of(law.arm).colour, linestyle=style, linewidth=1.4)
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 20, not 2 x 10^1
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        _size_axis(ax, [cell for cell in answers.cells if cell.arm in arms], width)
+        size_axis(ax, [cell for cell in answers.cells if cell.arm in arms], width)
         ax.set_ylabel(f"{quantity} (log scale)")
-        _legend(figure, _key(arms), width)
+        legend(figure, key_of(arms), width)
     return figure
-
-
-def _canvas(
-    title: str, note: str, width: float, height: float, rows: int = 1, columns: int = 1
-) -> tuple[Figure, list[Axes]]:
-    """A figure with its title, below it in grey how to read it, and its panels, row by row."""
-    titles = textwrap.wrap(title, int(8.3 * width))
-    notes = textwrap.wrap(note, int(13 * width))
-    figure = Figure(figsize=(width, height + 0.16 * (len(titles) + len(notes) - 2)))
-    blank = math.ceil(len(notes) * 0.85)
-    figure.suptitle("\n".join([*titles, *[""] * blank]), x=0.1 / width, ha="left", fontsize=13, fontweight="bold")
-    top = 1 - (0.12 + 0.225 * len(titles)) / figure.get_figheight()
-    figure.text(0.1 / width, top, "\n".join(notes), va="top", fontsize=9, color=GREY)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
-    columns = 3 if width > NARROW else 2
-    figure.legend(
-        handles=handles, loc="outside lower left", ncols=min(columns, len(handles)), frameon=False,
-        fontsize=9 if width > NARROW else 8.5, handlelength=1.6, columnspacing=1.0,
-    )  # fmt: skip
-
-
-def _key(arms: Sequence[str], lines: bool = False) -> list[Line2D]:
-    looks = {arm: _look(arm) for arm in arms}
-    return [
-        Line2D(
-            [], [], color=look.colour, marker="" if lines else look.marker, markersize=5.5, linewidth=1.5 + 0.5 * lines,
-            label=look.words.replace("-\n", "-").replace("\n", " "),
-        )
-        for look in looks.values()
-    ]  # fmt: skip
-
-
-def _lines(ax: Axes, answers: Answers) -> list[Line2D]:
-    """Horizontal lines for the teachers and a random policy, and their keys."""
-    teachers = {
-        str(run.get("teacher")): score
-        for cell in answers.cells
-        for run in cell.runs
-        if run.get("teacher") and (score := number(run, "teacher_score")) is not None
-    }
-    random = [score for run in answers.records if (score := number(run, "random_score")) is not None]
-    handles = []
-    for score in teachers.values():
-        line = ax.axhline(score, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=1)
-        handles = [line]
-    if teachers:
-        low, high = min(teachers.values()), max(teachers.values())
-        words = f"teacher {low:.1f}" if len(teachers) == 1 else f"{len(teachers)} teachers {low:.1f} to {high:.1f}"
-        handles[0].set_label(words)
-    if random:
-        handles.append(ax.axhline(random[0], color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1))
-        handles[-1].set_label(f"random {random[0]:.1f}")
-    return handles
-
-
-def _size_axis(ax: Axes, cells: Sequence[Cell], width: float) -> None:
-    """A logarithmic axis of sizes: a tick per size, with its width where there is room for it."""
-    sizes = sorted({(cell.parameters, cell.width) for cell in cells})
-    span = max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9)
-    ticks: list[tuple[int, str]] = []
-    for parameters, name in reversed(sizes):
-        if not ticks or math.log(ticks[-1][0] / parameters) > 0.34 * span / (width - 1.0):
-            ticks.append((parameters, f"{short(parameters)}\n{name}"))
-    ax.set_xscale("log")
-    ax.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=10 if width > NARROW else 9)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(sizes[0][0] / 1.8, sizes[-1][0] * 1.8)
-    ax.set_xlabel(
-        "parameters of the deployed actor (log), and width" if width > NARROW else "parameters (log), and width"
-    )
-
-
-def _same_heights(axes: Sequence[Axes]) -> None:
-    limits = [ax.get_ylim() for ax in axes if ax.lines]
-    for ax in axes:
-        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def _interval(ax: Axes, x: float, low: float, high: float, colour: Any) -> None:
-    if math.isfinite(low) and math.isfinite(high):
-        ax.plot([x, x], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=2)
-
-
-def _look(arm: str) -> Arm:
-    return ARMS.get(arm, Arm(arm, "#333333", "P"))
-
-
-def _beside(order: int, count: int) -> float:
-    return float(SIDE ** (order - (count - 1) / 2))
 
 
 def _compared(answers: Answers) -> list[Cell]:

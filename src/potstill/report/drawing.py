@@ -1,0 +1,111 @@
+"""What the figures of a study share: paper and title, keys, an axis of sizes, lines of reference."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from potstill.report.answers import Answers, Cell, number
+from potstill.report.figures import ARMS, GREY, Arm, short
+
+NARROW = 5.0  # inches: below, panels stand under each other
+SIDE = 1.13  # on a logarithmic axis of sizes, an arm is drawn so many times beside its neighbour
+
+
+def canvas(
+    title: str, note: str, width: float, height: float, rows: int = 1, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure with its title, below it in grey how to read it, and its panels, row by row."""
+    titles = textwrap.wrap(title, int(8.3 * width))
+    notes = textwrap.wrap(note, int(13 * width))
+    figure = Figure(figsize=(width, height + 0.16 * (len(titles) + len(notes) - 2)))
+    blank = math.ceil(len(notes) * 0.85)
+    figure.suptitle("\n".join([*titles, *[""] * blank]), x=0.1 / width, ha="left", fontsize=13, fontweight="bold")
+    top = 1 - (0.12 + 0.225 * len(titles)) / figure.get_figheight()
+    figure.text(0.1 / width, top, "\n".join(notes), va="top", fontsize=9, color=GREY)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
+    """The keys below the panels, in as many columns as the width has room for."""
+    columns = 3 if width > NARROW else 2
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=min(columns, len(handles)), frameon=False,
+        fontsize=9 if width > NARROW else 8.5, handlelength=1.6, columnspacing=1.0,
+    )  # fmt: skip
+
+
+def key_of(arms: Sequence[str], lines: bool = False) -> list[Line2D]:
+    """A key per arm: its colour with its marker, or with a thicker line where the curves have none."""
+    looks = {arm: look_of(arm) for arm in arms}
+    return [
+        Line2D(
+            [], [], color=look.colour, marker="" if lines else look.marker, markersize=5.5, linewidth=1.5 + 0.5 * lines,
+            label=look.words.replace("-\n", "-").replace("\n", " "),
+        )
+        for look in looks.values()
+    ]  # fmt: skip
+
+
+def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
+    """Horizontal lines for the teachers and a random policy, and their keys."""
+    teachers = {
+        str(run.get("teacher")): score
+        for cell in answers.cells
+        for run in cell.runs
+        if run.get("teacher") and (score := number(run, "teacher_score")) is not None
+    }
+    random = [score for run in answers.records if (score := number(run, "random_score")) is not None]
+    handles = []
+    for score in teachers.values():
+        line = ax.axhline(score, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=1)
+        handles = [line]
+    if teachers:
+        low, high = min(teachers.values()), max(teachers.values())
+        words = f"teacher {low:.1f}" if len(teachers) == 1 else f"{len(teachers)} teachers {low:.1f} to {high:.1f}"
+        handles[0].set_label(words)
+    if random:
+        handles.append(ax.axhline(random[0], color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1))
+        handles[-1].set_label(f"random {random[0]:.1f}")
+    return handles
+
+
+def size_axis(ax: Axes, cells: Sequence[Cell], width: float) -> None:
+    """A logarithmic axis of sizes: a tick per size, with its width where there is room for it."""
+    sizes = sorted({(cell.parameters, cell.width) for cell in cells})
+    span = max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9)
+    ticks: list[tuple[int, str]] = []
+    for parameters, name in reversed(sizes):
+        if not ticks or math.log(ticks[-1][0] / parameters) > 0.34 * span / (width - 1.0):
+            ticks.append((parameters, f"{short(parameters)}\n{name}"))
+    ax.set_xscale("log")
+    ax.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=10 if width > NARROW else 9)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(sizes[0][0] / 1.8, sizes[-1][0] * 1.8)
+    ax.set_xlabel(
+        "parameters of the deployed actor (log), and width" if width > NARROW else "parameters (log), and width"
+    )
+
+
+def same_heights(axes: Sequence[Axes]) -> None:
+    limits = [ax.get_ylim() for ax in axes if ax.lines]
+    for ax in axes:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def interval(ax: Axes, x: float, low: float, high: float, colour: Any) -> None:
+    if math.isfinite(low) and math.isfinite(high):
+        ax.plot([x, x], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=2)
+
+
+def look_of(arm: str) -> Arm:
+    return ARMS.get(arm, Arm(arm, "#333333", "P"))
+
+
+def beside(order: int, count: int) -> float:
+    return float(SIDE ** (order - (count - 1) / 2))
