@@ -1,6 +1,7 @@
 """A policy on disk: weights, normalisation, task and a probe that proves they still compute the same."""
 
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from types import UnionType
@@ -28,7 +29,7 @@ class LoadedPolicy:
     document: dict[str, Any]
     path: Path
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of its file's SHA-256, by which runs know their teacher again."""
         return sha256(self.path.read_bytes()).hexdigest()[:12]

@@ -86,7 +86,7 @@ class Evaluation:
     starts: tuple[int, ...] = ()
     """Also score greedy play after this many steps of a random policy."""
     start_games: int = 0
-    """Games after each of these; 0 plays `episodes`."""
+    """Games after each of these; a plan that does not say plays `episodes`."""
 
 
 @dataclass(frozen=True)
