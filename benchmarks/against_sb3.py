@@ -8,18 +8,18 @@ the settings of RL Zoo's `atari` entry. `--to` keeps what it knows every minute:
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import replace
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Row, child, commit, one_thread, publish, save, say, sb3_pong
+from common import Row, child, commit, one_thread, others, publish, save, say, sb3_pong
 
 from potstill import ppo
 from potstill.envs import PRESETS, Envs
@@ -113,19 +113,20 @@ def sb3_speed(options: argparse.Namespace) -> None:
 def time_to(options: argparse.Namespace) -> None:
     """One run after the other; the records of earlier calls stay where this one makes no new ones."""
     name = f"against_sb3_to_{options.to:g}"
-    path = RESULTS / f"{name}.json"
-    rows: list[Row] = json.loads(path.read_text())["runs"] if path.exists() else []
+    rows: list[Row] = []
     for who in options.who:
         for seed in options.seeds if who == "ours" else [0]:
-            rows = [row for row in rows if (row["who"], row["seed"]) != (who, seed)]
             limits = ["--to", str(options.to), "--limit-minutes", str(options.limit_minutes)]
 
-            def keep(row: Row, who: str = who, seed: int = seed, others: list[Row] = rows) -> None:
+            def keep(row: Row, who: str = who, seed: int = seed) -> None:
                 print(f"{who}, seed {seed}: {row['score']} after {row['minutes']:.1f} minutes", flush=True)
-                save(name, [*others, {"who": who, "seed": seed, "commit": commit(), **row}])
+                save(name, [*others(name, who, seed), {"who": who, "seed": seed, "commit": commit(), **row}])
 
             printed, peak = child([__file__, who, "--seeds", str(seed), *limits], each=keep)
-            rows.append({"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak})
+            row = {"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak}
+            rows = [*others(name, who, seed), row]
+            save(name, rows)
+    rows.sort(key=itemgetter("who", "seed"))
     publish(name, rows, ["who", "seed", "reached", "minutes", "steps", "score", "peak_gib", "commit"], to=options.to)
 
 

@@ -13,10 +13,11 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from operator import itemgetter
 
 import numpy as np
 import torch
-from common import RESULTS, ROOT, Row, child, commit, one_thread, publish, save, say, sb3_pong
+from common import ROOT, Row, child, commit, one_thread, others, publish, save, say, sb3_pong
 from torch import Tensor, nn
 
 from potstill import distill, evaluation
@@ -48,24 +49,24 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """One run after the other; the records of earlier calls stay where this one makes no new ones."""
-    path = RESULTS / "against_spec.json"
-    rows: list[Row] = json.loads(path.read_text())["runs"] if path.exists() else []
+    rows: list[Row] = []
     settings = ["--width", options.width, "--keep", str(options.keep), "--every", str(options.every)]
     settings += ["--games", str(options.games), "--limit-minutes", str(options.limit_minutes)]
     settings += ["--total-timesteps", str(options.total_timesteps)]
     for who in options.who:
         for seed in options.seeds:
-            rows = [row for row in rows if (row["who"], row["seed"]) != (who, seed)]
 
-            def keep(row: Row, who: str = who, seed: int = seed, others: list[Row] = rows) -> None:
+            def keep(row: Row, who: str = who, seed: int = seed) -> None:
                 print(f"{who}, seed {seed}: {row['kept']:.3f} after {row['minutes']:.1f} minutes", flush=True)
-                save("against_spec", [*others, {"who": who, "seed": seed, "commit": commit(), **row}])
+                before = others("against_spec", who, seed)
+                save("against_spec", [*before, {"who": who, "seed": seed, "commit": commit(), **row}])
 
             printed, peak = child([__file__, who, "--seeds", str(seed), *settings], each=keep)
-            rows.append(
-                {"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak, "curve": printed}
-            )
+            row = {"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak, "curve": printed}
+            rows = [*others("against_spec", who, seed), row]
+            save("against_spec", rows)
     keys = ["who", "seed", "reached", "minutes", "steps", "kept", "steps_per_s", "peak_gib", "commit"]
+    rows.sort(key=itemgetter("who", "seed"))
     publish("against_spec", rows, keys, width=options.width, keep=options.keep, games=options.games)
 
 

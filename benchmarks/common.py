@@ -72,6 +72,16 @@ def say(**row: Any) -> None:
     print(json.dumps(row), flush=True)
 
 
+def others(name: str, who: str, seed: int) -> list[Row]:
+    """The records saved under that name so far, but those of this contender and seed.
+
+    Read anew before each `save`, so that two contenders may be measured at the same time, each on a core of its own.
+    """
+    path = RESULTS / f"{name}.json"
+    rows: list[Row] = json.loads(path.read_text())["runs"] if path.exists() else []
+    return [row for row in rows if (row["who"], row["seed"]) != (who, seed)]
+
+
 def save(name: str, rows: list[Row], **facts: Any) -> Path:
     """Keeps whole records in benchmarks/results/, with the command, the commit and the machine that made them."""
     document = {"command": _command(), "commit": commit(), "machine": _machine(), **facts, "runs": rows}

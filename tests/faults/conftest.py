@@ -23,7 +23,7 @@ def disk(tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", f"size=2m,uid={os.geteuid()}", "none", str(path)]
     if subprocess.run([*SUDO, *mount], capture_output=True, check=False).returncode:
         pytest.skip(
-            "only root may mount a file system; test_full_disk.py also tests a limit of file sizes, which anyone may set"
+            "only root may mount a file system; test_full_disk.py also has a limit of file sizes, which anyone may set"
         )
     yield path
     subprocess.run([*SUDO, "umount", "--lazy", str(path)], check=True)
