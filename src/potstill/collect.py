@@ -46,8 +46,8 @@ class Inputs:
             whole = self.first(step.observations)
             return whole if out is None else out.copy_(whole)
         policy = self.policy
-        newest = torch.from_numpy(np.ascontiguousarray(step.observations[:, -1])).to(ready.device)
-        newest = ((newest.float() - policy.mean) * policy.scale).clamp_(-policy.clip, policy.clip)
+        newest = torch.from_numpy(step.observations[:, -1]).to(ready.device).float()
+        newest.sub_(policy.mean).mul_(policy.scale).clamp_(-policy.clip, policy.clip)
         moved = torch.empty_like(ready) if out is None else out
         # Channels last: what moves every frame up by one is a plain copy from the second number on. The numbers it puts
         # where the newest frame belongs, and the last of all, are written over.
