@@ -1,6 +1,7 @@
 """PPO against Stable-Baselines3's on Pong under sticky actions (0.25), one thread each.
 
-python benchmarks/against_sb3.py speed      the same network and settings: agent steps per second, peak memory
+python benchmarks/against_sb3.py speed      the same network and settings: agent steps per second, peak memory, and what
+                                            the emulator and the network alone would allow
 python benchmarks/against_sb3.py --to 15    each at its own defaults: minutes to that mean of the last 100 games
 
 Run it on an otherwise quiet machine. Stable-Baselines3 plays in the environments its own `make_atari_env` makes, with
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Row, child, commit, one_thread, others, publish, save, say, sb3_pong
+from throughput import measure_parts
 
 from potstill import ppo
 from potstill.envs import PRESETS, Envs
@@ -45,7 +47,9 @@ SAME = ppo.PPOConfig(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("speed", "ours", "sb3"), help="ours, sb3: what the others start")
+    parser.add_argument(
+        "what", nargs="?", choices=("speed", "ours", "sb3", "parts"), help="the last three: what the others start"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--updates", type=int, default=8, help="rollouts and updates per measurement of speed")
     parser.add_argument("--to", type=float, help="mean of the last 100 games to wait for")
@@ -53,9 +57,10 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", choices=("ours", "sb3"), default=["ours", "sb3"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of our runs; sb3 has one, with seed 0")
     options = parser.parse_args()
-    if options.what in ("ours", "sb3"):
+    if options.what in ("ours", "sb3", "parts"):
         one_thread()
         runs = {
+            ("parts", False): our_parts,
             ("ours", False): our_speed,
             ("ours", True): our_time,
             ("sb3", False): sb3_speed,
@@ -81,6 +86,11 @@ def speed(options: argparse.Namespace) -> None:
     for who, rows in measured.items():
         medians = {key: median(row[key] for row in rows) for key in ("steps_per_s", "peak_gib")}
         table.append({"who": who, "precision": rows[0]["precision"], **medians, "all": rows})
+    # What the steps of ours cost at least: with the same kernels, no loop around them is faster.
+    parts = child([__file__, "parts", "--updates", str(options.updates), "--repeats", str(options.repeats)])[0][-1]
+    table.append(
+        {"who": "sum of the parts of ours", "times_sb3": parts["steps_per_s"] / table[1]["steps_per_s"], **parts}
+    )
     pairs = zip(measured["ours"], measured["sb3"], strict=True)
     table[0]["times_sb3"] = median(ours["steps_per_s"] / sb3["steps_per_s"] for ours, sb3 in pairs)
     keys = ["who", "precision", "steps_per_s", "times_sb3", "peak_gib"]
@@ -97,6 +107,11 @@ def our_speed(options: argparse.Namespace) -> None:
         took = time.perf_counter() - begin
     precision = str(resolve_precision(SAME.precision, torch.device("cpu"))).removeprefix("torch.")
     say(steps_per_s=options.updates * SAME.batch_size / took, precision=precision)
+
+
+def our_parts(options: argparse.Namespace) -> None:
+    row = measure_parts(SAME, options.updates, options.repeats)
+    say(steps_per_s=row["run_steps_per_s"] / row["parts_of_run"], **row)
 
 
 def sb3_speed(options: argparse.Namespace) -> None:

@@ -78,7 +78,7 @@ def main() -> None:
 
 def efficiency(options: argparse.Namespace) -> None:
     """Point by point what a PPO run does, alone: stepping the emulator, the policy's passes, the gradient steps."""
-    rows = [_efficiency(_config(width), options.updates, options.repeats) for width in options.widths]
+    rows = [measure_parts(_config(width), options.updates, options.repeats) for width in options.widths]
     keys = ["width", "precision", "run_steps_per_s", "emulator_steps_per_s", "forward_samples_per_s"]
     publish("efficiency", rows, [*keys, "training_samples_per_s", "parts_of_run"], repeats=options.repeats)
 
@@ -150,7 +150,7 @@ def growth(options: argparse.Namespace) -> None:
         rows = []
         for width, num_envs in settings:
             config = replace(_config(width), num_envs=num_envs, num_steps=4096 // num_envs)
-            row = _efficiency(config, options.updates, options.repeats)
+            row = measure_parts(config, options.updates, options.repeats)
             row |= {"run_us": 1e6 / row["run_steps_per_s"], "emulator_us": 1e6 / row["emulator_steps_per_s"]}
             row["emulator_share"] = row["emulator_us"] / row["run_us"]
             rows.append(row)
@@ -183,7 +183,7 @@ class _Training:
         return time.perf_counter() - begin
 
 
-def _efficiency(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
+def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     """A run's rate, its parts' rates and the sum of the parts' times as a share of the run's.
 
     The parts hold nothing but what they are named for: the emulator without our class around it, passes over one batch
