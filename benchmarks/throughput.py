@@ -80,7 +80,9 @@ def efficiency(options: argparse.Namespace) -> None:
     """Point by point what a PPO run does, alone: stepping the emulator, the policy's passes, the gradient steps."""
     rows = [measure_parts(_config(width), options.updates, options.repeats) for width in options.widths]
     keys = ["width", "precision", "run_steps_per_s", "emulator_steps_per_s", "forward_samples_per_s"]
-    publish("efficiency", rows, [*keys, "training_samples_per_s", "parts_of_run"], repeats=options.repeats)
+    publish(
+        "efficiency", rows, [*keys, "training_samples_per_s", "parts_of_run", "with_copies"], repeats=options.repeats
+    )
 
 
 def cores(options: argparse.Namespace) -> None:
@@ -187,7 +189,8 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     """A run's rate, its parts' rates and the sum of the parts' times as a share of the run's.
 
     The parts hold nothing but what they are named for: the emulator without our class around it, passes over one batch
-    that lies ready, a loss of two means.
+    that lies ready, a loss of two means. Beside them what a run that keeps its inputs cannot do without: it copies as
+    many bytes, each vector step's to where they are kept and each minibatch's to one place.
     """
     training = _Training(config)
     dtype = resolve_precision(config.precision, CPU)
@@ -218,10 +221,22 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                 (logits.square().mean() + values.square().mean()).backward()
                 optimizer.step()
 
+        kept = ready.new_zeros((config.num_steps, *ready.permute(0, 2, 3, 1).shape))
+        gathered = torch.empty_like(kept.flatten(0, 1)[: config.minibatch_size])
+        order = torch.randperm(config.batch_size)[: config.minibatch_size]
+
+        def copy() -> None:
+            for vector_step in range(vector_steps):
+                to = vector_step % config.num_steps
+                kept[to].copy_(kept[to - 1])
+            for _ in range(minibatches):
+                torch.index_select(kept.flatten(0, 1), 0, order, out=gathered)
+
         times = _alternately(
-            repeats, run=lambda: training.seconds(updates), emulator=step, forward=forward, training=train
+            repeats, run=lambda: training.seconds(updates), emulator=step, forward=forward, training=train, copies=copy
         )
     parts = [sum(each) for each in zip(times["emulator"], times["forward"], times["training"], strict=True)]
+    copied = [part + each for part, each in zip(parts, times["copies"], strict=True)]
     steps = updates * config.batch_size
     counts = {
         "run_steps": steps,
@@ -231,8 +246,11 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     counts["training_samples"] = minibatches * config.minibatch_size
     rates = {f"{name}_per_s": count / median(times[name.split("_")[0]]) for name, count in counts.items()}
     facts = {"width": config.network.width, "num_envs": config.num_envs, "precision": _named(dtype)}
-    share = median(part / whole for part, whole in zip(parts, times["run"], strict=True))
-    return {**facts, **rates, "parts_of_run": share, "seconds": times}
+    shares = {
+        name: median(part / whole for part, whole in zip(of, times["run"], strict=True))
+        for name, of in (("parts_of_run", parts), ("with_copies", copied))
+    }
+    return {**facts, **rates, **shares, "seconds": times}
 
 
 def _growth_figure(rows: list[Row]) -> Figure:
