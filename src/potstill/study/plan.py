@@ -117,7 +117,9 @@ class Plan:
     tune: dict[str, Any] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
-        """Every run, small widths first; a run comes after the one it begins with.
+        """Every run: each arm's first seed at all widths, small ones first, then its second, and so on.
+
+        So a study that is not finished has fewer seeds, not fewer sizes. A run comes after the one it begins with.
 
         Raises:
             InputError: there are more than 100,000; or a run begins with one that the plan does not make.
@@ -131,7 +133,9 @@ class Plan:
             for arm in order:
                 if width in arm.widths:
                     made |= {cell.name: cell for cell in self._cells(arm, width, made)}
-        return list(made.values())
+        origins = {arm.name: arm for arm in self.arms}
+        seeds = {arm.name: origins[arm.origin or arm.name].seeds for arm in self.arms}
+        return sorted(made.values(), key=lambda cell: seeds[cell.arm].index(cell.config.seed))
 
     def _cells(self, arm: Arm, width: str, made: Mapping[str, Cell]) -> list[Cell]:
         cells = []
