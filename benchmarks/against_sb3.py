@@ -135,12 +135,13 @@ def time_to(options: argparse.Namespace) -> None:
 
             def keep(row: Row, who: str = who, seed: int = seed) -> None:
                 print(f"{who}, seed {seed}: {row['score']} after {row['minutes']:.1f} minutes", flush=True)
-                save(name, [*others(name, who, seed), {"who": who, "seed": seed, "commit": commit(), **row}])
+                before = others(name, who, seed)
+                save(name, [*before, {"who": who, "seed": seed, "commit": commit(), **row}], to=options.to)
 
             printed, peak = child([__file__, who, "--seeds", str(seed), *limits], each=keep)
             row = {"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak}
             rows = [*others(name, who, seed), row]
-            save(name, rows)
+            save(name, rows, to=options.to)
     rows.sort(key=itemgetter("who", "seed"))
     publish(name, rows, ["who", "seed", "reached", "minutes", "steps", "score", "peak_gib", "commit"], to=options.to)
 

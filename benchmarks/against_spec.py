@@ -50,6 +50,7 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """One run after the other; the records of earlier calls stay where this one makes no new ones."""
     rows: list[Row] = []
+    facts = {"width": options.width, "keep": options.keep, "games": options.games}
     settings = ["--width", options.width, "--keep", str(options.keep), "--every", str(options.every)]
     settings += ["--games", str(options.games), "--limit-minutes", str(options.limit_minutes)]
     settings += ["--total-timesteps", str(options.total_timesteps)]
@@ -59,15 +60,15 @@ def compare(options: argparse.Namespace) -> None:
             def keep(row: Row, who: str = who, seed: int = seed) -> None:
                 print(f"{who}, seed {seed}: {row['kept']:.3f} after {row['minutes']:.1f} minutes", flush=True)
                 before = others("against_spec", who, seed)
-                save("against_spec", [*before, {"who": who, "seed": seed, "commit": commit(), **row}])
+                save("against_spec", [*before, {"who": who, "seed": seed, "commit": commit(), **row}], **facts)
 
             printed, peak = child([__file__, who, "--seeds", str(seed), *settings], each=keep)
             row = {"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak, "curve": printed}
             rows = [*others("against_spec", who, seed), row]
-            save("against_spec", rows)
+            save("against_spec", rows, **facts)
     keys = ["who", "seed", "reached", "minutes", "steps", "kept", "steps_per_s", "peak_gib", "commit"]
     rows.sort(key=itemgetter("who", "seed"))
-    publish("against_spec", rows, keys, width=options.width, keep=options.keep, games=options.games)
+    publish("against_spec", rows, keys, **facts)
 
 
 def _watch(options: argparse.Namespace) -> None:
