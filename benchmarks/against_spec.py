@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,13 +26,14 @@ from potstill.envs import EnvConfig, Envs
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, load_policy
 
-TEACHER = ROOT / "experts" / "pong" / "seed-0"
+TEACHER = ROOT / "experts" / "pong" / "seed-2"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("ours", "spec"), help="what the run without it starts")
     parser.add_argument("--who", nargs="+", choices=("ours", "spec"), default=["ours", "spec"])
+    parser.add_argument("--teacher", type=Path, default=TEACHER)
     parser.add_argument("--width", default="1/8")
     parser.add_argument("--keep", type=float, default=0.95, help="share of the teacher's point-win rate to reach")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -51,30 +53,32 @@ def compare(options: argparse.Namespace) -> None:
     """One run after the other; the records of earlier calls stay where this one makes no new ones."""
     rows: list[Row] = []
     facts = {"width": options.width, "keep": options.keep, "games": options.games}
-    settings = ["--width", options.width, "--keep", str(options.keep), "--every", str(options.every)]
+    settings = ["--teacher", str(options.teacher.resolve()), "--width", options.width]
+    settings += ["--keep", str(options.keep), "--every", str(options.every)]
     settings += ["--games", str(options.games), "--limit-minutes", str(options.limit_minutes)]
     settings += ["--total-timesteps", str(options.total_timesteps)]
     for who in options.who:
         for seed in options.seeds:
+            of = {"who": who, "teacher": options.teacher.name, "seed": seed, "commit": commit()}
 
-            def keep(row: Row, who: str = who, seed: int = seed) -> None:
+            def keep(row: Row, who: str = who, seed: int = seed, of: Row = of) -> None:
                 print(f"{who}, seed {seed}: {row['kept']:.3f} after {row['minutes']:.1f} minutes", flush=True)
                 before = others("against_spec", who, seed)
-                save("against_spec", [*before, {"who": who, "seed": seed, "commit": commit(), **row}], **facts)
+                save("against_spec", [*before, {**of, **row}], **facts)
 
             printed, peak = child([__file__, who, "--seeds", str(seed), *settings], each=keep)
-            row = {"who": who, "seed": seed, "commit": commit(), **printed[-1], "peak_gib": peak, "curve": printed}
+            row = {**of, **printed[-1], "peak_gib": peak, "curve": printed}
             rows = [*others("against_spec", who, seed), row]
             save("against_spec", rows, **facts)
-    keys = ["who", "seed", "reached", "minutes", "steps", "kept", "steps_per_s", "peak_gib", "commit"]
+    keys = ["who", "teacher", "seed", "reached", "minutes", "steps", "kept", "steps_per_s", "peak_gib", "commit"]
     rows.sort(key=itemgetter("who", "seed"))
     publish("against_spec", rows, keys, **facts)
 
 
 def _watch(options: argparse.Namespace) -> None:
     """Evaluates the student as it learns, and stops it when it is good enough or out of time."""
-    teacher = load_policy(TEACHER)
-    goal = float(json.loads((TEACHER / "result.json").read_text())["point_win_rate"])
+    teacher = load_policy(options.teacher)
+    goal = float(json.loads((options.teacher / "result.json").read_text())["point_win_rate"])
     learning = (_ours if options.what == "ours" else _spec)(teacher, options)
     seconds, steps, due = 0.0, 0, options.every
     begin = time.perf_counter()
