@@ -52,6 +52,7 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """One run after the other; the records of earlier calls stay where this one makes no new ones."""
     rows: list[Row] = []
+    name = f"against_spec_{options.teacher.name}"
     facts = {"width": options.width, "keep": options.keep, "games": options.games}
     settings = ["--teacher", str(options.teacher.resolve()), "--width", options.width]
     settings += ["--keep", str(options.keep), "--every", str(options.every)]
@@ -63,16 +64,16 @@ def compare(options: argparse.Namespace) -> None:
 
             def keep(row: Row, who: str = who, seed: int = seed, of: Row = of) -> None:
                 print(f"{who}, seed {seed}: {row['kept']:.3f} after {row['minutes']:.1f} minutes", flush=True)
-                before = others("against_spec", who, seed)
-                save("against_spec", [*before, {**of, **row}], **facts)
+                before = others(name, who, seed)
+                save(name, [*before, {**of, **row}], **facts)
 
             printed, peak = child([__file__, who, "--seeds", str(seed), *settings], each=keep)
             row = {**of, **printed[-1], "peak_gib": peak, "curve": printed}
-            rows = [*others("against_spec", who, seed), row]
-            save("against_spec", rows, **facts)
+            rows = [*others(name, who, seed), row]
+            save(name, rows, **facts)
     keys = ["who", "teacher", "seed", "reached", "minutes", "steps", "kept", "steps_per_s", "peak_gib", "commit"]
     rows.sort(key=itemgetter("who", "seed"))
-    publish("against_spec", rows, keys, **facts)
+    publish(name, rows, keys, **facts)
 
 
 def _watch(options: argparse.Namespace) -> None:
