@@ -80,6 +80,14 @@ def test_the_best_mean_over_the_seeds_is_chosen_and_what_lies_between_is_interpo
     assert (chosen["1/32"].edges, chosen["1/8"].edges) == ((), ("max-learning-rate",))
 
 
+def test_a_setting_with_one_value_is_how_trials_run_and_no_choice(tmp_path):
+    plan = plan_of(tmp_path, PLAN.replace("16e-3]", "16e-3]\ntotal-timesteps = [4096]"))
+    cells = {cell.name: cell for cell in tuning_plan(plan).cells()}
+    assert cells["rl_max-learning-rate-0.004_width-1_8_seed-101"].config.total_timesteps == 4096
+    made = records(plan, lambda arm, value, width, seed: value)
+    assert {tuple(choice.setting) for choice in choose(plan, made) if choice.arm == "rl"} == {("max-learning-rate",)}
+
+
 def test_the_choice_is_written_as_toml_that_a_plan_takes_with_its_evidence(tmp_path):
     plan = plan_of(tmp_path)
     text = as_toml(choose(plan, records(plan, lambda arm, value, width, seed: value)))

@@ -6,6 +6,7 @@ widths = ["1/32", "1/8", "1"]             # the plan's other widths are interpol
 episodes = 32
 [tune.arms.rl]
 max-learning-rate = [1e-3, 2.5e-3, 5e-3]  # every combination of the lists is a trial
+total-timesteps = [500_000]               # one value is no choice: the trials have it, the plan keeps its own
 """
 
 import itertools
@@ -42,6 +43,7 @@ class Trial:
     arm: str
     name: str
     setting: Setting
+    varied: Sequence[str]  # what differs between this arm's trials
 
 
 def trials(plan: Plan) -> list[Trial]:
@@ -61,9 +63,10 @@ def trials(plan: Plan) -> list[Trial]:
             raise InputError(f"tune.arms.{name} is not an arm of the plan that can be tuned: {can}")
         if not grid or not all(isinstance(values, list) and values for values in grid.values()):
             raise InputError(f"tune.arms.{name} needs a list of values for each setting, such as [1e-3, 2e-3]")
+        varied = [key for key, values in grid.items() if len(values) > 1] or list(grid)
         for values in itertools.product(*grid.values()):
-            words = "_".join(f"{key}-{value}" for key, value in zip(grid, values, strict=True))
-            made.append(Trial(name, f"{name}_{words}", dict(zip(grid, values, strict=True))))
+            setting = dict(zip(grid, values, strict=True))
+            made.append(Trial(name, "_".join([name, *(f"{key}-{setting[key]}" for key in varied)]), setting, varied))
     counts = {name: sum(trial.arm == name for trial in made) for name in tables}
     if len(set(counts.values())) > 1:
         many = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -111,7 +114,8 @@ def choose(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[Choice]:
             }
             means = {name: float(np.mean(values)) for name, values in scores.items()}
             best = max(mine, key=lambda trial, m=means: m[trial.name])  # type: ignore[misc]  # the first of equals
-            found[width] = Choice(arm, width, best.setting, means, len(scores[best.name]), _edges(mine, best))
+            chosen = {name: best.setting[name] for name in best.varied}
+            found[width] = Choice(arm, width, chosen, means, len(scores[best.name]), _edges(mine, best))
         widths = next(a.widths for a in plan.arms if a.name == arm)
         choices += [found.get(width) or _between(arm, width, found) for width in sorted(widths, key=parse_width)]
     return choices
