@@ -34,17 +34,26 @@ from common import RESULTS, ROOT, Row, child, one_thread, publish, say
 from gymnasium.vector import AutoresetMode
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from potstill import distill, ppo
+from potstill.collect import Inputs
 from potstill.dataset import Batch, Dataset, DatasetWriter, open_dataset
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy, resolve_precision
 from potstill.policies import load_policy
+from potstill.ppo import _like_inputs, _pieces
 from potstill.report.figures import ARMS, GREY, STYLE, WIDTH, save
 
 CPU = torch.device("cpu")
 TEACHER = ROOT / "experts" / "pong" / "seed-0"
 IMAGE = ROOT / "docs" / "images" / "growth.png"
+PARTS = ("emulator", "forward", "training")
+SUMS = {  # of times, as shares of a run's
+    "parts_of_run": PARTS,
+    "with_copies": (*PARTS, "moving", "gathering"),
+    "with_all_named": (*PARTS, "gathering", "frames", "choosing", "loss"),  # frames are moved as they are made
+}
 
 
 def main() -> None:
@@ -80,9 +89,7 @@ def efficiency(options: argparse.Namespace) -> None:
     """Point by point what a PPO run does, alone: stepping the emulator, the policy's passes, the gradient steps."""
     rows = [measure_parts(_config(width), options.updates, options.repeats) for width in options.widths]
     keys = ["width", "precision", "run_steps_per_s", "emulator_steps_per_s", "forward_samples_per_s"]
-    publish(
-        "efficiency", rows, [*keys, "training_samples_per_s", "parts_of_run", "with_copies"], repeats=options.repeats
-    )
+    publish("efficiency", rows, [*keys, "training_samples_per_s", *SUMS], repeats=options.repeats)
 
 
 def cores(options: argparse.Namespace) -> None:
@@ -109,7 +116,10 @@ def worker(options: argparse.Namespace) -> None:
 
 
 def data(options: argparse.Namespace) -> None:
-    """The same learning loop, fed from a stored data set and with inputs that lie ready."""
+    """The same learning loop, fed from a stored data set and with inputs that lie ready.
+
+    `at_most` is the share if inputs came from nowhere and had only to be written.
+    """
     teacher = load_policy(TEACHER)
     rows = []
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
@@ -119,14 +129,31 @@ def data(options: argparse.Namespace) -> None:
             config = distill.DistillConfig(NetworkConfig(width), total_timesteps=10**9, lead="teacher")
             ready = _Ready(stored, teacher.policy, config)
             mapped, at_hand = (_learning(config, teacher.policy, source, options.steps) for source in (stored, ready))
-            times = _alternately(options.repeats, mapped=partial(next, mapped), ready=partial(next, at_hand))
+            inputs = torch.empty_like(ready.batch(None, teacher.policy, torch.float32).ready)
+
+            def write(inputs: Tensor = inputs) -> None:
+                for _ in range(options.steps):
+                    inputs.fill_(0.0)
+
+            works: dict[str, Callable[[], object]] = {"mapped": partial(next, mapped), "ready": partial(next, at_hand)}
+            times = _alternately(options.repeats, **works, writing=write)
             samples = options.steps * config.batch_size
             share = median(fast / slow for fast, slow in zip(times["ready"], times["mapped"], strict=True))
-            rates = {f"{name}_samples_per_s": samples / median(each) for name, each in times.items()}
+            bound = median(fast / (fast + least) for fast, least in zip(times["ready"], times["writing"], strict=True))
+            rates = {f"{name}_samples_per_s": samples / median(times[name]) for name in works}
             precision = _named(resolve_precision(config.precision, CPU))
-            rows.append({"width": width, "precision": precision, **rates, "share": share, "seconds": times})
+            rows.append({"width": width, "precision": precision, **rates, "share": share, "at_most": bound})
+            rows[-1]["seconds"] = times
             rows[-1]["mb_per_100k_steps"] = size / len(stored) / 10
-    keys = ["width", "precision", "mapped_samples_per_s", "ready_samples_per_s", "share", "mb_per_100k_steps"]
+    keys = [
+        "width",
+        "precision",
+        "mapped_samples_per_s",
+        "ready_samples_per_s",
+        "share",
+        "at_most",
+        "mb_per_100k_steps",
+    ]
     publish("data", rows, keys, repeats=options.repeats, states=options.states)
 
 
@@ -190,7 +217,9 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
 
     The parts hold nothing but what they are named for: the emulator without our class around it, passes over one batch
     that lies ready, a loss of two means. Beside them what a run that keeps its inputs cannot do without: it copies as
-    many bytes, each vector step's to where they are kept and each minibatch's to one place.
+    many bytes, each vector step's to where they are kept and each minibatch's to one place. And what makes a loop of
+    these parts PPO: frames normalised and stacked, actions sampled and advantages, the loss on ready logits and the
+    clipping of gradients.
     """
     training = _Training(config)
     dtype = resolve_precision(config.precision, CPU)
@@ -221,22 +250,68 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                 (logits.square().mean() + values.square().mean()).backward()
                 optimizer.step()
 
-        kept = ready.new_zeros((config.num_steps, *ready.permute(0, 2, 3, 1).shape))
-        gathered = torch.empty_like(kept.flatten(0, 1)[: config.minibatch_size])
+        kept = _like_inputs(ready, config.num_steps)
+        flat = kept.permute(0, 1, 3, 4, 2).flatten(0, 1)
+        gathered = torch.empty_like(flat[: config.minibatch_size])
         order = torch.randperm(config.batch_size)[: config.minibatch_size]
+        pairs = [(t % config.num_steps, (t - 1) % config.num_steps) for t in range(vector_steps)]
 
-        def copy() -> None:
-            for vector_step in range(vector_steps):
-                to = vector_step % config.num_steps
-                kept[to].copy_(kept[to - 1])
+        def move() -> None:
+            for to, before in pairs:
+                kept[to].copy_(kept[before])
+
+        def gather() -> None:
             for _ in range(minibatches):
-                torch.index_select(kept.flatten(0, 1), 0, order, out=gathered)
+                torch.index_select(flat, 0, order, out=gathered)
+
+        inputs = Inputs(policy, dtype)
+        shown = training.envs.step(chosen[0])
+
+        @torch.no_grad()
+        def frames() -> None:
+            for to, before in pairs:
+                inputs.following(kept[before], shown, kept[to])
+
+        kind, generator = policy.distribution, torch.Generator().manual_seed(0)
+        logits, values = (head.detach() for head in policy.heads(minibatch))
+        rewards, ends = torch.zeros((2, config.num_steps, config.num_envs))
+        of_rollout = torch.zeros((config.num_steps + 1, config.num_envs))
+
+        @torch.no_grad()
+        def choose() -> None:
+            few = logits[: config.num_envs]
+            for _ in range(vector_steps):
+                kind.log_prob_and_entropy(few, kind.sample(few, generator))
+            for _ in range(updates):
+                ppo.gae(rewards, of_rollout, ends, config.gamma, config.gae_lambda)
+
+        pieces = _pieces(flat[: config.minibatch_size])
+        taken = kind.sample(logits, generator)
+        before, _ = kind.log_prob_and_entropy(logits, taken)
+
+        def lose() -> None:
+            for _ in range(minibatches):
+                for piece in torch.arange(len(logits)).chunk(pieces):
+                    heads = logits[piece].requires_grad_(), values[piece].requires_grad_()
+                    log_probs, entropies = kind.log_prob_and_entropy(heads[0], taken[piece])
+                    ratio, advantage = (log_probs - before[piece]).exp(), values[piece]
+                    clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+                    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+                    (policy_loss + (heads[1] - advantage).square().mean() - entropies.mean()).backward()
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).isfinite().item()
 
         times = _alternately(
-            repeats, run=lambda: training.seconds(updates), emulator=step, forward=forward, training=train, copies=copy
+            repeats,
+            run=lambda: training.seconds(updates),
+            emulator=step,
+            forward=forward,
+            training=train,
+            moving=move,
+            gathering=gather,
+            frames=frames,
+            choosing=choose,
+            loss=lose,
         )
-    parts = [sum(each) for each in zip(times["emulator"], times["forward"], times["training"], strict=True)]
-    copied = [part + each for part, each in zip(parts, times["copies"], strict=True)]
     steps = updates * config.batch_size
     counts = {
         "run_steps": steps,
@@ -247,8 +322,8 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     rates = {f"{name}_per_s": count / median(times[name.split("_")[0]]) for name, count in counts.items()}
     facts = {"width": config.network.width, "num_envs": config.num_envs, "precision": _named(dtype)}
     shares = {
-        name: median(part / whole for part, whole in zip(of, times["run"], strict=True))
-        for name, of in (("parts_of_run", parts), ("with_copies", copied))
+        name: median(sum(each) / whole for *each, whole in zip(*(times[part] for part in (*of, "run")), strict=True))
+        for name, of in SUMS.items()
     }
     return {**facts, **rates, **shares, "seconds": times}
 
