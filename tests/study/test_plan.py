@@ -103,6 +103,15 @@ def test_pairing_by_cycle_gives_each_seed_one_teacher_in_turn(tmp_path):
     ]
 
 
+def test_the_runs_of_an_arm_come_with_those_they_begin_with(tmp_path):
+    plan = read_plan(write(tmp_path))
+    assert {cell.arm for cell in plan.cells_of(["rl"])} == {"rl"}
+    assert {cell.arm for cell in plan.cells_of(["finetune"])} == {"distill-student", "finetune"}
+    assert plan.cells_of(["rl", "finetune"]) == plan.cells()
+    with pytest.raises(InputError, match="no arm called 'r': its arms are rl, distill-student, finetune"):
+        plan.cells_of(["r"])
+
+
 def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
     def identities(text=PLAN, teacher="0" * 12):
         return {cell.name: cell.identity(teacher) for cell in read_plan(write(tmp_path, text)).cells()}

@@ -142,6 +142,22 @@ def test_records_alone_are_enough_to_know_what_is_done(done, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_only_the_arms_that_are_named_run_and_the_plan_stays_whole(done, tmp_path):
+    words = (done.plan, "--out", tmp_path / "some", "--quiet", "--device", "cpu", "--arms")
+    assert study("run", *words, "student").code == 0
+    assert sorted(path.stem for path in (tmp_path / "some").glob("*.json")) == [
+        "student_width-1_32_teacher-expert_seed-0",
+        "study",
+    ]
+    assert json.loads((tmp_path / "some/study.json").read_text())["planned"] == 3
+    assert study("run", *words, "student").out.startswith("nothing to do: all runs of student are done")
+    refused = study("run", *words, "teacher")
+    assert (refused.code, refused.err) == (
+        2,
+        "potstill: the plan has no arm called 'teacher': its arms are rl, student, finetune\n",
+    )
+
+
 def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):
     (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
     save_teacher(tmp_path / "expert")

@@ -87,7 +87,7 @@ class _StudyMachine:
 
 
 @dataclass(frozen=True)
-class _StudyRun:
+class _StudyTune:
     plan: Positional[Path]
     """The plan, a TOML file: see docs/study.md."""
     out: Path | None = None
@@ -103,6 +103,12 @@ class _StudyRun:
     ray_address: str | None = None
     """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
     machine: OmitArgPrefixes[_StudyMachine] = field(default_factory=_StudyMachine)
+
+
+@dataclass(frozen=True)
+class _StudyRun(_StudyTune):
+    arms: tuple[str, ...] = ()
+    """Do only the runs of these arms, and those that they begin with; default: all that the plan has."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +146,11 @@ def _run(arguments: Sequence[str]) -> None:
     options = parse(_StudyRun, arguments, "study run")
     plan = read_plan(options.plan)
     out = options.out or Path("results") / plan.name
-    failed = _drive(plan, out, options)
+    failed = _drive(plan, out, options, options.arms)
     _exit_for(failed, len(plan.cells()))
 
 
-def _drive(plan: Plan, out: Path, options: _StudyRun) -> dict[str, str]:
+def _drive(plan: Plan, out: Path, options: _StudyTune, arms: Sequence[str] = ()) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
     machine = Machine(**vars(options.machine))
     failed, ran = {}, 0
@@ -156,7 +162,7 @@ def _drive(plan: Plan, out: Path, options: _StudyRun) -> dict[str, str]:
         limits |= {"workers": options.workers or cores, "start": cluster.RemoteProcess}
     elif options.ray_address is not None:
         raise InputError("--ray-address goes with --executor ray")
-    runs = records.run_study(plan, out, machine, **limits)
+    runs = records.run_study(plan, out, machine, arms=arms, **limits)
     try:
         for ended in runs:
             ran += 1
@@ -168,13 +174,13 @@ def _drive(plan: Plan, out: Path, options: _StudyRun) -> dict[str, str]:
     if ran:
         _print_table(runs_table(out))
     else:
-        print("nothing to do: all runs of the plan are done")
+        print(f"nothing to do: all runs of {', '.join(arms) or 'the plan'} are done")
     print(out)
     return failed
 
 
 def _tune(arguments: Sequence[str]) -> None:
-    options = parse(_StudyRun, arguments, "study tune")
+    options = parse(_StudyTune, arguments, "study tune")
     plan = read_plan(options.plan)
     trial_plan = tune.tuning_plan(plan)
     out = (options.out or Path("results") / plan.name) / "tune"

@@ -18,7 +18,7 @@ max-learning-rate = 5e-3
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
@@ -136,6 +136,19 @@ class Plan:
         origins = {arm.name: arm for arm in self.arms}
         seeds = {arm.name: origins[arm.origin or arm.name].seeds for arm in self.arms}
         return sorted(made.values(), key=lambda cell: seeds[cell.arm].index(cell.config.seed))
+
+    def cells_of(self, arms: Collection[str]) -> list[Cell]:
+        """The runs of these arms and of those that they begin with, in the order of `cells`.
+
+        Raises:
+            InputError: the plan has no arm of such a name.
+        """
+        origins = {arm.name: arm.origin for arm in self.arms}
+        for name in arms:
+            if name not in origins:
+                raise InputError(f"the plan has no arm called {name!r}: its arms are {', '.join(origins)}")
+        wanted = {*arms, *(origins[name] for name in arms)}
+        return [cell for cell in self.cells() if cell.arm in wanted]
 
     def _cells(self, arm: Arm, width: str, made: Mapping[str, Cell]) -> list[Cell]:
         cells = []

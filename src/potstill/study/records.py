@@ -1,7 +1,7 @@
 """A study's folder: one small JSON record per run, `study.json`, and the run directories themselves under `runs/`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,22 +23,27 @@ from potstill.study.plan import Cell, Plan
 _COSTS = ("env_steps", "gradient_steps", "training_macs")
 
 
-def run_study(plan: Plan, out: Path, machine: Machine, **options: Any) -> Iterator[Ended]:
+def run_study(
+    plan: Plan, out: Path, machine: Machine, *, arms: Collection[str] = (), **options: Any
+) -> Iterator[Ended]:
     """Runs what the plan asks for and `out` does not hold yet; every run that ends leaves its record in `out`.
 
     A run that is recorded as done is never run again. What failed is run again by the next call.
 
     Args:
+        arms: whose runs alone to do, with those that they begin with; empty for all.
         options: `workers`, `retries`, `patience` and `start`, as `execute` has them.
 
     Yields:
         Every run as it ends.
 
     Raises:
-        InputError: `out` holds a record of a run with other settings, or another process works there.
+        InputError: `out` holds a record of a run with other settings, or another process works there; or the plan has
+            no such arm.
         StudyInterrupted: as `execute`.
     """
     cells = plan.cells()
+    wanted = plan.cells_of(arms) if arms else cells
     scored = plan.evaluation
     machine = replace(machine, evaluate=scored.episodes, starts=scored.starts, start_games=scored.start_games)
     with working_in(out) as folder:
@@ -47,7 +52,7 @@ def run_study(plan: Plan, out: Path, machine: Machine, **options: Any) -> Iterat
         document["random_score"] = _random_score(plan, out, machine, folder)
         write_atomically(out / "study.json", _json(document))
         for ended in execute(
-            cells,
+            wanted,
             out / "runs",
             machine,
             done=done,
