@@ -265,7 +265,9 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                 torch.index_select(flat, 0, order, out=gathered)
 
         inputs = Inputs(policy, dtype)
-        shown = training.envs.step(chosen[0])
+        with closing(Envs(config.env, config.num_envs)) as others:  # the run's own must not be stepped behind its back
+            others.reset(seed=0)
+            shown = others.step(chosen[0])
 
         @torch.no_grad()
         def frames() -> None:
