@@ -18,7 +18,7 @@ A {env} expert: PPO from scratch, width {width}, {parameters:,} parameters, {env
 | evaluation | mean score |
 |---|---|
 | greedy, sticky actions {sticky} ({episodes} games, {distinct} distinct) | **{score:.2f}** ({low:.2f} to {high:.2f}) |
-| sampled, sticky actions {sticky} ({episodes} games) | {score_sampled:.2f} |
+| sampled, sticky actions {sticky} ({beside_games} games) | {score_sampled:.2f} |
 | greedy, no sticky actions | {score_nosticky:.2f} |
 
 In brackets the 95 % interval.{points}

@@ -52,7 +52,7 @@ RUN |= {"training_macs", "wall_seconds"}
 RUN |= {"parameters", "conv", "linear", "macs", "bytes", "latency_ms", "latency_p95_ms"}
 RUN |= {"command", "commit", "machine", "threads", "precision"}
 SCORES = {"score", "ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns"}
-SCORES |= {"score_sampled", "score_nosticky"}
+SCORES |= {"score_sampled", "score_nosticky", "beside_games"}
 BESIDE_TEACHER = {"teacher_score", "teacher_point_win_rate", "agreement", "kl"}
 BESIDE_TEACHER |= {"agreement_teacher_states", "kl_teacher_states"}
 
@@ -163,6 +163,15 @@ def test_training_from_a_policy_of_another_task_is_refused_and_makes_nothing(tea
 def test_without_evaluation_a_result_has_no_scores(teacher, tmp_path):
     result = execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
     assert set(result) == RUN
+
+
+def test_the_games_beside_the_main_ones_have_a_number_of_their_own(teacher):
+    loaded = load_policy(teacher)
+    some, none, all_ = (assess(loaded, replace(EVALUATED, beside_games=n), None) for n in (2, 0, None))
+    assert [played["beside_games"] for played in (some, none, all_)] == [2, 0, 4]
+    assert (none["score_sampled"], none["score_nosticky"]) == (None, None)
+    assert some["score_sampled"] is not None
+    assert some["score"] == none["score"] == all_["score"]
 
 
 def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path):

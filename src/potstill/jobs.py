@@ -335,14 +335,14 @@ def assess(
     main = games(loaded.policy, loaded.env, "greedy", "greedy")
     keys = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")
     record = {"score": main["mean"], **{key: main[key] for key in keys}}
-    record["score_sampled"] = games(loaded.policy, loaded.env, "sampled", "sampled")["mean"]
-    record["score_nosticky"] = None
-    if loaded.env.sticky:
+    count = machine.evaluate if machine.beside_games is None else machine.beside_games
+    record |= {"score_sampled": None, "score_nosticky": None, "beside_games": count}
+    if count:
+        record["score_sampled"] = games(loaded.policy, loaded.env, "sampled", "sampled", count)["mean"]
+    if count and loaded.env.sticky:
         # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
         exact = with_sticky(loaded.env, 0.0)
-        record["score_nosticky"] = games(loaded.policy, exact, "greedy", "not sticky", min(machine.evaluate, 30))[
-            "mean"
-        ]
+        record["score_nosticky"] = games(loaded.policy, exact, "greedy", "not sticky", min(count, 30))["mean"]
     if machine.starts:
         scored = {0: main} | {
             steps: games(

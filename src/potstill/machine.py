@@ -36,6 +36,9 @@ class Machine:
     """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
     start_games: int = 0
     """Games after each of these; 0 plays as many as --evaluate."""
+    beside_games: int | None = None
+    """Games with sampled actions, and games without stickiness (of these at most 30): the scores that stand beside the
+    main one; 0 leaves them out, None plays as many as --evaluate."""
     save_every: float = 60.0
     """Seconds between two saves of the resume state."""
 
@@ -43,6 +46,8 @@ class Machine:
         for name in ("threads", "evaluate", "start_games", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
+        if self.beside_games is not None and self.beside_games < 0:
+            raise InputError(f"beside-games must be 0 or more, not {self.beside_games}")
         if any(steps < 1 for steps in self.starts):
             raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
 

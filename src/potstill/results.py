@@ -61,6 +61,7 @@ COLUMNS = {
     "point_win_rate": "points scored of all points played, 0 to 1",
     "score_sampled": "mean score with sampled actions, sticky as trained",
     "score_nosticky": "mean greedy score without sticky actions; empty where the task has none",
+    "beside_games": "games behind score_sampled, and behind score_nosticky unless it is above 30: then 30",
     "score_start_50": "mean greedy score after 50 steps of a random policy, sticky as trained",
     "score_start_200": "the same after 200",
     "score_start_500": "the same after 500",
@@ -111,7 +112,7 @@ _LABELS = {"arm", "method", "env", "width"}
 _INTEGER = {"parameters", "conv", "linear", "macs", "bytes", "seed"}
 _INTEGER |= {f"{whose}{what}" for whose in ("", "teacher_", "initial_") for what in ("env_steps", "gradient_steps")}
 _INTEGER |= {"training_macs", "teacher_training_macs", "initial_training_macs"}
-_INTEGER |= {"distinct", "episodes", "threads", "game", "games", "step"}
+_INTEGER |= {"distinct", "episodes", "beside_games", "threads", "game", "games", "step"}
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:

@@ -51,8 +51,9 @@ def refused(folder, old, new):
 def test_a_plan_is_every_arm_at_every_width_from_every_seed_and_teacher(tmp_path):
     plan = read_plan(write(tmp_path))
     assert (plan.name, plan.env, plan.evaluation.episodes, plan.evaluation.starts) == ("small", "cartpole", 20, (50,))
-    assert plan.evaluation.start_games == 20
+    assert (plan.evaluation.start_games, plan.evaluation.beside_games) == (20, 20)
     assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nstart-games = 5"))).evaluation.start_games == 5
+    assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nbeside-games = 7"))).evaluation.beside_games == 7
     of_a_width = [
         "rl_width-{}_seed-3",
         "distill-student_width-{}_teacher-a_seed-3",
@@ -139,8 +140,9 @@ def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
         ("seeds = [3, 4]", 'seeds = ["3"]', ", line 3: seeds should be a whole number, not '3'"),
         ('"1/8", "1/16"', '"1/8", "0.125"', ", line 2: widths must name at least one, and none twice: 1/8, 0.125"),
         ('"1/8", "1/16"', '"1/8", "0"', ", line 2: width must be above 0 and at most 16, not 0"),
-        ("episodes = 20", "episodes = 0", ", line 6: episodes, starts and start-games are at least 1"),
-        ("starts = [50]", "start-games = 0", ", line 6: episodes, starts and start-games are at least 1"),
+        ("episodes = 20", "episodes = 0", ", line 6: episodes, starts, start-games and beside-games are"),
+        ("starts = [50]", "beside-games = 0", ", line 6: episodes, starts, start-games and beside-games are"),
+        ("starts = [50]", "start-games = 0", ", line 6: episodes, starts, start-games and beside-games are"),
         ("[arms.rl]", "[arms.rll]", ", line 10: no arm is called 'rll': did you mean rl?"),
         ("total-timesteps = 8192", "total-steps = 8192", ", line 11: rl has no setting 'total-steps': did you mean"),
         ("total-timesteps = 8192", "total-timesteps = 0", ", line 10: total-timesteps must be at least 1, not 0"),

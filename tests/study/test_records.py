@@ -33,6 +33,7 @@ teachers = ["expert"]
 episodes = 4
 starts = [5, 50]
 start-games = 3
+beside-games = 2
 
 [arms.rl]
 total-timesteps = 20480
@@ -117,6 +118,7 @@ def test_a_record_tells_what_was_run_what_it_cost_and_how_it_scored(done):
         assert set(record["starts"]) == {"0", "5", "50"}
         assert record["starts"]["0"]["score"] == record["score"]
         assert [record["starts"][k]["episodes"] for k in ("0", "5", "50")] == [4, 3, 3]
+        assert record["beside_games"] == 2
         assert 15 < record["random_score"] < 30
         assert record["curve"][-1]["step"] == record["env_steps"]
 

@@ -65,7 +65,7 @@ def test_trials_are_a_plan_with_seeds_and_widths_of_its_own(tmp_path):
     assert len(cells) == 2 * 3 * 2 * 2
     cell = cells["rl_max-learning-rate-0.004_width-1_8_seed-101"]
     assert (cell.config.max_learning_rate, cell.config.total_timesteps, cell.config.seed) == (4e-3, 8192, 101)
-    assert plan.evaluation.episodes == 8
+    assert (plan.evaluation.episodes, plan.evaluation.beside_games) == (8, 0)
 
 
 def test_the_best_mean_over_the_seeds_is_chosen_and_what_lies_between_is_interpolated(tmp_path):

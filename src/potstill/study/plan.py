@@ -87,6 +87,8 @@ class Evaluation:
     """Also score greedy play after this many steps of a random policy."""
     start_games: int = 0
     """Games after each of these; a plan that does not say plays `episodes`."""
+    beside_games: int = 0
+    """Games with sampled actions, and without stickiness; a plan that does not say plays `episodes`, trials none."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +250,9 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     starts = _list(scored, "starts", int, ("evaluation",), ())
     episodes = _value(scored.get("episodes", 100), int, ("evaluation", "episodes"))
     start_games = _value(scored.get("start-games", episodes), int, ("evaluation", "start-games"))
-    if min(episodes, start_games, *starts) < 1:
-        raise _At(("evaluation",), "episodes, starts and start-games are at least 1")
+    beside_games = _value(scored.get("beside-games", episodes), int, ("evaluation", "beside-games"))
+    if min(episodes, start_games, beside_games, *starts) < 1:
+        raise _At(("evaluation",), "episodes, starts, start-games and beside-games are at least 1")
     arms = _table(document, "arms", ())
     if not arms:
         raise _At(("arms",), f"a plan needs arms, such as [arms.rl]; known: {', '.join(ARMS)}")
@@ -257,7 +260,8 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     for arm in made:
         if arm.origin is not None and next((a.method for a in made if a.name == arm.origin), None) != "distill":
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
-    return Plan(name, env, Evaluation(episodes, starts, start_games), made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
+    evaluation = Evaluation(episodes, starts, start_games, beside_games)
+    return Plan(name, env, evaluation, made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
 
 
 def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Arm:

@@ -45,7 +45,13 @@ def run_study(
     cells = plan.cells()
     wanted = plan.cells_of(arms) if arms else cells
     scored = plan.evaluation
-    machine = replace(machine, evaluate=scored.episodes, starts=scored.starts, start_games=scored.start_games)
+    machine = replace(
+        machine,
+        evaluate=scored.episodes,
+        starts=scored.starts,
+        start_games=scored.start_games,
+        beside_games=scored.beside_games,
+    )
     with working_in(out) as folder:
         done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
         document = {"name": plan.name, "plan": plan.text, "potstill": __version__, "planned": len(cells)}
