@@ -75,12 +75,13 @@ class Machine:
 def provenance(machine: Machine) -> dict[str, Any]:
     """What a run's config.json says of where it was made: command, commit, machine, threads."""
     device = resolve_device(machine.device)
+    threads = f"{machine.cores} thread{'s' if machine.cores > 1 else ''}"
     started = Path(sys.argv[0]).name
     script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
     return {
         "command": shlex.join([*(["python", started] if script else ["potstill"]), *sys.argv[1:]]),
         "commit": commit(),
-        "machine": f"{_processor()}, {machine.cores} threads, {device}, torch {torch.__version__}",
+        "machine": f"{_processor()}, {threads}, {device}, torch {torch.__version__}",
         "threads": machine.cores,
     }
 

@@ -40,7 +40,7 @@ RESULT = {
     "wall_seconds": 120.0,
     "command": "potstill distill runs/large --width 1/8",
     "commit": "0123456789ab",
-    "machine": "a processor, 1 threads",
+    "machine": "a processor, 1 thread",
 }
 CONFIG = {"kind": "distill", "config": {"seed": 0}, "command": RESULT["command"]}
 TOKEN, READER = "hf_writes", "hf_reads"
@@ -345,7 +345,7 @@ def test_the_card_says_what_was_measured_and_how_to_measure_it_again(standin, ca
     for line in (
         "- Command: `potstill distill runs/large --width 1/8`",
         "- Commit: `0123456789ab`",
-        "- Machine: a processor, 1 threads",
+        "- Machine: a processor, 1 thread",
         "- Training: 2 minutes",
         f"potstill pull {REPO} --out cart",
         "potstill evaluate cart --episodes 20 --seed 1",
