@@ -58,7 +58,7 @@ class PPOConfig:
     deploys the last weights."""
     clip: float = 0.2
     """Clipping range of the probability ratio."""
-    entropy: float = 0.01
+    entropy: float = 0.05
     """Weight of the entropy bonus at the start."""
     value_coefficient: float = 1.0
     """Weight of the value loss, on targets divided by their running deviation."""

@@ -13,6 +13,7 @@ _CONTROL = PPOConfig(
     learning_rate=1e-3,
     max_learning_rate=5e-3,
     anneal_from=0.0,
+    entropy=0.01,
     normalise_inputs=2_000,
     precision="float32",  # these networks are too small to gain from less
 )
@@ -26,6 +27,7 @@ _MINATAR = PPOConfig(
     max_learning_rate=1e-2,
     target_kl=0.03,
     anneal_from=0.3,
+    entropy=0.01,
     precision="float32",
 )
 PPO_PRESETS: dict[str, PPOConfig] = {
