@@ -47,7 +47,7 @@ class PPOConfig:
     """Adam's rate at the start; afterwards it follows the KL divergence."""
     max_learning_rate: float = 2.5e-3
     """Upper bound of the rate."""
-    target_kl: float = 0.02
+    target_kl: float = 0.04
     """The rate is divided by 1.3 after an update that moved the policy further than twice this, and multiplied by 1.3
     after one that moved it less than half."""
     anneal_from: float = 0.3
@@ -58,7 +58,7 @@ class PPOConfig:
     deploys the last weights."""
     clip: float = 0.2
     """Clipping range of the probability ratio."""
-    entropy: float = 0.05
+    entropy: float = 0.025
     """Weight of the entropy bonus at the start."""
     value_coefficient: float = 1.0
     """Weight of the value loss, on targets divided by their running deviation."""

@@ -12,6 +12,7 @@ _CONTROL = PPOConfig(
     minibatch_size=256,
     learning_rate=1e-3,
     max_learning_rate=5e-3,
+    target_kl=0.02,
     anneal_from=0.0,
     entropy=0.01,
     normalise_inputs=2_000,
