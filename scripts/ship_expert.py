@@ -39,6 +39,7 @@ def main() -> None:
     result = json.loads((run / "result.json").read_text())
     config = json.loads((run / "config.json").read_text())["config"]
     result["command"] = _anywhere(result["command"])
+    result.setdefault("beside_games", result["episodes"])  # as it was before a run could have other numbers of the two
     folder.mkdir(parents=True)
     shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
     for name in ("config.json", "result.json"):

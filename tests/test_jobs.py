@@ -170,8 +170,11 @@ def test_the_games_beside_the_main_ones_have_a_number_of_their_own(teacher):
     some, none, all_ = (assess(loaded, replace(EVALUATED, beside_games=n), None) for n in (2, 0, None))
     assert [played["beside_games"] for played in (some, none, all_)] == [2, 0, 4]
     assert (none["score_sampled"], none["score_nosticky"]) == (None, None)
-    assert some["score_sampled"] is not None
     assert some["score"] == none["score"] == all_["score"]
+    for played, episodes in ((some, 2), (all_, 4)):
+        *_, alone = evaluation.play(loaded.policy, loaded.env, episodes=episodes, seed=1, actions="sampled")
+        assert played["score_sampled"] == alone.summary()["mean"]
+    assert some["score_sampled"] != all_["score_sampled"]
 
 
 def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path):

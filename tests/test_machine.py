@@ -22,6 +22,11 @@ def test_a_run_remembers_the_command_that_would_repeat_it(started, command, monk
     assert provenance(Machine(device="cpu", threads=1))["command"] == command
 
 
+@pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread, cpu, "), (2, ", 2 threads, cpu, ")])
+def test_a_run_remembers_how_many_threads_it_had(threads, words):
+    assert words in provenance(Machine(device="cpu", threads=threads))["machine"]
+
+
 def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_package(tmp_path, monkeypatch):
     package = tmp_path / "venv" / "potstill" / "machine.py"
     package.parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -15,8 +16,10 @@ from potstill.machine import Machine
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
 from potstill.study import execute
 from potstill.study.plan import read_plan
-from potstill.study.records import make_record, run_study, status
+from potstill.study.records import make_record, recorded, run_study, status
+from potstill.study.tune import tuning_plan
 
+ROOT = Path(__file__).parents[2]
 MACHINE = Machine(device="cpu", threads=2, quiet=True)
 NAMES = [
     "rl_width-1_32_seed-0",
@@ -178,6 +181,13 @@ def test_a_record_of_a_run_with_other_settings_is_refused_and_left(done):
     assert refused.code == 2
     assert f"{NAMES[2]}.json is of a run with other settings or another teacher" in refused.err  # the first by name
     assert (done.out / f"{NAMES[1]}.json").read_bytes() == before
+
+
+def test_the_records_that_are_committed_are_of_the_plans_beside_them():
+    plan = read_plan(ROOT / "plans/minatar-breakout.toml")
+    assert len(recorded(plan.cells(), ROOT / "results/minatar-breakout")) == len(plan.cells())
+    trials = tuning_plan(read_plan(ROOT / "plans/pong.toml"))
+    assert recorded(trials.cells(), ROOT / "results/pong/tune")
 
 
 def test_a_study_that_another_process_runs_is_refused(done):
