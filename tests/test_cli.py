@@ -103,6 +103,8 @@ def test_evaluate_plays_the_same_games_for_the_same_seed(call, policies):
 def test_evaluate_prints_its_figures_for_people(call, policies):
     code, out, err = call("evaluate", policies / "one", "--episodes", 2, *MACHINE)
     assert code == 0
+    mean = next(line.split()[1] for line in out.splitlines() if line.startswith("mean"))
+    assert f"  score {float(mean):.3g}  " in err  # how it stands while it plays
     assert any(line.split() == ["episodes", "2"] for line in out.splitlines())
     assert "returns" not in out
     assert "evaluate CartPole-v1 1/32" in err

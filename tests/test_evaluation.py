@@ -171,6 +171,11 @@ def test_the_figures_of_four_games_worked_out_by_hand():
     assert figures["returns"] == [4.0, -1.0, 2.0, -3.0]
 
 
+def test_the_score_so_far_is_the_mean_of_the_games_so_far():
+    assert Evaluation(PONG, "greedy", 0, 0).score is None
+    assert Evaluation(PONG, "greedy", 0, 0, [game(3.0, 1), game(-1.0, 2)]).score == 1.0
+
+
 def test_repeated_games_widen_the_interval_because_they_are_no_evidence():
     scores = (1.0, 2.0) * 4
     figures = summary(*(game(score, fingerprint=int(score)) for score in scores))

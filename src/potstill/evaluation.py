@@ -40,6 +40,11 @@ class Evaluation:
     start_steps: int
     episodes: list[Episode] = field(default_factory=list)
 
+    @property
+    def score(self) -> float | None:
+        """Mean score of the games so far, unclipped; None before the first."""
+        return float(np.mean([episode.score for episode in self.episodes])) if self.episodes else None
+
     def summary(self) -> dict[str, Any]:
         """The figures of a report; JSON-ready, undefined ones are None.
 

@@ -327,7 +327,7 @@ def assess(
         )
         with telemetry.Progress(f"{title} {what}", episodes, quiet=machine.quiet, unit="games") as bar:
             for so_far in play:
-                bar.update(len(so_far.episodes))
+                bar.update(len(so_far.episodes), score=so_far.score)
                 if run is not None:
                     run.touch_lock()
         return so_far.summary()

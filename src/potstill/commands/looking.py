@@ -76,7 +76,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             threads=threads,
         )
         for so_far in games:
-            bar.update(len(so_far.episodes))
+            bar.update(len(so_far.episodes), score=so_far.score)
     size = loaded.policy.size()
     record = so_far.summary() | {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
     record |= evaluation.latency(loaded.policy) | beside

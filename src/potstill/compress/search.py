@@ -95,7 +95,7 @@ class Search:
             minded(loaded.policy, self.until(keep)),
         ):
             for so_far in games:
-                bar.update(len(so_far.episodes))
+                bar.update(len(so_far.episodes), score=so_far.score)
                 self.run.touch_lock()
         if kind != "random":
             self.pace["game"] = max(self.pace["game"], (time.monotonic() - began) / episodes)
