@@ -178,7 +178,7 @@ class Progress:
         speed = done / max(self._printed - self._began, 1e-9)
         left = max(self.total - self._step, 0) / speed if done > 0 else math.nan
         parts = [self.description, f"{self._step:,}/{self.total:,} {self.unit}", _speed(speed, self.unit), self._fields]
-        parts.append(f"{_clock(left)} left" if math.isfinite(left) else "")
+        parts.append(f"{clock(left)} left" if math.isfinite(left) else "")
         with suppress(OSError):  # a full disk under a log file must not end the run
             print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
@@ -291,7 +291,7 @@ def _short(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """1:02:03, or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

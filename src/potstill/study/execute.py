@@ -25,6 +25,7 @@ from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.runs import Run, StopRequested, stop_on_signals, sweep
 from potstill.study.local import LocalProcess, Process
+from potstill.study.pace import Pace, Underway
 from potstill.study.plan import Cell
 
 SAVING = 30.0  # seconds a worker has to save when time is up
@@ -53,6 +54,11 @@ class _Worker:
     cell: Cell
     run: Run
     process: Process
+    began: float  # as `time.monotonic()` counts
+    before: float  # share of the training that was done then
+
+    def underway(self, trained: float) -> Underway:
+        return Underway(self.cell, time.monotonic() - self.began, self.before, trained)
 
 
 def execute(
@@ -107,7 +113,7 @@ def execute(
     over: dict[str, str | None] = {}  # what ended here, and why it failed
     starts: dict[str, int] = {}
     active: list[_Worker] = []
-    began, total = time.monotonic(), len(waiting)
+    began, total, pace = time.monotonic(), len(waiting), Pace()
     console = Console(stderr=True)
     with stop_on_signals() as stop, Live(console=console, auto_refresh=False, transient=True) as live:
         printed = began
@@ -137,8 +143,10 @@ def execute(
                         yield Ended(cell, run, None)
                         continue
                     starts[cell.name] = starts.get(cell.name, 0) + 1
+                    before = _progress(run)[1]
                     try:
-                        active.append(_Worker(cell, run, start(run, single, folder / "data")))
+                        process = start(run, single, folder / "data")
+                        active.append(_Worker(cell, run, process, time.monotonic(), before))
                     except InputError as error:  # its log is a link, say: the others go on
                         over[cell.name] = str(error)
                         yield Ended(cell, run, over[cell.name])
@@ -161,10 +169,12 @@ def execute(
                         continue
                     if status == "done":
                         _tidy(worker.run)
+                        pace.ended(worker.underway(1.0))
                     over[name] = None if status == "done" else words
                     yield Ended(worker.cell, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
-                left = _time_left(began, len(over), active, len(waiting))
+                seconds = pace.left([w.underway(_progress(w.run)[1]) for w in active], waiting, workers)
+                left = telemetry.clock(seconds) if math.isfinite(seconds) else "--:--"
                 if console.is_terminal:
                     live.update(_table(active, len(done), total, len(waiting), failed, left), refresh=True)
                 elif time.monotonic() - printed > 30 and not machine.quiet:
@@ -267,15 +277,6 @@ def _progress(run: Run) -> tuple[str, float]:
         if isinstance(last.get(name), int | float):
             return f"{words}, {name} {last[name]:.3g}", share
     return words, share
-
-
-def _time_left(began: float, ended: int, active: list[_Worker], waiting: int) -> str:
-    """Extrapolated from the runs of this call; says nothing before there is anything to go by."""
-    done = ended + sum(0.8 * _progress(w.run)[1] for w in active)  # evaluation takes about the last fifth
-    if done < 0.05:
-        return "--:--"
-    seconds = (time.monotonic() - began) / done * (len(active) + waiting + ended - done)
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def _table(active: list[_Worker], before: int, total: int, waiting: int, failed: int, left: str) -> Table:

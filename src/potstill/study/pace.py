@@ -1,0 +1,67 @@
+"""How long the rest of a study takes, judged by what its runs have taken so far."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from potstill.study.plan import Cell
+
+TRAINING = 0.8  # a run's training takes about this share of its time; the games take the rest
+EARLY = 0.02  # share of the training before which a run tells nothing about its speed
+
+
+class Underway(NamedTuple):
+    """A run that is not over."""
+
+    cell: Cell
+    seconds: float  # since it was started, or started again
+    before: float  # share of its training that was done then
+    now: float  # and that is done now
+
+    @property
+    def whole(self) -> float | None:
+        """Seconds it takes from beginning to end, by its own speed; None too early."""
+        trained = self.now - self.before
+        return self.seconds / (TRAINING * trained) if trained >= EARLY else None
+
+
+class Pace:
+    """What runs take from beginning to end. Those of one arm and width are alike; arms and widths are not."""
+
+    def __init__(self) -> None:
+        self._ended: list[tuple[Cell, float]] = []
+
+    def ended(self, run: Underway) -> None:
+        """Notes a run that is over."""
+        self._ended.append((run.cell, run.seconds / max(1.0 - TRAINING * run.before, 1.0 - TRAINING)))
+
+    def left(self, active: Sequence[Underway], waiting: Sequence[Cell], workers: int) -> float:
+        """Seconds until all runs are over; nan before there is anything to go by.
+
+        Per agent step, a run is taken to be like the mean of those of its arm and width, else of its arm, else of all.
+        """
+        known = {_kind(cell) for cell, _ in self._ended}
+        own = {run.cell.name: run.whole for run in active if run.whole is not None and _kind(run.cell) not in known}
+        seen = self._ended + [(run.cell, own[run.cell.name]) for run in active if run.cell.name in own]
+        if not seen:
+            return math.nan
+        rests = [_expected(cell, seen) for cell in waiting]
+        for run in active:
+            whole = own.get(run.cell.name) or _expected(run.cell, seen)
+            rests.append(max(whole * (1.0 - TRAINING * run.before) - run.seconds, 0.0))
+        return max(sum(rests) / max(1, min(workers, len(rests))), *rests, 0.0)
+
+
+def _kind(cell: Cell) -> tuple[str, str]:
+    return cell.arm, cell.config.network.width
+
+
+def _expected(cell: Cell, seen: Sequence[tuple[Cell, float]]) -> float:
+    likenesses: tuple[Callable[[Cell], bool], ...] = (
+        lambda other: _kind(other) == _kind(cell),
+        lambda other: other.arm == cell.arm,
+        lambda other: True,
+    )
+    alike = next(filter(None, ([each for each in seen if likes(each[0])] for likes in likenesses)))
+    per_step = sum(seconds / other.config.total_timesteps for other, seconds in alike) / len(alike)
+    return per_step * cell.config.total_timesteps
