@@ -25,6 +25,7 @@ TRAIN = PPOConfig(
     total_timesteps=4 * 512,
     num_envs=8,
     num_steps=64,
+    epochs=2,
     minibatch_size=128,
     learning_rate=2e-3,
     normalise_inputs=160,
