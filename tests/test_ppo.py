@@ -19,7 +19,6 @@ from potstill.ppo import (
     TrainState,
     _decay,
     _follow_kl,
-    _pieces,
     gae,
     make_optimizer,
     rollout,
@@ -291,28 +290,6 @@ def test_an_update_makes_the_better_action_likelier_but_only_about_as_far_as_the
         probability[clip] = state.policy.logits(batch.ready[0, :1]).softmax(-1)[0, 0 if sign > 0 else 1].item()
     assert 0.58 < probability[0.2] < 0.66  # it was 0.5: the ratio passes 1.2 and stops
     assert probability[1e6] > 0.8
-
-
-@BOTH
-def test_a_minibatch_in_pieces_takes_the_step_it_takes_whole(config, monkeypatch):
-    config = replace(config, epochs=2, minibatch_size=64, num_steps=32, total_timesteps=128, precision="float32")
-    weights, metrics = [], []
-    for pieces in (1, 3):  # 64 samples: 22, 22 and 20
-        monkeypatch.setattr("potstill.ppo._pieces", lambda minibatch, pieces=pieces: pieces)
-        envs, state = begin(config, sharp(config))
-        progress = next(train(config, state, envs, teacher=sharp(config)))
-        weights.append(parameters_to_vector(state.policy.parameters()).detach())
-        metrics.append(progress.metrics)
-        assert state.gradient_steps == 4
-    assert torch.allclose(*weights, rtol=1e-3, atol=1e-5)
-    assert metrics[0] == pytest.approx(metrics[1], rel=1e-3, abs=1e-5)
-
-
-def test_only_large_minibatches_are_cut():
-    assert _pieces(torch.empty(512, 84, 84, 4)) == 4
-    assert _pieces(torch.empty(512, 84, 84, 4, dtype=torch.bfloat16)) == 2
-    assert _pieces(torch.empty(512, 10, 10, 4)) == 1
-    assert _pieces(torch.empty(512, 84, 84, 4, device="meta")) == 1
 
 
 def test_the_first_pass_over_a_rollout_sees_no_divergence():

@@ -110,29 +110,26 @@ class Dataset:
 
     def _prepare(self, frames: Array, policy: Policy, dtype: torch.dtype) -> Tensor:
         """Frame positions (B, stack) to prepared stacks, a few at a time so that they stay in the processor's cache."""
-        B, chunk = len(frames), 8
+        B, chunk = len(frames), 16
         rows, columns = self._frames.shape[1:]
-        device = policy.mean.device
-        out = torch.empty((B, rows * columns, self.stack), dtype=dtype, device=device)
-        shift = -policy.mean * policy.scale
+        pixels, device = rows * columns, policy.mean.device
+        out = torch.empty((B, pixels, self.stack), dtype=dtype, device=device)
+        scale = policy.scale.view(-1, 1).expand(-1, self.stack).contiguous()  # of each number of a stack
+        shift = -policy.mean.view(-1, 1) * scale
         # Into the same memory again and again, which stays in the cache; fresh memory would not be there yet.
-        raw = np.empty((chunk * self.stack, rows, columns), self._frames.dtype)
-        x = torch.empty(raw.shape, device=device)
-        woven = torch.empty((chunk, rows * columns, self.stack), device=device)
-        identity = torch.eye(self.stack, device=device).expand(chunk, -1, -1)
+        raw = np.empty((chunk, self.stack, rows, columns), self._frames.dtype)
+        woven = np.empty((chunk, pixels, self.stack), self._frames.dtype)
+        x = torch.empty(woven.shape, device=device)
         for at in range(0, B, chunk):
             part = frames[at : at + chunk]
-            n, stacks = part.size, len(part)
-            np.take(self._frames, part.ravel(), axis=0, out=raw[:n], mode="clip")  # the other modes make a copy first
-            x[:n] = torch.from_numpy(raw[:n])
-            torch.addcmul(shift, x[:n], policy.scale, out=x[:n]).clamp_(-policy.clip, policy.clip)
-            to = out[at : at + chunk] if dtype == torch.float32 else woven[:stacks]
-            # Frames side by side to channels last: a product moves whole vectors, a copy one number at a time.
-            torch.bmm(x[:n].view(stacks, self.stack, -1).mT, identity[:stacks], out=to)
-            if dtype != torch.float32:
-                out[at : at + chunk] = to
-        out = out.view(B, rows, columns, self.stack)
-        return out.permute(0, 3, 1, 2)
+            n = len(part)
+            np.take(self._frames, part, axis=0, out=raw[:n], mode="clip")  # the other modes make a copy first
+            for back in range(self.stack):  # frames side by side to channels last, while a number is one byte
+                woven[:n, :, back] = raw[:n, back].reshape(n, pixels)
+            x[:n] = torch.from_numpy(woven[:n])
+            torch.addcmul(shift, x[:n], scale, out=x[:n])
+            out[at : at + chunk] = x[:n].clamp_(-policy.clip, policy.clip)
+        return out.view(B, rows, columns, self.stack).permute(0, 3, 1, 2)
 
 
 def open_dataset(folder: Path, envs: Envs) -> Dataset:

@@ -359,40 +359,28 @@ def update(
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     targets = returns.flatten() / policy.return_scale
     minibatches = config.batch_size // config.minibatch_size
-    pieces = _pieces(ready[: config.minibatch_size])
-    # Gathered into again and again: fresh pages are slow.
-    gathered = torch.empty_like(ready[: math.ceil(config.minibatch_size / pieces)])
+    gathered = torch.empty_like(ready[: config.minibatch_size])  # again and again: fresh pages are slow
     sums: dict[str, float] = {}
     for epoch in range(config.epochs):
         order = torch.randperm(config.batch_size, generator=state.generator).to(ready.device)
-        for minibatch in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
+        for chosen in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
+            torch.index_select(ready, 0, chosen, out=gathered)
+            logits, values = policy.heads(_as_inputs(gathered, policy))
+            log_probs, entropies = policy.distribution.log_prob_and_entropy(logits, actions[chosen])
+            log_ratio = log_probs - old_log_probs[chosen]
+            ratio, advantage = log_ratio.exp(), advantages[chosen]
+            clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+            value_loss = 0.5 * (values - targets[chosen]).square().mean()
+            entropy = entropies.mean()
+            loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
+            numbers = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+            if taught is not None:
+                teacher_kl = policy.distribution.kl(logits, taught[chosen])
+                loss = loss + teacher_weight * (ratio.clamp(min=1 - config.clip) * teacher_kl).mean()
+                numbers["teacher_kl"] = teacher_kl.mean()
             optimizer.zero_grad()
-            for chosen in minibatch.chunk(pieces):
-                share = len(chosen) / len(minibatch)
-                inputs = gathered[: len(chosen)]
-                torch.index_select(ready, 0, chosen, out=inputs)
-                logits, values = policy.heads(_as_inputs(inputs, policy))
-                log_probs, entropies = policy.distribution.log_prob_and_entropy(logits, actions[chosen])
-                log_ratio = log_probs - old_log_probs[chosen]
-                ratio, advantage = log_ratio.exp(), advantages[chosen]
-                clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-                policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
-                value_loss = 0.5 * (values - targets[chosen]).square().mean()
-                entropy = entropies.mean()
-                loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
-                numbers = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-                if taught is not None:
-                    teacher_kl = policy.distribution.kl(logits, taught[chosen])
-                    loss = loss + teacher_weight * (ratio.clamp(min=1 - config.clip) * teacher_kl).mean()
-                    numbers["teacher_kl"] = teacher_kl.mean()
-                (share * loss).backward()
-                if epoch == config.epochs - 1:  # the last pass tells how far the whole update went
-                    with torch.no_grad():
-                        # k3 estimator: http://joschu.net/blog/kl-approx.html
-                        numbers["kl"] = ((ratio - 1) - log_ratio).mean()
-                        numbers["clip_fraction"] = ((ratio - 1).abs() > config.clip).float().mean()
-                    for name, number in numbers.items():
-                        sums[name] = sums.get(name, 0.0) + number.item() * share / minibatches
+            loss.backward()
             norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
             if not torch.isfinite(norm):
                 raise DivergedError(
@@ -401,8 +389,13 @@ def update(
                 )
             optimizer.step()
             state.gradient_steps += 1
-            if epoch == config.epochs - 1:
-                sums["grad_norm"] = sums.get("grad_norm", 0.0) + norm.item() / minibatches
+            if epoch == config.epochs - 1:  # the last pass tells how far the whole update went
+                with torch.no_grad():
+                    # k3 estimator: http://joschu.net/blog/kl-approx.html
+                    numbers["kl"] = ((ratio - 1) - log_ratio).mean()
+                    numbers["clip_fraction"] = ((ratio - 1).abs() > config.clip).float().mean()
+                for name, number in (numbers | {"grad_norm": norm}).items():
+                    sums[name] = sums.get(name, 0.0) + number.item() / minibatches
     return sums | {"learning_rate": rate, "return_scale": policy.return_scale.item()}
 
 
@@ -450,15 +443,6 @@ def _flat(storage: Tensor) -> Tensor:
     if storage.dim() != 5:
         return storage.flatten(0, 1)
     return storage.permute(0, 1, 3, 4, 2).flatten(0, 1)
-
-
-def _pieces(minibatch: Tensor) -> int:
-    """Into how many pieces a minibatch of inputs is cut on its way through the network.
-
-    Gradients add up, so the step is the same up to rounding; but what a processor has just written is still in its
-    cache when it is read. Below 16 MB there is nothing to gain, and on a GPU there is something to lose.
-    """
-    return math.ceil(minibatch.nbytes / 2**24) if minibatch.device.type == "cpu" else 1
 
 
 def _as_inputs(rows: Tensor, policy: Policy) -> Tensor:
