@@ -42,7 +42,7 @@ from potstill.dataset import Batch, Dataset, DatasetWriter, open_dataset
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy, resolve_precision
 from potstill.policies import load_policy
-from potstill.ppo import _like_inputs, _pieces
+from potstill.ppo import _as_inputs, _like_inputs
 from potstill.report.figures import ARMS, GREY, STYLE, WIDTH, save
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def efficiency(options: argparse.Namespace) -> None:
     """Point by point what a PPO run does, alone: stepping the emulator, the policy's passes, the gradient steps."""
     rows = [measure_parts(_config(width), options.updates, options.repeats) for width in options.widths]
     keys = ["width", "precision", "run_steps_per_s", "emulator_steps_per_s", "forward_samples_per_s"]
-    publish("efficiency", rows, [*keys, "training_samples_per_s", *SUMS], repeats=options.repeats)
+    publish("efficiency", rows, [*keys, "training_samples_per_s", *SUMS, "at_most"], repeats=options.repeats)
 
 
 def cores(options: argparse.Namespace) -> None:
@@ -250,7 +250,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                 (logits.square().mean() + values.square().mean()).backward()
                 optimizer.step()
 
-        kept = _like_inputs(ready, config.num_steps)
+        kept = _like_inputs(ready, config.num_steps).copy_(ready)
         flat = kept.permute(0, 1, 3, 4, 2).flatten(0, 1)
         gathered = torch.empty_like(flat[: config.minibatch_size])
         order = torch.randperm(config.batch_size)[: config.minibatch_size]
@@ -263,6 +263,21 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
         def gather() -> None:
             for _ in range(minibatches):
                 torch.index_select(flat, 0, order, out=gathered)
+
+        def bare() -> None:
+            for begin in range(0, vector_steps, config.num_steps):
+                with torch.no_grad():
+                    for to, before in pairs[begin : begin + config.num_steps]:
+                        policy.heads(kept[to])
+                        emulator.step(training.envs.own_actions(chosen[begin + to]))
+                        kept[to].copy_(kept[before])
+                    policy.heads(ready)
+                for _ in range(minibatches // updates):
+                    torch.index_select(flat, 0, order, out=gathered)
+                    logits, values = policy.heads(_as_inputs(gathered, policy))
+                    optimizer.zero_grad()
+                    (logits.square().mean() + values.square().mean()).backward()
+                    optimizer.step()
 
         inputs = Inputs(policy, dtype)
         with closing(Envs(config.env, config.num_envs)) as others:  # the run's own must not be stepped behind its back
@@ -287,19 +302,17 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
             for _ in range(updates):
                 ppo.gae(rewards, of_rollout, ends, config.gamma, config.gae_lambda)
 
-        pieces = _pieces(flat[: config.minibatch_size])
         taken = kind.sample(logits, generator)
         before, _ = kind.log_prob_and_entropy(logits, taken)
 
         def lose() -> None:
             for _ in range(minibatches):
-                for piece in torch.arange(len(logits)).chunk(pieces):
-                    heads = logits[piece].requires_grad_(), values[piece].requires_grad_()
-                    log_probs, entropies = kind.log_prob_and_entropy(heads[0], taken[piece])
-                    ratio, advantage = (log_probs - before[piece]).exp(), values[piece]
-                    clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-                    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
-                    (policy_loss + (heads[1] - advantage).square().mean() - entropies.mean()).backward()
+                heads = logits.requires_grad_(), values.requires_grad_()
+                log_probs, entropies = kind.log_prob_and_entropy(heads[0], taken)
+                ratio, advantage = (log_probs - before).exp(), values.detach()
+                clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+                policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+                (policy_loss + (heads[1] - advantage).square().mean() - entropies.mean()).backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).isfinite().item()
 
         times = _alternately(
@@ -313,6 +326,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
             frames=frames,
             choosing=choose,
             loss=lose,
+            bare=bare,
         )
     steps = updates * config.batch_size
     counts = {
@@ -327,7 +341,10 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
         name: median(sum(each) / whole for *each, whole in zip(*(times[part] for part in (*of, "run")), strict=True))
         for name, of in SUMS.items()
     }
-    return {**facts, **rates, **shares, "seconds": times}
+    at_most = median(
+        sum(each) / whole for *each, whole in zip(*(times[part] for part in (*PARTS, "bare")), strict=True)
+    )
+    return {**facts, **rates, **shares, "at_most": at_most, "seconds": times}
 
 
 def _growth_figure(rows: list[Row]) -> Figure:
