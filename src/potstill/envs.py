@@ -116,7 +116,10 @@ class Envs:
     these and `replay` plays them again, after which every later step is the same as if nothing had happened.
     """
 
-    def __init__(self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False) -> None:
+    def __init__(
+        self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False, apart: bool = False
+    ) -> None:
+        """`apart` steps Atari games one by one, the same games, so that some may `rest`."""
         if num_envs < 1:
             raise InputError(f"the number of environments must be at least 1, not {num_envs}")
         if not 0.0 <= config.sticky < 1.0:
@@ -128,7 +131,10 @@ class Envs:
         self.config = config
         self.num_envs = num_envs
         self._fingerprint = fingerprint
-        self._venv = _make_atari(config, num_envs, threads) if config.atari else _make_gymnasium(config, num_envs)
+        if not config.atari:
+            self._venv = _make_gymnasium(config, num_envs)
+        else:
+            self._venv = _Apart(config, num_envs, threads) if apart else _make_atari(config, num_envs, threads)
         space = self._venv.single_action_space
         self.bounds: Array | None = None  # (2, d) float32, least and greatest value of each continuous action
         if isinstance(space, gymnasium.spaces.Box):
@@ -236,6 +242,11 @@ class Envs:
             observations = self.step(actions).observations
             yield observations
 
+    def rest(self, row: int) -> None:
+        """Plays no more in `row` until the next reset, where games are apart; elsewhere it plays on."""
+        if isinstance(self._venv, _Apart):
+            self._venv.awake[row] = False
+
     @property
     def ages(self) -> Array:
         """Agent steps since each row's game began, (N,) int64."""
@@ -323,6 +334,47 @@ def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any
         episodic_life=False,
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
+
+
+class _Apart(VectorEnv[Any, Any, Any]):
+    """Atari games that are stepped one by one, and show what one AtariVectorEnv of them all would, bit for bit.
+
+    All together are faster by a seventh (one core of an AMD EPYC), but step games that nobody looks at any more.
+    """
+
+    def __init__(self, config: EnvConfig, num_envs: int, threads: int) -> None:
+        self._games: list[Any] = [_make_atari(config, 1, 1) for _ in range(num_envs)]
+        self._threads = threads
+        self.num_envs = num_envs
+        self.single_action_space = self._games[0].single_action_space
+        self.single_observation_space = self._games[0].single_observation_space
+        self.awake = np.ones(num_envs, dtype=bool)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        self.awake[:] = True
+        self._shown = np.concatenate([game.reset(seed=seed[i : i + 1])[0] for i, game in enumerate(self._games)])
+        return self._shown, {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        shown = self._shown = self._shown.copy()
+        rewards = np.zeros(self.num_envs, dtype=np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        finals: dict[int, Array] = {}
+        rows = np.flatnonzero(self.awake).tolist()
+        for at in range(0, len(rows), self._threads):
+            some = rows[at : at + self._threads]  # each has a thread of its own
+            for row in some:
+                self._games[row].send(actions[row : row + 1])
+            for row in some:
+                observation, reward, end, cut, info = self._games[row].recv()
+                shown[row], rewards[row], terminated[row], truncated[row] = observation[0], reward[0], end[0], cut[0]
+                if end[0] or cut[0]:
+                    finals[row] = info["final_obs"][0]
+        return shown, rewards, terminated, truncated, {"final_obs": finals}
+
+    def close_extras(self, **options: Any) -> None:
+        for game in self._games:
+            game.close()
 
 
 def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:

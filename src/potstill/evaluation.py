@@ -107,7 +107,7 @@ def play(
         num_envs = min(episodes, 32)
     left = np.full(num_envs, episodes // num_envs)
     left[: episodes % num_envs] += 1
-    envs = Envs(env, num_envs, threads=threads, fingerprint=True)
+    envs = Envs(env, num_envs, threads=threads, fingerprint=True, apart=True)
     check_fit(policy, envs)
     if start.policy is not None:
         check_fit(start.policy, envs)
@@ -133,6 +133,8 @@ def play(
             for episode in transition.step.episodes:
                 if left[episode.row]:
                     left[episode.row] -= 1
+                    if not left[episode.row]:
+                        envs.rest(episode.row)
                     evaluation.episodes.append(episode)
                     yield evaluation
             if not left.any():
