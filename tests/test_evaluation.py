@@ -65,6 +65,14 @@ def test_short_games_are_not_over_represented():
     assert len(firsts) == 32
 
 
+def test_a_row_rests_once_its_last_game_is_over(monkeypatch):
+    over, rested, rest = Counter(), {}, Envs.rest
+    monkeypatch.setattr(Envs, "rest", lambda envs, row: (rested.update({row: over[row]}), rest(envs, row)))
+    for evaluation in play(make_policy(), CARTPOLE, episodes=64, seed=0):  # 32 rows of two games
+        over = Counter(episode.row for episode in evaluation.episodes)
+    assert rested == dict.fromkeys(range(32), 1)  # the second is counted just after
+
+
 def test_it_yields_the_evaluation_after_each_game():
     counts = [len(evaluation.episodes) for evaluation in play(make_policy(), CARTPOLE, episodes=8, seed=0)]
     assert counts == list(range(1, 9))
