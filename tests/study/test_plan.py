@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
-from potstill.study.plan import ARMS, line_of, read_plan
+from potstill.study.plan import ARMS, Part, line_of, read_plan
 
 PLAN = """\
 env = "cartpole"
@@ -104,13 +105,32 @@ def test_pairing_by_cycle_gives_each_seed_one_teacher_in_turn(tmp_path):
     ]
 
 
-def test_the_runs_of_an_arm_come_with_those_they_begin_with(tmp_path):
+def test_a_part_of_a_plan_is_its_runs_of_these_arms_widths_and_seeds_and_those_they_begin_with(tmp_path):
     plan = read_plan(write(tmp_path))
-    assert {cell.arm for cell in plan.cells_of(["rl"])} == {"rl"}
-    assert {cell.arm for cell in plan.cells_of(["finetune"])} == {"distill-student", "finetune"}
-    assert plan.cells_of(["rl", "finetune"]) == plan.cells()
-    with pytest.raises(InputError, match="no arm called 'r': its arms are rl, distill-student, finetune"):
-        plan.cells_of(["r"])
+    assert plan.cells_of(Part()) == plan.cells() == plan.cells_of(Part(("rl", "finetune")))
+    assert {cell.arm for cell in plan.cells_of(Part(("rl",)))} == {"rl"}
+    assert {cell.arm for cell in plan.cells_of(Part(("finetune",)))} == {"distill-student", "finetune"}
+    small = plan.cells_of(Part(("finetune",), ("0.0625",), (3,)))  # the plan writes 1/16
+    assert small == [
+        cell for cell in plan.cells() if cell.arm != "rl" and "width-1_16" in cell.name and cell.config.seed == 3
+    ]
+    assert {cell.arm for cell in small} == {"distill-student", "finetune"}
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (Part(("rl", "r")), "the plan has no arm 'r': it has distill-student, finetune, rl"),
+        (Part(widths=("1/3",)), "the plan has no width '1/3': it has 1/16, 1/8"),
+        (Part(seeds=(3, 9)), "the plan has no seed '9': it has 3, 4"),
+        (Part(widths=("small",)), "width 'small' is not a number; write 1/8 or 0.125"),
+        (Part(("finetune",), seeds=(4,)), "the plan has no run of all these arms, widths and seeds"),
+    ],
+    ids=["arm", "width", "seed", "not a width", "nothing"],
+)
+def test_a_part_that_the_plan_does_not_have_is_refused(tmp_path, part, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        read_plan(write(tmp_path)).cells_of(part)
 
 
 def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):

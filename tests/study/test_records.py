@@ -147,7 +147,7 @@ def test_records_alone_are_enough_to_know_what_is_done(done, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_only_the_arms_that_are_named_run_and_the_plan_stays_whole(done, tmp_path):
+def test_only_the_part_that_is_named_runs_and_the_plan_stays_whole(done, tmp_path):
     words = (done.plan, "--out", tmp_path / "some", "--quiet", "--device", "cpu", "--arms")
     assert study("run", *words, "student").code == 0
     assert sorted(path.stem for path in (tmp_path / "some").glob("*.json")) == [
@@ -155,12 +155,9 @@ def test_only_the_arms_that_are_named_run_and_the_plan_stays_whole(done, tmp_pat
         "study",
     ]
     assert json.loads((tmp_path / "some/study.json").read_text())["planned"] == 3
-    assert study("run", *words, "student").out.startswith("nothing to do: all runs of student are done")
-    refused = study("run", *words, "teacher")
-    assert (refused.code, refused.err) == (
-        2,
-        "potstill: the plan has no arm called 'teacher': its arms are rl, student, finetune\n",
-    )
+    assert study("run", *words, "student").out.startswith("nothing to do: all runs of this part of the plan are done")
+    refused = study("run", *words, "student", "--widths", "1/2")
+    assert (refused.code, refused.err) == (2, "potstill: the plan has no width '1/2': it has 1/32\n")
 
 
 def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):

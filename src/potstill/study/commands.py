@@ -23,7 +23,7 @@ from potstill.runs import next_directory, working_in
 from potstill.study import records, tune
 from potstill.study.execute import StudyInterrupted, execute
 from potstill.study.grid import Grid
-from potstill.study.plan import Plan, read_plan
+from potstill.study.plan import WHOLE, Part, Plan, read_plan
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,10 @@ class _StudyTune:
 class _StudyRun(_StudyTune):
     arms: tuple[str, ...] = ()
     """Do only the runs of these arms, and those that they begin with; default: all that the plan has."""
+    widths: tuple[str, ...] = ()
+    """Do only the runs of these widths."""
+    seeds: tuple[int, ...] = ()
+    """Do only the runs of these seeds."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +150,11 @@ def _run(arguments: Sequence[str]) -> None:
     options = parse(_StudyRun, arguments, "study run")
     plan = read_plan(options.plan)
     out = options.out or Path("results") / plan.name
-    failed = _drive(plan, out, options, options.arms)
+    failed = _drive(plan, out, options, Part(options.arms, options.widths, options.seeds))
     _exit_for(failed, len(plan.cells()))
 
 
-def _drive(plan: Plan, out: Path, options: _StudyTune, arms: Sequence[str] = ()) -> dict[str, str]:
+def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
     machine = Machine(**vars(options.machine))
     failed, ran = {}, 0
@@ -162,7 +166,7 @@ def _drive(plan: Plan, out: Path, options: _StudyTune, arms: Sequence[str] = ())
         limits |= {"workers": options.workers or cores, "start": cluster.RemoteProcess}
     elif options.ray_address is not None:
         raise InputError("--ray-address goes with --executor ray")
-    runs = records.run_study(plan, out, machine, arms=arms, **limits)
+    runs = records.run_study(plan, out, machine, part=part, **limits)
     try:
         for ended in runs:
             ran += 1
@@ -174,7 +178,7 @@ def _drive(plan: Plan, out: Path, options: _StudyTune, arms: Sequence[str] = ())
     if ran:
         _print_table(runs_table(out))
     else:
-        print(f"nothing to do: all runs of {', '.join(arms) or 'the plan'} are done")
+        print(f"nothing to do: all runs of {'the plan' if part == WHOLE else 'this part of the plan'} are done")
     print(out)
     return failed
 

@@ -18,7 +18,7 @@ max-learning-rate = 5e-3
 
 import difflib
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
@@ -105,6 +105,17 @@ class Arm:
     origin: str | None = None  # the arm whose students a finetune begins with
 
 
+class Part(NamedTuple):
+    """The runs of a plan to do now. Each empty axis stands for all that the plan has."""
+
+    arms: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+WHOLE = Part()
+
+
 @dataclass(frozen=True)
 class Plan:
     """A study: arms x widths x seeds x teachers."""
@@ -139,18 +150,35 @@ class Plan:
         seeds = {arm.name: origins[arm.origin or arm.name].seeds for arm in self.arms}
         return sorted(made.values(), key=lambda cell: seeds[cell.arm].index(cell.config.seed))
 
-    def cells_of(self, arms: Collection[str]) -> list[Cell]:
-        """The runs of these arms and of those that they begin with, in the order of `cells`.
+    def cells_of(self, part: Part) -> list[Cell]:
+        """The runs of this part and those that they begin with, in the order of `cells`.
 
         Raises:
-            InputError: the plan has no arm of such a name.
+            InputError: the plan has no such arm, width or seed, or none of the runs that together they name.
         """
         origins = {arm.name: arm.origin for arm in self.arms}
-        for name in arms:
-            if name not in origins:
-                raise InputError(f"the plan has no arm called {name!r}: its arms are {', '.join(origins)}")
-        wanted = {*arms, *(origins[name] for name in arms)}
-        return [cell for cell in self.cells() if cell.arm in wanted]
+        arms = {*part.arms, *(origins[name] for name in part.arms if name in origins)} or {*origins}
+        widths = [parse_width(width) for width in part.widths]
+        cells = self.cells()
+        for axis, asked, held in (
+            ("arm", part.arms, {*origins}),
+            ("width", widths, {parse_width(cell.config.network.width) for cell in cells}),
+            ("seed", part.seeds, {cell.config.seed for cell in cells}),
+        ):
+            for value in asked:
+                if value not in held:
+                    has = ", ".join(str(value) for value in sorted(held))
+                    raise InputError(f"the plan has no {axis} {str(value)!r}: it has {has}")
+        made = [
+            cell
+            for cell in cells
+            if cell.arm in arms
+            and (not widths or parse_width(cell.config.network.width) in widths)
+            and (not part.seeds or cell.config.seed in part.seeds)
+        ]
+        if not made:
+            raise InputError("the plan has no run of all these arms, widths and seeds: an arm may have its own")
+        return made
 
     def _cells(self, arm: Arm, width: str, made: Mapping[str, Cell]) -> list[Cell]:
         cells = []

@@ -1,7 +1,7 @@
 """A study's folder: one small JSON record per run, `study.json`, and the run directories themselves under `runs/`."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +18,18 @@ from potstill.policies import load_policy, recorded_result
 from potstill.results import as_record, read_runs
 from potstill.runs import FORMAT_VERSION, Run, read_document, working_in
 from potstill.study.execute import Ended, execute, identity, taught_by
-from potstill.study.plan import Cell, Plan
+from potstill.study.plan import WHOLE, Cell, Part, Plan
 
 _COSTS = ("env_steps", "gradient_steps", "training_macs")
 
 
-def run_study(
-    plan: Plan, out: Path, machine: Machine, *, arms: Collection[str] = (), **options: Any
-) -> Iterator[Ended]:
+def run_study(plan: Plan, out: Path, machine: Machine, *, part: Part = WHOLE, **options: Any) -> Iterator[Ended]:
     """Runs what the plan asks for and `out` does not hold yet; every run that ends leaves its record in `out`.
 
     A run that is recorded as done is never run again. What failed is run again by the next call.
 
     Args:
-        arms: whose runs alone to do, with those that they begin with; empty for all.
+        part: the runs alone to do, with those that they begin with.
         options: `workers`, `retries`, `patience` and `start`, as `execute` has them.
 
     Yields:
@@ -39,11 +37,11 @@ def run_study(
 
     Raises:
         InputError: `out` holds a record of a run with other settings, or another process works there; or the plan has
-            no such arm.
+            nothing of such a part.
         StudyInterrupted: as `execute`.
     """
     cells = plan.cells()
-    wanted = plan.cells_of(arms) if arms else cells
+    wanted = plan.cells_of(part)
     scored = plan.evaluation
     machine = replace(
         machine,
