@@ -179,7 +179,9 @@ def _sections(answers: Answers) -> Iterable[Section]:
         answers,
         "Learning",
         "RL is called converged where the slope of its last quarter includes 0 and twice the budget gains less than"
-        " half a point (the arm rl-long); else its score is a lower bound. Scores here are of training games.",
+        " half a point (the arm rl-long); else its score is a lower bound. Scores here are means of the last 100"
+        " training games, sampled: they lag, and where a student plays no more than that, its first games still count"
+        " at the end.",
         [drawn.learning_costs],
         [tables.convergence(answers), tables.budgets(answers), tables.shares(answers)],
     )
