@@ -15,9 +15,9 @@ study: venv
 	.venv/bin/python figures/size_score.py study_run/quick
 	.venv/bin/potstill report study_run/quick
 
-# The page of the studies whose records are committed.
+# One page of the studies whose records are committed: results/pong/report.html.
 report: venv
-	.venv/bin/potstill report results/minatar-breakout
+	.venv/bin/potstill report results/pong results/minatar-breakout
 
 test: venv
 	scripts/check
