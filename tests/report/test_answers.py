@@ -156,6 +156,16 @@ def test_one_seed_has_no_interval_and_nothing_can_be_said_from_it():
     assert any(line.startswith("One teacher only") for line in unknown(answers))
 
 
+def test_intervals_of_two_runs_that_differ_end_where_pong_s_scores_do():
+    two = [run for run in settled(study(RL_AND_STUDENT, seeds=2)) if run["arm"] == "rl"]
+    poor = [run | {"returns": [-21.0] * 100, "score": -21.0} if run["seed"] else run for run in two]
+    answers = ask(poor + [run for run in study(RL_AND_STUDENT, seeds=2) if run["arm"] == "distill-student"])
+    apart = [cell.score for cell in answers.cells if cell.arm == "rl" and cell.score.value > -15]
+    assert apart
+    assert {(score.low, score.high) for score in apart} == {(-21.0, 21.0)}
+    assert {-42.0, 42.0} & {end for each in answers.differences for end in each.score[1:]}
+
+
 @pytest.mark.parametrize(
     ("arms", "words"),
     [

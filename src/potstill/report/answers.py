@@ -52,6 +52,14 @@ class Scale(NamedTuple):
     """Differences within it are as good as none."""
     points: bool
     """Games are played for points, won or lost: the score is their difference."""
+    limit: float = math.inf
+    """No score is further from 0: of two runs alone an interval would be."""
+
+    def within(self, interval: Interval, scores: int = 1) -> Interval:
+        """What of an interval is possible for a score, or for the difference of two; no end stays none."""
+        limit = scores * self.limit
+        low, high = (end if math.isinf(end) else min(max(end, -limit), limit) for end in interval[1:])
+        return Interval(interval.value, low, high)
 
 
 class Certificate(NamedTuple):
@@ -197,8 +205,8 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
     task = tasks[0] if tasks else "unknown task"
     notes: list[str] = []
     certificates = tuple(_certificates(records))
-    cells = tuple(_cells(records, certificates, seed, resamples))
     scale = _scale(task, records)
+    cells = tuple(_cells(records, certificates, scale, seed, resamples))
     by_arm = {arm: [cell for cell in cells if cell.arm == arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
     return Answers(
         task,
@@ -254,7 +262,7 @@ def share_lost(run: Record) -> FloatArray:
 
 def _scale(task: str, records: Sequence[Record]) -> Scale:
     if "pong" in task.lower():
-        return Scale((0, 10, 15, 18, 20), 0.5, points=True)
+        return Scale((0, 10, 15, 18, 20), 0.5, points=True, limit=21)
     best = [value for record in records if (value := number(record, "teacher_score")) is not None]
     best = best or [value for record in records if (value := number(record, "score")) is not None] or [1.0]
     low = next((value for record in records if (value := number(record, "random_score")) is not None), 0.0)
@@ -274,7 +282,9 @@ def _certificates(records: Sequence[Record]) -> Iterable[Certificate]:
             yield Certificate(str(run["run"]), str(run.get("width")), run.get("seed"), found.get(run["run"]))
 
 
-def _cells(records: Sequence[Record], certificates: Sequence[Certificate], seed: int, resamples: int) -> Iterable[Cell]:
+def _cells(
+    records: Sequence[Record], certificates: Sequence[Certificate], scale: Scale, seed: int, resamples: int
+) -> Iterable[Cell]:
     converged = {certificate.run for certificate in certificates if certificate.verdict == "converged"}
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
@@ -286,7 +296,7 @@ def _cells(records: Sequence[Record], certificates: Sequence[Certificate], seed:
         runs = sorted(groups[arm, parameters], key=lambda run: (_teacher(run), str(run.get("run"))))
         teachers = tuple(dict.fromkeys(map(_teacher, runs)))
         games = [[_games(run) for run in runs if _teacher(run) == teacher] for teacher in teachers]
-        score = bootstrap(games, _rng(seed, "cell", arm, parameters), resamples).interval()
+        score = scale.within(bootstrap(games, _rng(seed, "cell", arm, parameters), resamples).interval())
         bound = arm in REWARD and any(str(run.get("run")) not in converged for run in runs)
         yield Cell(arm, str(runs[0].get("width")), parameters, tuple(runs), teachers, games, score, bound)
 
@@ -365,7 +375,7 @@ def _differences(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples
                 arm,
                 x.width,
                 x.parameters,
-                each.interval(),
+                scale.within(each.interval(), 2),
                 next(corrected) if yes else None,
                 yes and each.equivalent(scale.margin),
                 probability_of_improvement(x.games, y.games),
