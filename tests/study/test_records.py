@@ -158,6 +158,8 @@ def test_only_the_part_that_is_named_runs_and_the_plan_stays_whole(done, tmp_pat
     assert study("run", *words, "student").out.startswith("nothing to do: all runs of this part of the plan are done")
     refused = study("run", *words, "student", "--widths", "1/2")
     assert (refused.code, refused.err) == (2, "potstill: the plan has no width '1/2': it has 1/32\n")
+    refused = study("run", *words, "student", "--seeds", "7")
+    assert (refused.code, refused.err) == (2, "potstill: the plan has no seed '7': it has 0\n")
 
 
 def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):

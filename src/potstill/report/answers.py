@@ -53,10 +53,13 @@ class Scale(NamedTuple):
     points: bool
     """Games are played for points, won or lost: the score is their difference."""
     limit: float = math.inf
-    """No score is further from 0: of two runs alone an interval would be."""
+    """No score is further from 0, though the interval of two runs may reach further."""
 
     def within(self, interval: Interval, scores: int = 1) -> Interval:
-        """What of an interval is possible for a score, or for the difference of two; no end stays none."""
+        """What of an interval is possible for a score, or for the difference of two.
+
+        Infinite ends stay: they say that there is none.
+        """
         limit = scores * self.limit
         low, high = (end if math.isinf(end) else min(max(end, -limit), limit) for end in interval[1:])
         return Interval(interval.value, low, high)
