@@ -1,3 +1,5 @@
+import hashlib
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -252,6 +254,30 @@ def test_a_precision_that_is_asked_for_is_taken():
     assert resolve_precision("float32", torch.device("cpu")) == torch.float32
     assert resolve_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert resolve_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+def test_what_auto_comes_to_does_not_hang_on_what_else_this_program_does():
+    in_peace = resolve_precision("auto", torch.device("cpu"))
+    done = threading.Event()
+
+    def burn():
+        while not done.is_set():
+            hashlib.pbkdf2_hmac(
+                "sha256", b"potstill", b"potstill", 20_000
+            )  # leaves the interpreter to others meanwhile
+
+    others = [threading.Thread(target=burn) for _ in range(2)]
+    torch.set_num_threads(2)
+    try:
+        for each in others:
+            each.start()
+        assert {resolve_precision("auto", torch.device("cpu")) for _ in range(5)} == {in_peace}
+        assert torch.get_num_threads() == 2
+    finally:
+        done.set()
+        torch.set_num_threads(1)
+        for each in others:
+            each.join()
 
 
 def test_auto_takes_a_device_that_is_there_and_cpu_always_is():

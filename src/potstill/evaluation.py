@@ -14,7 +14,7 @@ from torch import Tensor
 from potstill.collect import Inputs, collect
 from potstill.envs import EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
-from potstill.networks import Policy
+from potstill.networks import Policy, one_thread
 
 Actions = Literal["greedy", "sampled"]
 SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
@@ -211,15 +211,11 @@ def compare(
 @torch.no_grad()
 def latency(policy: Policy, repeats: int = 200) -> dict[str, float]:
     """Milliseconds from one raw observation to its logits, batch 1, one thread: median and 95th percentile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         observation = torch.zeros((1, *policy.observation_shape), dtype=torch.uint8, device=policy.mean.device)
         times = []
         for _ in range(repeats + 20):
             begin = time.perf_counter()
             policy.logits(policy.prepare(observation)).cpu()
             times.append(1e3 * (time.perf_counter() - begin))
-    finally:
-        torch.set_num_threads(threads)
     return {"latency_ms": float(np.median(times[20:])), "latency_p95_ms": float(np.quantile(times[20:], 0.95))}

@@ -2,6 +2,8 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -254,20 +256,33 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     conv = nn.Conv2d(32, 64, 4, stride=2).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.zeros(128, 32, 20, 20, device=device).contiguous(memory_format=torch.channels_last)
 
-    # Processor time, and the two in turns: on a busy machine the clock on the wall measures the other programs.
-    now = time.perf_counter if device.type == "cuda" else time.process_time
+    # One thread, its own processor time, and the two in turns: on a busy machine the clock on the wall measures
+    # other programs, the process's time other threads of this one, and several threads of torch wait for each other.
+    now = time.perf_counter if device.type == "cuda" else time.thread_time
     best = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
-    for _ in range(6):
-        for dtype, so_far in best.items():
-            inputs = x.to(dtype)
-            start = now()
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = conv(inputs).square().sum()
-            loss.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best[dtype] = min(so_far, now() - start)
+    with one_thread():
+        for _ in range(6):
+            for dtype, so_far in best.items():
+                inputs = x.to(dtype)
+                start = now()
+                with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    loss = conv(inputs).square().sum()
+                loss.backward()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                best[dtype] = min(so_far, now() - start)
     return torch.bfloat16 if best[torch.bfloat16] < 0.8 * best[torch.float32] else torch.float32
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread for as long as this lasts: what is timed then depends least on other programs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resolve_device(name: str) -> torch.device:

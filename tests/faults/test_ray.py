@@ -5,6 +5,7 @@ import time
 
 import pytest
 import ray
+from polars.testing import assert_frame_equal
 from ray.cluster_utils import Cluster
 from soak import TIMES, Here
 
@@ -87,5 +88,5 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
     list(run_study(plan, tmp_path / "here", MACHINE, workers=1, start=Here))
     for table in (runs_table, episodes_table, curves_table):
         there, here = (table(tmp_path / name).drop(TIMES, strict=False) for name in ("ray", "here"))
-        assert there.equals(here)
+        assert_frame_equal(there, here)
     assert not [path for pattern in ("run.lock", ".*.tmp", "resume.*") for path in out.rglob(pattern)]

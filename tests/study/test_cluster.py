@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
 from potstill.study.plan import read_plan
 from potstill.study.records import run_study
+from potstill.study.remote import KEPT, RemoteRun
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -110,6 +112,37 @@ def test_a_study_on_two_machines_comes_to_the_same_records_as_here(folder, two_m
     for name in here:
         assert {key: there[name].get(key) for key in SAME} == {key: here[name].get(key) for key in SAME}
     assert left_behind() == before
+
+
+def test_a_save_between_two_looks_never_brings_a_state_without_its_metrics(monkeypatch):
+    run, saved, look = RemoteRun(), [], RemoteRun._version
+    run.path.mkdir()
+
+    def save():
+        saved.append(len(saved))
+        with (run.path / "metrics.jsonl").open("a") as metrics:
+            metrics.write(f"{saved[-1]}\n")
+        (run.path / "resume.safetensors").write_text(str(saved[-1]))
+
+    def look_while_it_saves(run, name):
+        found = look(run, name)
+        save()
+        return found
+
+    save()
+    monkeypatch.setattr(RemoteRun, "_version", look_while_it_saves)
+    here = {}
+    run.process = subprocess.Popen(["sleep", "100"], stdin=subprocess.PIPE)
+    try:
+        for _ in range(20):
+            code, files, _ = run.poll()
+            here |= files
+            assert code is None
+            assert int(here["metrics.jsonl"].splitlines()[-1]) >= int(here["resume.safetensors"])
+            assert list(files) == [name for name in KEPT if name in files]
+    finally:
+        run.close()
+    assert not run.folder.exists()
 
 
 def test_a_cluster_that_does_not_answer_is_refused():

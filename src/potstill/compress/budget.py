@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-import torch
-
 from potstill import distill
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
 from potstill.machine import Machine
-from potstill.networks import Policy, resolve_device
+from potstill.networks import Policy, one_thread, resolve_device
 from potstill.policies import LoadedPolicy
 
 
@@ -41,12 +39,10 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, machine: Mach
     """About how long a distillation takes on one core: its first steps, gradient steps among them, are timed."""
     first = replace(config, lead="student", noise=0.0, warmup_steps=config.batch_size)
     device = resolve_device(machine.device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         taught = teacher.policy.to(device)
         state = distill.start(first, taught, device)
-        with closing(Envs(teacher.env, first.num_envs)) as envs:
+        with one_thread(), closing(Envs(teacher.env, first.num_envs)) as envs:
             began, counted, most = time.perf_counter(), 0, first.vector_steps - first.warmup_vector_steps - 1
             for _ in distill.distill(first, state, taught, envs, every=1):
                 if state.vector_steps <= first.warmup_vector_steps:
@@ -57,5 +53,4 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, machine: Mach
                     break
             return (time.perf_counter() - began) / max(1, counted) * config.vector_steps
     finally:
-        torch.set_num_threads(threads)
         teacher.policy.to("cpu")

@@ -20,7 +20,7 @@ class RemoteRun:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="potstill-"))
         self.path = self.folder / "run"
-        self.sent: dict[str, int] = {}
+        self.sent: dict[str, tuple[int, int]] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, files: dict[str, bytes], origins: dict[str, dict[str, bytes]], machine: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ class RemoteRun:
             places[role].mkdir()
             for name, content in contents.items():
                 (places[role] / name).write_bytes(content)
-        self.sent = self._times()
+        self.sent = {name: self._version(name) for name in files if name in KEPT}
         self.process = launch(self.path, machine, self.folder / "data", places)
 
     def poll(self) -> tuple[int | None, dict[str, bytes], float]:
@@ -42,18 +42,18 @@ class RemoteRun:
         life."""
         assert self.process is not None
         code = self.process.poll()
-        now = self._times()
         changed = {}
-        for name in reversed(now):  # the metrics last, so that none of a resume state's are missing
-            if self.sent.get(name) != now[name]:
-                with suppress(FileNotFoundError):  # the run is done, and its resume state gone
-                    changed[name] = (self.path / name).read_bytes()
-        self.sent = now
+        # What presupposes another is looked at first: a state saved meanwhile never comes without its metrics.
+        for name in reversed(KEPT):
+            with suppress(FileNotFoundError):  # not yet; or the run is done, and its resume state gone
+                seen = self._version(name)
+                if self.sent.get(name) != seen:
+                    changed[name], self.sent[name] = (self.path / name).read_bytes(), seen
         signs = []
         for path in self.path.iterdir():
             with suppress(FileNotFoundError):  # temporary files come and go
                 signs.append(path.stat().st_mtime)
-        return code, {name: changed[name] for name in now if name in changed}, time.time() - max(signs)
+        return code, dict(reversed(changed.items())), time.time() - max(signs)
 
     def stop(self, number: int) -> None:
         if self.process is not None:
@@ -67,9 +67,7 @@ class RemoteRun:
                 self.process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _times(self) -> dict[str, int]:
-        times = {}
-        for name in KEPT:
-            with suppress(FileNotFoundError):
-                times[name] = (self.path / name).stat().st_mtime_ns
-        return times
+    def _version(self, name: str) -> tuple[int, int]:
+        """Of a file: when it was written, to the clock's tick; and its size, as a line more takes less than that."""
+        found = (self.path / name).stat()
+        return found.st_mtime_ns, found.st_size
