@@ -45,7 +45,7 @@ from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page
 from potstill.results import TABLE, curves_table, episodes_table, read_table, runs_table
 from potstill.runs import Run
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 
 PLACES = 4  # that each drawn case is tried in
 SLOW = 5.0  # seconds of processor time that no case may take

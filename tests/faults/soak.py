@@ -33,7 +33,7 @@ from potstill.networks import NetworkConfig
 from potstill.presets import PPO_PRESETS
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.runs import Run
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 
 MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0, evaluate=4)  # saves after every update

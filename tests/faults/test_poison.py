@@ -34,7 +34,8 @@ from potstill.report import page
 from potstill.runs import Run
 from potstill.study import commands
 from potstill.study.local import launch
-from potstill.study.plan import MAX_CELLS, read_plan
+from potstill.study.plan import MAX_CELLS
+from potstill.study.planfile import read_plan
 
 CARTPOLE = PRESETS["cartpole"]
 TEN_GB = 10 << 30

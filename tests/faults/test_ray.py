@@ -12,7 +12,7 @@ from soak import TIMES, Here
 from potstill.machine import Machine
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.study import cluster
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 from potstill.study.records import run_study, status
 
 pytestmark = pytest.mark.timeout(600)

@@ -20,7 +20,7 @@ from potstill.runs import Run, is_alive
 from potstill.study import local
 from potstill.study.execute import StudyInterrupted, open_or_create
 from potstill.study.local import LocalProcess
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 from potstill.study.records import run_study, status
 
 MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0)

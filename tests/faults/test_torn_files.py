@@ -11,7 +11,7 @@ from potstill.jobs import execute
 from potstill.policies import load_policy, recorded_result
 from potstill.results import read_runs, runs_table
 from potstill.runs import Run
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 
 AFTER_TWO_LINES = ("potstill.telemetry.Metrics.write", 2, signal.SIGTERM)
 

@@ -17,7 +17,7 @@ from potstill.errors import InputError
 from potstill.machine import Machine
 from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 from potstill.study.remote import KEPT, RemoteRun
 

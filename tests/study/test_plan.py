@@ -6,7 +6,8 @@ import pytest
 
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
-from potstill.study.plan import ARMS, Part, line_of, read_plan
+from potstill.study.plan import ARMS, Part
+from potstill.study.planfile import line_of, read_plan
 
 PLAN = """\
 env = "cartpole"

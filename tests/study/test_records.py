@@ -15,7 +15,7 @@ from potstill.errors import InputError
 from potstill.machine import Machine
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
 from potstill.study import execute
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 from potstill.study.records import make_record, recorded, run_study, status
 from potstill.study.tune import tuning_plan
 

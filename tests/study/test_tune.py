@@ -3,7 +3,7 @@ import tomllib
 import pytest
 
 from potstill.errors import InputError
-from potstill.study.plan import read_plan
+from potstill.study.planfile import read_plan
 from potstill.study.tune import as_toml, choose, trials, tuning_plan
 
 PLAN = """\

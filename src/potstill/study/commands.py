@@ -23,7 +23,8 @@ from potstill.runs import next_directory, working_in
 from potstill.study import records, tune
 from potstill.study.execute import StudyInterrupted, execute
 from potstill.study.grid import Grid
-from potstill.study.plan import WHOLE, Part, Plan, read_plan
+from potstill.study.plan import WHOLE, Part, Plan
+from potstill.study.planfile import read_plan
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from potstill.errors import InputError
 from potstill.networks import parse_width
-from potstill.study.plan import Arm, Evaluation, Plan, read_settings
+from potstill.study.plan import Arm, Evaluation, Plan
+from potstill.study.planfile import read_settings
 
 Setting = dict[str, Any]
 
