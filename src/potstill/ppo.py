@@ -50,7 +50,7 @@ class PPOConfig:
     target_kl: float = 0.04
     """The rate is divided by 1.3 after an update that moved the policy further than twice this, and multiplied by 1.3
     after one that moved it less than half."""
-    anneal_from: float = 0.5
+    anneal_from: float = 0.15
     """Share of the training after which the rate, from where it stands then, and the entropy bonus fall linearly to
     zero; 1 keeps them."""
     average_over: float = 0.05
