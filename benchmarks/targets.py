@@ -10,13 +10,15 @@ at the same time with `--threads 1` on a core each: the record of a seed replace
 
 import argparse
 import json
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import Row, child, commit, others, publish, save
+from common import ROOT, Row, child, commit, others, publish, save
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
             save("expert", rows)
         keys = ["threads", "score", "low", "high", "score_sampled", "score_nosticky", "commit"]
     elif options.what == "student":
-        command = ["distill.py", str(options.teacher.resolve()), "--width", "1/8", "--threads", "1"]
+        command = ["distill.py", os.path.relpath(options.teacher, ROOT), "--width", "1/8", "--threads", "1"]
         rows = [_run([*command, "--seed", str(seed)], folder / f"seed-{seed}") for seed in options.seeds]
         for row in rows:
             row["kept"] = row["point_win_rate"] / row["teacher_point_win_rate"]
@@ -56,6 +58,7 @@ def _run(command: list[str], out: Path) -> Row:
     _, peak = child([*command, "--out", out])
     result: Row = json.loads((out / "result.json").read_text())
     del result["returns"]
+    result["command"] = shlex.join(["python", *command])  # the folder is gone tomorrow
     return result | {"minutes": result["wall_seconds"] / 60, "peak_gib": peak}
 
 
