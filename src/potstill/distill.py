@@ -32,7 +32,7 @@ class DistillConfig:
 
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(width="1/8"))
     """The student's shape."""
-    total_timesteps: int = 100_000
+    total_timesteps: int = 150_000
     """Agent steps to collect, all environments together."""
     seed: int = 0
     """Seeds the weights, the games and the sampling."""
