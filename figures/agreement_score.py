@@ -1,4 +1,4 @@
-"""python figures/agreement_score.py FOLDER_OR_CSV [--out FILE]"""
+"""python figures/agreement_score.py FOLDER_OR_CSV [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.figures import agreement_score
 from potstill.report.script import main

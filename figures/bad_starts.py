@@ -1,4 +1,4 @@
-"""python figures/bad_starts.py FOLDER [--out FILE]"""
+"""python figures/bad_starts.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import bad_starts
 from potstill.report.script import main_of_study

@@ -1,4 +1,4 @@
-"""python figures/cost_fronts.py FOLDER [--out FILE]"""
+"""python figures/cost_fronts.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import cost_fronts
 from potstill.report.script import main_of_study

@@ -1,4 +1,4 @@
-"""python figures/covariate_shift.py FOLDER [--out FILE]"""
+"""python figures/covariate_shift.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import covariate_shift
 from potstill.report.script import main_of_study

@@ -1,4 +1,4 @@
-"""python figures/differences.py FOLDER [--out FILE]"""
+"""python figures/differences.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import differences
 from potstill.report.script import main_of_study

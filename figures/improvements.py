@@ -1,4 +1,4 @@
-"""python figures/improvements.py FOLDER [--out FILE]"""
+"""python figures/improvements.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import improvements
 from potstill.report.script import main_of_study

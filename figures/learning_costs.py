@@ -1,4 +1,4 @@
-"""python figures/learning_costs.py FOLDER [--out FILE]"""
+"""python figures/learning_costs.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import learning_costs
 from potstill.report.script import main_of_study

@@ -1,4 +1,4 @@
-"""python figures/learning_curves.py FOLDER_OR_CSV [--out FILE]"""
+"""python figures/learning_curves.py FOLDER_OR_CSV [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.figures import learning_curves
 from potstill.report.script import main

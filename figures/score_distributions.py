@@ -1,4 +1,4 @@
-"""python figures/score_distributions.py FOLDER_OR_CSV [--out FILE]"""
+"""python figures/score_distributions.py FOLDER_OR_CSV [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.figures import score_distributions
 from potstill.report.script import main

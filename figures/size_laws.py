@@ -1,4 +1,4 @@
-"""python figures/size_laws.py FOLDER [--out FILE]"""
+"""python figures/size_laws.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import size_laws
 from potstill.report.script import main_of_study

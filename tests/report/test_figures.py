@@ -247,6 +247,25 @@ def test_each_script_draws_its_figure_from_a_csv_and_says_where(draw, make, tmp_
     assert out.stat().st_size > 10_000
 
 
+def test_a_script_draws_the_arms_asked_for_as_if_there_were_no_others(tmp_path, monkeypatch):
+    table().write_csv(tmp_path / "all.csv")
+    table().filter(pl.col("arm") != "distill-teacher").write_csv(tmp_path / "two.csv")
+    for name, arms in {"all": ["--arms", "rl", "distill-student"], "two": []}.items():
+        run_script("size_score", monkeypatch, tmp_path / f"{name}.csv", *arms, "--out", tmp_path / f"{name}.svg")
+    assert (tmp_path / "all.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_an_arm_that_has_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    table().write_csv(tmp_path / "all.csv")
+    with pytest.raises(SystemExit) as stopped:
+        run_script("size_score", monkeypatch, tmp_path / "all.csv", "--arms", "rl", "ppd")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "potstill: no run of the arm 'ppd': there are distill-student, distill-teacher, rl\n"
+    )
+    assert not (tmp_path / "size_score.png").exists()
+
+
 def test_a_script_refuses_bad_input_with_one_line_and_code_2(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_script("size_score", monkeypatch, tmp_path)

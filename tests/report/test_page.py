@@ -224,6 +224,19 @@ def test_each_script_draws_its_figure_of_a_study(name, folder, tmp_path, monkeyp
     assert out.stat().st_size > 10_000
 
 
+def test_a_script_draws_the_arms_of_a_study_that_are_asked_for(folder, tmp_path, monkeypatch, capsys):
+    script = str(Path(__file__).parents[2] / "figures" / "iqm_by_size.py")
+    monkeypatch.setattr(sys, "argv", [script, str(folder), "--arms", "rl", "--out", str(tmp_path / "rl.svg")])
+    runpy.run_path(script, run_name="__main__")
+    drawn = (tmp_path / "rl.svg").read_text()
+    assert "RL from scratch" in drawn
+    assert "student leads" not in drawn
+    monkeypatch.setattr(sys, "argv", [script, str(folder), "--arms", "none", "--out", str(tmp_path / "none.svg")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    assert capsys.readouterr().err.startswith("potstill: no run of the arm 'none': there are ")
+
+
 @pytest.mark.timeout(600)
 def test_200_runs_of_100_games_make_their_report_within_two_minutes_of_processor_time(record_property):
     records = synthetic.study(synthetic.ARMS | {"ppd": 2.0, "finetune": 3.0, "rl-split": 1.2}, games=100)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +23,13 @@ def main(draw: Callable[[pl.DataFrame], Figure], columns: tuple[str, ...], argv:
         columns: of the table it takes: TABLE, EPISODES or CURVES.
         argv: the arguments; None takes the command line's.
     """
-    _main(draw, lambda source: draw(read_table(source, columns)), "a folder of runs, or a CSV made from one", argv)
+
+    def make(source: Path, arms: list[str] | None) -> Figure:
+        table = read_table(source, columns)
+        _check_arms(arms, table["arm"].drop_nulls().unique())
+        return draw(table if arms is None else table.filter(pl.col("arm").is_in(arms)))
+
+    _main(draw, make, "a folder of runs, or a CSV made from one", argv)
 
 
 def main_of_study(draw: Callable[[Answers], Figure], argv: Sequence[str] | None = None) -> None:
@@ -33,12 +39,31 @@ def main_of_study(draw: Callable[[Answers], Figure], argv: Sequence[str] | None 
         draw: a function of `report.scaling_figures`.
         argv: the arguments; None takes the command line's.
     """
-    _main(draw, lambda source: draw(answer(read_study(source).records)), "a folder of a study's records", argv)
+
+    def make(source: Path, arms: list[str] | None) -> Figure:
+        records = read_study(source).records
+        _check_arms(arms, {record["arm"] for record in records})
+        return draw(answer([record for record in records if arms is None or record["arm"] in arms]))
+
+    _main(draw, make, "a folder of a study's records", argv)
 
 
-def _main(draw: Callable[..., Figure], make: Callable[[Path], Figure], source: str, argv: Sequence[str] | None) -> None:
+def _check_arms(arms: list[str] | None, known: Iterable[str]) -> None:
+    """Raises InputError where an arm that is asked for has no run."""
+    for arm in arms or ():
+        if arm not in known:
+            raise InputError(f"no run of the arm {arm!r}: there are {', '.join(sorted(known))}")
+
+
+def _main(
+    draw: Callable[..., Figure],
+    make: Callable[[Path, list[str] | None], Figure],
+    source: str,
+    argv: Sequence[str] | None,
+) -> None:
     parser = argparse.ArgumentParser(description=(draw.__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, metavar="FOLDER_OR_CSV" if "CSV" in source else "FOLDER", help=source)
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="draw these alone; default: all")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f".png or .svg; default: {draw.__name__}.png beside it"
     )
@@ -46,7 +71,7 @@ def _main(draw: Callable[..., Figure], make: Callable[[Path], Figure], source: s
     folder = options.source if options.source.is_dir() else options.source.parent
     out = options.out or folder / f"{draw.__name__}.png"
     try:
-        save(make(options.source), out)
+        save(make(options.source, options.arms), out)
     except InputError as error:
         print(f"potstill: {error}", file=sys.stderr)
         sys.exit(2)
