@@ -17,7 +17,7 @@ study: venv
 
 # One page of the studies whose records are committed: results/pong/report.html.
 report: venv
-	.venv/bin/potstill report results/pong results/minatar-breakout
+	.venv/bin/potstill report results/pong results/minatar-breakout results/minatar-space-invaders
 
 test: venv
 	scripts/check
