@@ -86,6 +86,8 @@ def test_several_studies_stand_on_one_page_each_task_answering_for_itself():
     assert html.count("1. Does learning from reward") == 2
     assert html.count("<h3>Plan</h3>") == 2
     assert "60 runs" in words
+    contents = text(re.findall(r"<nav.*?</nav>", html, flags=re.DOTALL)[0])
+    assert contents.count("Sizes and scores") == 2 == contents.count("Pong") + contents.count("Breakout")
     assert words.index("1. a bigger network for RL?") < words.index("1. Does learning from reward")
     assert "whether it holds for other tasks is not known" not in words
     assert "whether it holds for other tasks is not known" in text(page.render(studies[:1], resamples=200))

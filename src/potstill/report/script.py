@@ -42,8 +42,8 @@ def main_of_study(draw: Callable[[Answers], Figure], argv: Sequence[str] | None 
 
     def make(source: Path, arms: list[str] | None) -> Figure:
         records = read_study(source).records
-        _check_arms(arms, {record["arm"] for record in records})
-        return draw(answer([record for record in records if arms is None or record["arm"] in arms]))
+        _check_arms(arms, {str(record.get("arm")) for record in records})
+        return draw(answer([record for record in records if arms is None or record.get("arm") in arms]))
 
     _main(draw, make, "a folder of a study's records", argv)
 
