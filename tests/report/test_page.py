@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from potstill.cli import main
 from potstill.errors import InputError
-from potstill.report import page, scaling_figures
+from potstill.report import page, scaling_figures, tables
 from potstill.report.answers import answer
 
 FEW = {"rl": 1.0, "distill-student": 3.0}
@@ -60,6 +60,18 @@ def test_every_section_is_there_and_failed_runs_are_in_the_table_with_their_reas
     assert "failed: the loss is not a finite number" in html
     assert "1 failed" in text(html)
     assert "No figure" not in html
+
+
+def test_an_ablation_stands_below_the_protocols_arm_of_its_method_and_size():
+    records = [run | {"method": "rl" if run["arm"].startswith("rl") else "distill"} for run in few()]
+    changed = [
+        run | {"arm": "reverse-kl", "run": f"changed-{run['run']}"}
+        for run in records
+        if run["arm"] == "distill-student" and run["width"] == "1/8"
+    ]
+    table = tables.ablations(answer(records + changed, resamples=200).cells)
+    assert [(row[0], row[1].text) for row in table.rows] == [("distill-student", "1/8"), ("reverse-kl", "1/8")]
+    assert table.rows[0][2:4] == table.rows[1][2:4]  # the same games, so the same scores
 
 
 def test_nothing_is_asked_of_a_network_and_names_are_used_once(html):

@@ -215,10 +215,11 @@ def _sections(answers: Answers) -> Iterable[Section]:
     yield Section(
         "Scores of single games", "A mean can hide games lost: P(score < 0) stands on top.", figures, (), lacks
     )
-    others = [cell for cell in answers.cells if cell.arm not in ARMS]
-    if others:
+    if any(cell.arm not in ARMS for cell in answers.cells):
         yield Section(
-            "Ablations", "Arms of this study's own, beside the protocol's.", tables=[tables.ablations(others)]
+            "Ablations",
+            "Arms of this study's own, and at each of their sizes the protocol's arm that they are a change of.",
+            tables=[tables.ablations(answers.cells)],
         )
 
 

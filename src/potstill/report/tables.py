@@ -186,6 +186,17 @@ def shares(answers: Answers) -> Table:
 
 
 def ablations(cells: Sequence[Cell]) -> Table:
+    """Of the arms that are not the protocol's, by size, below the protocol's arm of their method."""
+
+    def place(cell: Cell) -> tuple[int, str]:
+        return cell.parameters, str(cell.runs[0].get("method"))
+
+    changed = {place(cell) for cell in cells if cell.arm not in ARMS}
+    shown = [
+        cell
+        for cell in cells
+        if cell.arm not in ARMS or (cell.arm in ("rl", "distill-student") and place(cell) in changed)
+    ]
     rows = [
         [
             cell.arm,
@@ -196,7 +207,7 @@ def ablations(cells: Sequence[Cell]) -> Table:
             _number(cell.middle("score_sampled"), ".1f"),
             _number(cell.middle("wall_seconds"), ",.0f"),
         ]
-        for cell in cells
+        for cell in sorted(shown, key=lambda cell: (place(cell), cell.arm not in ARMS))
     ]
     return Table("Scores and seconds", ("arm", "width", "runs", "score", "95 % interval", "sampled", "seconds"), rows)
 
