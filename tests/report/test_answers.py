@@ -32,6 +32,10 @@ def known() -> Answers:
     return ask(settled(study()))
 
 
+def games(run, more):
+    return {"returns": [score + more for score in run["returns"]]}
+
+
 def ratios(answers, student="distill-student"):
     return {ratio.target: ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)}
 
@@ -247,3 +251,23 @@ def test_what_is_no_finite_number_is_none(value):
 def test_an_interval_without_an_end_says_so(low, high, words):
     assert span(low, high) == words
     assert span(0.0, np.inf) == "without ends"
+
+
+def test_an_ablation_is_compared_with_the_arm_it_changes_over_the_teachers_that_both_have():
+    records = [run | {"method": "rl" if run["arm"].startswith("rl") else "distill"} for run in study(RL_AND_STUDENT)]
+    students = [run for run in records if (run["arm"], run["width"]) == ("distill-student", "1/8")]
+    left = students[0]["teacher"]
+    lower = [
+        run | {"arm": "worse", "run": f"worse-{run['run']}", "score": run["score"] - 2} | games(run, -2)
+        for run in students
+        if run["teacher"] != left
+    ]
+    once = [run | {"arm": "once", "run": f"once-{run['run']}"} for run in students[:1]]
+    alone = [run | {"arm": "other", "method": "ppd", "run": f"other-{run['run']}"} for run in students]
+    found = {each.cell.arm: each for each in ask(records + lower + once + alone).ablations}
+    assert set(found) == {"worse", "once", "other"}
+    assert found["worse"].base.arm == "distill-student"
+    assert found["worse"].less_base.value == pytest.approx(-2)
+    assert found["worse"].less_base.low == pytest.approx(-2)  # paired: what the teachers share cancels
+    assert found["once"].less_base is None
+    assert found["other"].base is None

@@ -69,9 +69,10 @@ def test_an_ablation_stands_below_the_protocols_arm_of_its_method_and_size():
         for run in records
         if run["arm"] == "distill-student" and run["width"] == "1/8"
     ]
-    table = tables.ablations(answer(records + changed, resamples=200).cells)
+    table = tables.ablations(answer(records + changed, resamples=200))
     assert [(row[0], row[1].text) for row in table.rows] == [("distill-student", "1/8"), ("reverse-kl", "1/8")]
     assert table.rows[0][2:4] == table.rows[1][2:4]  # the same games, so the same scores
+    assert table.rows[1][5] == "+0.0 (+0.0 to +0.0)"
 
 
 def test_nothing_is_asked_of_a_network_and_names_are_used_once(html):

@@ -159,6 +159,16 @@ class Scaling:
     sizes: tuple[int, ...]
 
 
+class Ablation(NamedTuple):
+    """An arm of the study's own at one size, and the protocol's arm that it is a change of."""
+
+    cell: Cell
+    base: Cell | None
+    """Of the same method and size; None where there is none."""
+    less_base: Interval | None
+    """Their difference over the teachers that both have, which are paired; None where one has a single run."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """All that is computed of one task's runs."""
@@ -174,6 +184,7 @@ class Answers:
     scalings: tuple[Scaling, ...]
     front: dict[str, tuple[bool, ...]]
     """Of each cost, which of `cells` no other beats in cost and score; False for a cell without that cost."""
+    ablations: tuple[Ablation, ...]
     notes: tuple[str, ...]
     """What was left out of a computation, and why."""
 
@@ -222,6 +233,7 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
         tuple(_budgets(by_arm)),
         tuple(_scalings(by_arm, scale, seed, resamples, notes)),
         {cost: _front(cells, cost) for cost in ("latency_ms", "bytes", "macs")},
+        tuple(_ablations(cells, scale, seed, resamples)),
         tuple(dict.fromkeys(notes)),
     )
 
@@ -430,6 +442,23 @@ def _scalings(
                 continue
             held_out = float(np.sqrt(np.mean(errors**2))) if errors is not None else None
             yield Scaling(arm, law, fit.exponent, fit.intercept, held_out, tuple(sizes))
+
+
+def _ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:
+    bases = {_place(cell): cell for cell in cells if cell.arm in ("rl", "distill-student")}
+    for cell in (cell for cell in cells if cell.arm not in (*REWARD, *STUDENTS)):
+        base, less = bases.get(_place(cell)), None
+        if base is not None:
+            shared = [teacher for teacher in base.teachers if teacher in cell.teachers]
+            x, y = _of(cell, shared), _of(base, shared)
+            if shared and min(_units(x), _units(y)) > 1:
+                rng = _rng(seed, "ablation", cell.arm, cell.parameters)
+                less = scale.within(difference(x, y, rng, len(shared) > 1, resamples).interval(), 2)
+        yield Ablation(cell, base, less)
+
+
+def _place(cell: Cell) -> tuple[str, int]:
+    return str(cell.runs[0].get("method")), cell.parameters
 
 
 def _quantity(run: Record, scale: Scale) -> FloatArray:

@@ -23,7 +23,7 @@ from potstill.files import read_bytes, read_json
 from potstill.report import scaling_figures as drawn
 from potstill.report import tables, words
 from potstill.report.answers import Answers, Record, answer
-from potstill.report.figures import ARMS, STYLE, WIDTH, score_distributions
+from potstill.report.figures import STYLE, WIDTH, score_distributions
 from potstill.report.tables import Table
 from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table
 
@@ -215,11 +215,12 @@ def _sections(answers: Answers) -> Iterable[Section]:
     yield Section(
         "Scores of single games", "A mean can hide games lost: P(score < 0) stands on top.", figures, (), lacks
     )
-    if any(cell.arm not in ARMS for cell in answers.cells):
+    if answers.ablations:
         yield Section(
             "Ablations",
-            "Arms of this study's own, and at each of their sizes the protocol's arm that they are a change of.",
-            tables=[tables.ablations(answers.cells)],
+            "Arms of this study's own, at each size below the protocol's arm that they are a change of. The difference"
+            " to it, with its 95 % interval, is over the teachers that both have, and takes two runs of each.",
+            tables=[tables.ablations(answers)],
         )
 
 

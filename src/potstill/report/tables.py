@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from potstill.analysis.statistics import Interval
 from potstill.report import words
-from potstill.report.answers import BUDGETS, LONG, REWARD, Answers, Cell, Record, name, number
+from potstill.report.answers import BUDGETS, LONG, REWARD, Ablation, Answers, Cell, Record, name, number
 from potstill.report.figures import ARMS, short
 
 
@@ -185,31 +186,31 @@ def shares(answers: Answers) -> Table:
     )
 
 
-def ablations(cells: Sequence[Cell]) -> Table:
-    """Of the arms that are not the protocol's, by size, below the protocol's arm of their method."""
+def ablations(answers: Answers) -> Table:
+    """Of the arms that are not the protocol's, by size, below the protocol's arm that they are a change of."""
 
-    def place(cell: Cell) -> tuple[int, str]:
-        return cell.parameters, str(cell.runs[0].get("method"))
-
-    changed = {place(cell) for cell in cells if cell.arm not in ARMS}
-    shown = [
-        cell
-        for cell in cells
-        if cell.arm not in ARMS or (cell.arm in ("rl", "distill-student") and place(cell) in changed)
-    ]
-    rows = [
-        [
+    def row(cell: Cell, less: Interval | None) -> list[str | Value]:
+        return [
             cell.arm,
             _width(cell.width),
             f"{len(cell.runs)}",
             f"{cell.score.value:.1f}",
             _interval(cell.score.low, cell.score.high),
+            f"{_signed(less.value)} ({_interval(less.low, less.high, '+.1f')})" if less else "",
             _number(cell.middle("score_sampled"), ".1f"),
             _number(cell.middle("wall_seconds"), ",.0f"),
         ]
-        for cell in sorted(shown, key=lambda cell: (place(cell), cell.arm not in ARMS))
-    ]
-    return Table("Scores and seconds", ("arm", "width", "runs", "score", "95 % interval", "sampled", "seconds"), rows)
+
+    groups: dict[tuple[int, str], list[Ablation]] = {}
+    for each in answers.ablations:
+        groups.setdefault((each.cell.parameters, each.base.arm if each.base else ""), []).append(each)
+    rows = []
+    for _, group in sorted(groups.items()):
+        base = group[0].base
+        rows += [row(base, None)] if base else []
+        rows += [row(each.cell, each.less_base) for each in group]
+    headings = ("arm", "width", "runs", "score", "95 % interval", "less the first of its size", "sampled", "seconds")
+    return Table("Scores and seconds", headings, rows)
 
 
 def runs(records: Sequence[Record], each: Sequence[Answers]) -> Table:
