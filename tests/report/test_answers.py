@@ -75,6 +75,19 @@ def test_the_second_answer_counts_the_sizes_that_remain_significant_after_holm(k
     assert f"95 % interval {best.score.low:+.1f} to {best.score.high:+.1f}" in reply.sentence
 
 
+def test_the_second_answer_says_what_is_left_of_it_where_actions_are_sampled():
+    shift = {"1/32": 100.0, "1/16": -100.0, "1/8": -100.0}  # of the students' sampled scores, at three sizes
+    records = [
+        run | {"score_sampled": shift.get(run["width"], 0.0) if run["arm"] == "distill-student" else 0.0}
+        for run in study(RL_AND_STUDENT, tuple(shift))
+    ]
+    note = next(note for note in replies(ask(records))[1].notes if "sampled" in note)
+    assert "above 0 at 1 of 3 sizes" in note
+    assert note.endswith(("+100.0 at 2.0k parameters.", "-100.0 at 7.2k parameters.", "-100.0 at 27k parameters."))
+    unsampled = [{key: value for key, value in run.items() if key != "score_sampled"} for run in records]
+    assert not any("sampled" in note for note in replies(ask(unsampled))[1].notes)
+
+
 def test_the_third_answer_has_the_true_exponent_and_the_law_that_is_true(known):
     laws = {(each.arm, each.law): each for each in known.scalings}
     for arm in RL_AND_STUDENT:

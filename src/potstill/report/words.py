@@ -209,9 +209,25 @@ def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
         f"Tests are corrected over {of} by Holm's method; the two are shown to be equivalent within"
         f" {answers.scale.margin:.2g} at {equal}."
     ]
+    apart = {each.parameters: gap for each in tested if (gap := _sampled_gap(answers, each)) is not None}
+    if shown.parameters in apart:
+        notes.append(
+            f"With actions sampled, not greedy, the student's median less that of RL is above 0 at"
+            f" {sum(gap > 0 for gap in apart.values())} of {len(apart)} sizes, and {apart[shown.parameters]:+.1f} at"
+            f" {short(shown.parameters)} parameters."
+        )
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
     return verdict, sentence, tuple(notes)
+
+
+def _sampled_gap(answers: Answers, each: Difference) -> float | None:
+    """Median score of a difference's arm less that of RL, actions sampled; None where it was not played."""
+    arm, rl = (
+        next((cell.middle("score_sampled") for cell in answers.of(arm) if cell.parameters == each.parameters), None)
+        for arm in (each.arm, "rl")
+    )
+    return arm - rl if arm is not None and rl is not None else None
 
 
 def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
