@@ -88,6 +88,24 @@ def test_the_second_answer_says_what_is_left_of_it_where_actions_are_sampled():
     assert not any("sampled" in note for note in replies(ask(unsampled))[1].notes)
 
 
+def test_both_answers_say_what_is_left_of_them_where_rl_has_twice_the_budget():
+    records = study(RL_AND_STUDENT, extended=False)
+    assert ask(records).longer is None
+    assert not any("twice" in note for reply in replies(ask(records)) for note in reply.notes)
+    students = [run for run in records if run["arm"] == "distill-student"]
+    caught_up = [run | {"arm": "rl-long", "run": f"long-{run['run']}", "teacher": None} for run in students]
+    answers = ask(records + caught_up)
+    target = headline(answers).target
+    ratio = next(each for each in answers.longer.ratios if each.target == target)
+    assert ratio.size.low == pytest.approx(1)
+    assert ratio.size.interval[0] < 1 < ratio.size.interval[1]
+    assert all(each.score.value == pytest.approx(0) for each in answers.longer.differences)
+    first, second, _ = replies(answers)
+    assert first.verdict.startswith("Yes")  # the answer itself stays that of the study's own budget
+    assert any("twice the budget" in note and f"is {ratio_text(ratio)}" in note for note in first.notes)
+    assert any("higher at 0 of 6 sizes" in note for note in second.notes)
+
+
 def test_the_third_answer_has_the_true_exponent_and_the_law_that_is_true(known):
     laws = {(each.arm, each.law): each for each in known.scalings}
     for arm in RL_AND_STUDENT:

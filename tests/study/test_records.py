@@ -183,12 +183,12 @@ def test_a_record_of_a_run_with_other_settings_is_refused_and_left(done):
 
 
 def test_the_records_that_are_committed_are_of_the_plans_beside_them():
-    plan = read_plan(ROOT / "plans/minatar-breakout.toml")
-    assert len(recorded(plan.cells(), ROOT / "results/minatar-breakout")) == len(plan.cells())
-    for name in ("pong", "minatar-space-invaders"):  # begun
+    for name in ("pong", "minatar-breakout", "minatar-space-invaders"):
         plan = read_plan(ROOT / f"plans/{name}.toml")
-        assert recorded(plan.cells(), ROOT / "results" / name)
-        assert recorded(tuning_plan(plan).cells(), ROOT / "results" / name / "tune")
+        found = len(recorded(plan.cells(), ROOT / "results" / name))
+        assert found == len(plan.cells()) or (name == "pong" and found)  # begun
+        if name != "minatar-breakout":
+            assert recorded(tuning_plan(plan).cells(), ROOT / "results" / name / "tune")
 
 
 def test_a_study_that_another_process_runs_is_refused(done):

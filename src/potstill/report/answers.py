@@ -169,6 +169,13 @@ class Ablation(NamedTuple):
     """Their difference over the teachers that both have, which are paired; None where one has a single run."""
 
 
+class Longer(NamedTuple):
+    """The distilled arm that the answers are about against RL with twice the budget (the arm rl-long)."""
+
+    ratios: tuple[Ratio, ...]
+    differences: tuple[Difference, ...]
+
+
 @dataclass(frozen=True)
 class Answers:
     """All that is computed of one task's runs."""
@@ -185,6 +192,8 @@ class Answers:
     front: dict[str, tuple[bool, ...]]
     """Of each cost, which of `cells` no other beats in cost and score; False for a cell without that cost."""
     ablations: tuple[Ablation, ...]
+    longer: Longer | None
+    """None where RL was not given twice the budget."""
     notes: tuple[str, ...]
     """What was left out of a computation, and why."""
 
@@ -234,6 +243,7 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
         tuple(_scalings(by_arm, scale, seed, resamples, notes)),
         {cost: _front(cells, cost) for cost in ("latency_ms", "bytes", "macs")},
         tuple(_ablations(cells, scale, seed, resamples)),
+        _longer(records, by_arm, scale, seed, resamples),
         tuple(dict.fromkeys(notes)),
     )
 
@@ -442,6 +452,18 @@ def _scalings(
                 continue
             held_out = float(np.sqrt(np.mean(errors**2))) if errors is not None else None
             yield Scaling(arm, law, fit.exponent, fit.intercept, held_out, tuple(sizes))
+
+
+def _longer(
+    records: Sequence[Record], arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int
+) -> Longer | None:
+    doubled = [run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"]
+    cells = list(_cells(doubled, (), scale, seed, resamples))
+    student = next((arm for arm in STUDENTS if arm in arms), None)
+    if not cells or student is None:
+        return None
+    pair = {"rl": cells, student: arms[student]}
+    return Longer(tuple(_ratios(pair, scale, seed, resamples, [])), tuple(_differences(pair, scale, seed, resamples)))
 
 
 def _ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:

@@ -162,6 +162,12 @@ def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
     ]
     if bound:
         notes.append("RL has sizes not shown to have converged: with more training its ratio may be smaller.")
+    again = [each for each in answers.longer.ratios if each.target == ratio.target] if answers.longer else []
+    if again:
+        notes.append(
+            f"With twice the budget for RL the ratio at {_score(answers, ratio.target)} is {ratio_text(again[0])}"
+            f" (95 % interval {span(*again[0].size.interval)})."
+        )
     given, to, fairly = ("The student", "RL", unfair) if high < 1 else ("RL", "the student", fair)
     notes.append(
         f"{given} had no less than {to} of {fairly} of three budgets, teacher's cost left out; a claim takes two."
@@ -215,6 +221,13 @@ def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
             f"With actions sampled, not greedy, the student's median less that of RL is above 0 at"
             f" {sum(gap > 0 for gap in apart.values())} of {len(apart)} sizes, and {apart[shown.parameters]:+.1f} at"
             f" {short(shown.parameters)} parameters."
+        )
+    again = [each for each in answers.longer.differences if each.p is not None] if answers.longer else []
+    if again:
+        above = [_significant(each) and each.score.value > 0 for each in again]
+        notes.append(
+            f"With twice the budget for RL the student scores higher at {sum(above)} of {len(again)} sizes; the"
+            f" differences are {', '.join(f'{each.score.value:+.1f}' for each in again)} from the smallest on."
         )
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
