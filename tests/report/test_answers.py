@@ -102,7 +102,8 @@ def test_both_answers_say_what_is_left_of_them_where_rl_has_twice_the_budget():
     assert all(each.score.value == pytest.approx(0) for each in answers.longer.differences)
     first, second, _ = replies(answers)
     assert first.verdict.startswith("Yes")  # the answer itself stays that of the study's own budget
-    assert any("twice the budget" in note and f"is {ratio_text(ratio)}" in note for note in first.notes)
+    note = next(note for note in first.notes if "twice the budget" in note)
+    assert f"{ratio_text(ratio)} at {target} points ({span(*ratio.size.interval)})" in note
     assert any("higher at 0 of 6 sizes" in note for note in second.notes)
 
 

@@ -162,12 +162,10 @@ def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
     ]
     if bound:
         notes.append("RL has sizes not shown to have converged: with more training its ratio may be smaller.")
-    again = [each for each in answers.longer.ratios if each.target == ratio.target] if answers.longer else []
+    again = [each for each in answers.longer.ratios if each.size.interval != (0.0, math.inf)] if answers.longer else []
     if again:
-        notes.append(
-            f"With twice the budget for RL the ratio at {_score(answers, ratio.target)} is {ratio_text(again[0])}"
-            f" (95 % interval {span(*again[0].size.interval)})."
-        )
+        told = [f"{ratio_text(each)} at {_score(answers, each.target)} ({span(*each.size.interval)})" for each in again]
+        notes.append(f"With twice the budget for RL the ratio is {', '.join(told)}.")
     given, to, fairly = ("The student", "RL", unfair) if high < 1 else ("RL", "the student", fair)
     notes.append(
         f"{given} had no less than {to} of {fairly} of three budgets, teacher's cost left out; a claim takes two."
