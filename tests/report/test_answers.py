@@ -32,10 +32,6 @@ def known() -> Answers:
     return ask(settled(study()))
 
 
-def games(run, more):
-    return {"returns": [score + more for score in run["returns"]]}
-
-
 def ratios(answers, student="distill-student"):
     return {ratio.target: ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)}
 
@@ -290,7 +286,7 @@ def test_an_ablation_is_compared_with_the_arm_it_changes_over_the_teachers_that_
     students = [run for run in records if (run["arm"], run["width"]) == ("distill-student", "1/8")]
     left = students[0]["teacher"]
     lower = [
-        run | {"arm": "worse", "run": f"worse-{run['run']}", "score": run["score"] - 2} | games(run, -2)
+        run | {"arm": "worse", "run": f"worse-{run['run']}", "returns": [score - 2 for score in run["returns"]]}
         for run in students
         if run["teacher"] != left
     ]

@@ -208,7 +208,7 @@ class Answers:
     @property
     def student(self) -> str | None:
         """The distilled arm that the answers are about: the student-led one, else the first there is."""
-        return next((arm for arm in STUDENTS if self.of(arm)), None)
+        return _student(self.arms)
 
 
 def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) -> Answers:
@@ -251,6 +251,11 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
 def name(arm: str) -> str:
     """An arm in words."""
     return NAMES.get(arm, arm)
+
+
+def _student(arms: Iterable[str]) -> str | None:
+    present = set(arms)
+    return next((arm for arm in STUDENTS if arm in present), None)
 
 
 def number(record: Record, key: str) -> float | None:
@@ -459,7 +464,7 @@ def _longer(
 ) -> Longer | None:
     doubled = [run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"]
     cells = list(_cells(doubled, (), scale, seed, resamples))
-    student = next((arm for arm in STUDENTS if arm in arms), None)
+    student = _student(arms)
     if not cells or student is None:
         return None
     pair = {"rl": cells, student: arms[student]}

@@ -209,7 +209,7 @@ def ablations(answers: Answers) -> Table:
         base = group[0].base
         rows += [row(base, None)] if base else []
         rows += [row(each.cell, each.less_base) for each in group]
-    headings = ("arm", "width", "runs", "score", "95 % interval", "less the first of its size", "sampled", "seconds")
+    headings = ("arm", "width", "runs", "score", "95 % interval", "less the protocol's arm", "sampled", "seconds")
     return Table("Scores and seconds", headings, rows)
 
 
