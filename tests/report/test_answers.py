@@ -7,7 +7,8 @@ import pytest
 from synthetic import ARMS, EXPONENT, RATIO, SIZES, study, write
 
 from potstill.errors import InputError
-from potstill.report.answers import Answers, answer, number, share_lost, steps_to_reach
+from potstill.report.answers import Answers, answer
+from potstill.report.cells import number, share_lost, steps_to_reach
 from potstill.report.words import headline, ratio_text, replies, span, unknown
 from potstill.results import runs_table
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from potstill.report.answers import Answers, Cell, number
+from potstill.report.answers import Answers
+from potstill.report.cells import Cell, number
 from potstill.report.figures import ARMS, GREY, Arm, short
 
 NARROW = 5.0  # inches: below, panels stand under each other

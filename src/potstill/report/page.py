@@ -22,7 +22,8 @@ from potstill.errors import InputError, printable
 from potstill.files import read_bytes, read_json
 from potstill.report import scaling_figures as drawn
 from potstill.report import tables, words
-from potstill.report.answers import Answers, Record, answer
+from potstill.report.answers import Answers, answer
+from potstill.report.cells import Record
 from potstill.report.figures import STYLE, WIDTH, score_distributions
 from potstill.report.tables import Table
 from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from potstill.errors import InputError
-from potstill.report.answers import STUDENTS, Answers, Cell, number, share_lost
+from potstill.report.answers import Answers
+from potstill.report.cells import STUDENTS, Cell, number, share_lost
 from potstill.report.drawing import (
     NARROW,
     beside,

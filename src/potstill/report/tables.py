@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from potstill.analysis.statistics import Interval
 from potstill.report import words
-from potstill.report.answers import BUDGETS, LONG, REWARD, Ablation, Answers, Cell, Record, name, number
+from potstill.report.answers import Answers
+from potstill.report.cells import LONG, REWARD, Cell, Record, name, number
+from potstill.report.comparisons import BUDGETS, Ablation
 from potstill.report.figures import ARMS, short
 
 

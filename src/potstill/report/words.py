@@ -5,17 +5,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from potstill.analysis.statistics import Estimate
-from potstill.report.answers import (
-    ENOUGH,
-    REWARD,
-    STUDENTS,
-    Answers,
-    Difference,
-    Ratio,
-    Scaling,
-    name,
-    steps_to_reach,
-)
+from potstill.report.answers import Answers
+from potstill.report.cells import REWARD, STUDENTS, name, steps_to_reach
+from potstill.report.comparisons import ENOUGH, Difference, Ratio, Scaling
 from potstill.report.figures import short
 
 QUESTIONS = (

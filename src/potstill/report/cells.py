@@ -1,0 +1,204 @@
+"""Records -> cells: the runs of each arm at each size, and what each record says. Pure, seeded; no files, no plots."""
+
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from potstill.analysis import scaling
+from potstill.analysis.scaling import Convergence
+from potstill.analysis.statistics import (
+    Arm,
+    FloatArray,
+    Interval,
+    bootstrap,
+)
+from potstill.results import convergence_of
+
+Record = dict[str, Any]
+
+REWARD = ("rl", "rl-split")
+
+LONG = {f"{arm}-long": arm for arm in REWARD}  # at twice the budget: the evidence for convergence, compared with no arm
+
+STUDENTS = ("distill-student", "distill-teacher", "distill-mixed", "ppd", "finetune", "self-distill")
+
+NAMES = {
+    "rl": "RL from scratch",
+    "rl-split": "RL with a full-size critic",
+    "distill-student": "student-led distillation",
+    "distill-teacher": "teacher-led distillation",
+    "distill-mixed": "distillation with a mixed lead",
+    "ppd": "proximal policy distillation",
+    "finetune": "distillation, then RL",
+    "self-distill": "self-distillation",
+}
+
+
+class Scale(NamedTuple):
+    """What a task's scores are measured against."""
+
+    targets: tuple[float, ...]
+    """Scores at which sizes are compared."""
+    margin: float
+    """Differences within it are as good as none."""
+    points: bool
+    """Games are played for points, won or lost: the score is their difference."""
+    limit: float = math.inf
+    """No score is further from 0, though the interval of two runs may reach further."""
+
+    def within(self, interval: Interval, scores: int = 1) -> Interval:
+        """What of an interval is possible for a score, or for the difference of two.
+
+        Infinite ends stay: they say that there is none.
+        """
+        limit = scores * self.limit
+        low, high = (end if math.isinf(end) else min(max(end, -limit), limit) for end in interval[1:])
+        return Interval(interval.value, low, high)
+
+
+class Certificate(NamedTuple):
+    """Whether one RL run had learned what it would."""
+
+    run: str
+    width: str
+    seed: int | None
+    convergence: Convergence | None
+    """None: it has no learning curve to tell from."""
+
+    @property
+    def verdict(self) -> str:
+        return self.convergence.verdict if self.convergence is not None else "unknown"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one arm at one size."""
+
+    arm: str
+    width: str
+    parameters: int
+    runs: tuple[Record, ...]
+    teachers: tuple[str, ...]
+    """Of `games`, in its order; an arm without teachers has one, ""."""
+    games: Arm
+    score: Interval
+    """Interquartile mean of the runs; its bounds are infinite where there is one outermost unit only."""
+    lower_bound: bool
+    """A run from scratch among them that was not shown to have converged: more training may bring more."""
+
+    @property
+    def units(self) -> int:
+        """Outermost units of the bootstrap: teachers, or the runs of a single one."""
+        return units_of(self.games)
+
+    def middle(self, key: str) -> float | None:
+        """Median over the runs that know `key`; None where none does."""
+        values = [value for run in self.runs if (value := number(run, key)) is not None]
+        return float(median(values)) if values else None
+
+
+def name(arm: str) -> str:
+    """An arm in words."""
+    return NAMES.get(arm, arm)
+
+
+def student_arm(arms: Iterable[str]) -> str | None:
+    """The distilled arm that answers are about: the first of `STUDENTS` that there is."""
+    present = set(arms)
+    return next((arm for arm in STUDENTS if arm in present), None)
+
+
+def number(record: Record, key: str) -> float | None:
+    """A record's value where it is a finite number, else None."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def scored(record: Record) -> bool:
+    """Whether a run is done and was evaluated."""
+    return record.get("status") == "done" and None not in (number(record, "score"), number(record, "parameters"))
+
+
+def steps_to_reach(record: Record, target: float) -> float | None:
+    """Agent steps after which a run's learning curve first stood at `target` or higher; None where it never did."""
+    return next((step for step, score in learning_curve(record) if score >= target), None)
+
+
+def learning_curve(record: Record) -> list[tuple[float, float]]:
+    """(step, score) of the points of a record's `curve` that have a score."""
+    points = [(number(point, "step"), number(point, "score")) for point in record.get("curve") or []]
+    return [(step, score) for step, score in points if step is not None and score is not None]
+
+
+def share_lost(run: Record) -> FloatArray:
+    """Share of the points lost in a run of a game to 21, kept off 0 and 1; (1,)."""
+    games = np.array(run.get("returns") or [run["score"]], dtype=np.float64)
+    played = float((42 - np.abs(games)).sum())  # the winner has 21 points, the loser 21 less the score
+    lost = float(np.where(games < 0, 21, 21 - games).sum())
+    return scaling.smoothed_rate(np.array([lost]), np.array([played]))
+
+
+def scale_of(task: str, records: Sequence[Record]) -> Scale:
+    """Of Pong the protocol's scores and margin; of another task, shares of what its teachers score."""
+    if "pong" in task.lower():
+        return Scale((0, 10, 15, 18, 20), 0.5, points=True, limit=21)
+    best = [value for record in records if (value := number(record, "teacher_score")) is not None]
+    best = best or [value for record in records if (value := number(record, "score")) is not None] or [1.0]
+    low = next((value for record in records if (value := number(record, "random_score")) is not None), 0.0)
+    span = float(np.mean(best)) - low
+    # As fractions of the teacher's score over a random policy's. In Pong half a point is an eightieth of that.
+    return Scale(tuple(float(f"{low + part * span:.3g}") for part in (0.25, 0.5, 0.75, 0.9)), span / 80, points=False)
+
+
+def generator(seed: int, *names: object) -> np.random.Generator:
+    """A generator of its own for each number that is drawn."""
+    return np.random.default_rng([seed, zlib.crc32(repr(names).encode())])
+
+
+def certificates_of(records: Sequence[Record]) -> Iterable[Certificate]:
+    """One for each run of RL that was evaluated."""
+    found = convergence_of(records)
+    for run in records:
+        if run.get("arm") in REWARD and scored(run):
+            yield Certificate(str(run["run"]), str(run.get("width")), run.get("seed"), found.get(run["run"]))
+
+
+def cells_of(
+    records: Sequence[Record], certificates: Sequence[Certificate], scale: Scale, seed: int, resamples: int
+) -> Iterable[Cell]:
+    """The runs that were evaluated by arm and size: the protocol's arms in its order, then others; small to large."""
+    converged = {certificate.run for certificate in certificates if certificate.verdict == "converged"}
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        if scored(record) and record.get("arm") not in LONG:
+            groups.setdefault((str(record.get("arm")), int(record["parameters"])), []).append(record)
+    known = [*REWARD, *STUDENTS]
+    order = sorted(groups, key=lambda at: (known.index(at[0]) if at[0] in known else len(known), *at))
+    for arm, parameters in order:
+        runs = sorted(groups[arm, parameters], key=lambda run: (teacher_of(run), str(run.get("run"))))
+        teachers = tuple(dict.fromkeys(map(teacher_of, runs)))
+        games = [[_games(run) for run in runs if teacher_of(run) == teacher] for teacher in teachers]
+        score = scale.within(bootstrap(games, generator(seed, "cell", arm, parameters), resamples).interval())
+        bound = arm in REWARD and any(str(run.get("run")) not in converged for run in runs)
+        yield Cell(arm, str(runs[0].get("width")), parameters, tuple(runs), teachers, games, score, bound)
+
+
+def teacher_of(run: Record) -> str:
+    """Whose student a run is; "" for one without a teacher."""
+    return str(run.get("teacher") or "")
+
+
+def _games(run: Record) -> FloatArray:
+    return np.asarray(run.get("returns") or [run["score"]], dtype=np.float64)
+
+
+def units_of(games: Arm) -> int:
+    """Outermost units of a bootstrap over `games`: teachers, or the runs of a single one."""
+    return len(games) if len(games) > 1 else len(games[0])

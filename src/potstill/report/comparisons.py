@@ -1,0 +1,277 @@
+"""Cells -> comparisons: arms at equal size and at equal score, what they cost, their laws of size. Pure, seeded."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from potstill.analysis import scaling
+from potstill.analysis.scaling import Bounded, Law
+from potstill.analysis.statistics import (
+    Arm,
+    Estimate,
+    FloatArray,
+    Interval,
+    difference,
+    holm,
+    probability_of_improvement,
+)
+from potstill.errors import InputError
+from potstill.report.cells import (
+    REWARD,
+    STUDENTS,
+    Cell,
+    Record,
+    Scale,
+    cells_of,
+    generator,
+    name,
+    share_lost,
+    student_arm,
+    teacher_of,
+    units_of,
+)
+
+BUDGETS = {"env_steps": "agent steps", "gradient_steps": "gradient steps", "training_macs": "multiply-adds"}
+
+ENOUGH = 0.95  # RL had no less of a budget than a student: so much of it counts as the same
+
+
+class Ratio(NamedTuple):
+    """rho(p): how many times the size RL needs to reach a score."""
+
+    reward: str
+    student: str
+    target: float
+    size: Bounded
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm less RL from scratch, at equal size."""
+
+    arm: str
+    width: str
+    parameters: int
+    score: Interval
+    p: float | None
+    """Holm-corrected over the sizes of the arm; None where a cell has one outermost unit: no test."""
+    equivalent: bool
+    improvement: Interval
+    """Probability that a run of the arm scores above one of RL."""
+    lower_bound: bool
+    """RL's cell is a lower bound, so the difference is an upper one."""
+
+
+class Budget(NamedTuple):
+    """What RL from scratch spent for each unit a student spent, least and most over the sizes that both have."""
+
+    student: str
+    measure: str
+    alone: tuple[float, float] | None
+    with_teacher: tuple[float, float] | None
+
+    @property
+    def no_less(self) -> bool:
+        """RL had as much of it as the student, or more, at every size."""
+        return self.alone is not None and self.alone[0] >= ENOUGH
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A law of size of one arm, and how well it predicts sizes left out."""
+
+    arm: str
+    law: Law
+    exponent: Estimate
+    intercept: float
+    held_out: float | None
+    """Root mean square of the errors, in units of the quantity; None with fewer than 3 sizes."""
+    sizes: tuple[int, ...]
+
+
+class Ablation(NamedTuple):
+    """An arm of the study's own at one size, and the protocol's arm that it is a change of."""
+
+    cell: Cell
+    base: Cell | None
+    """Of the same method and size; None where there is none."""
+    less_base: Interval | None
+    """Their difference over the teachers that both have, which are paired; None where one has a single run."""
+
+
+class Longer(NamedTuple):
+    """The distilled arm that the answers are about against RL with twice the budget (the arm rl-long)."""
+
+    ratios: tuple[Ratio, ...]
+    differences: tuple[Difference, ...]
+
+
+def ratios(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int, notes: list[str]) -> Iterable[Ratio]:
+    """How many times the size RL needs for each of the task's scores, on curves of the sizes that both arms have.
+
+    Args:
+        arms: each arm's cells, small to large.
+        notes: what a curve had to leave out is added to them.
+    """
+    for reward in (arm for arm in REWARD if arm in arms):
+        for student in (arm for arm in STUDENTS if arm in arms):
+            curves = [_curve(arms[name], notes) for name in (reward, student)]
+            sizes = sorted(set.intersection(*({cell.parameters for cell in curve.cells} for curve in curves)))
+            if len(sizes) < 2:
+                continue
+            rl, distilled = (
+                [games for cell, games in zip(curve.cells, curve.games, strict=True) if cell.parameters in sizes]
+                for curve in curves
+            )
+            for target in scale.targets:
+                rng = generator(seed, "ratio", reward, student, target)
+                size = scaling.size_ratio(sizes, rl, distilled, target, rng, resamples=resamples)
+                yield Ratio(reward, student, target, size)
+
+
+def differences(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
+    """Each arm less RL from scratch, at every size that both have."""
+    baseline = {cell.parameters: cell for cell in arms.get("rl", [])}
+    for arm in (arm for arm in (*REWARD[1:], *STUDENTS) if arm in arms):
+        pairs = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        found = [
+            difference(x.games, y.games, generator(seed, "difference", arm, x.parameters), resamples=resamples)
+            for x, y in pairs
+        ]
+        tested = [min(x.units, y.units) > 1 for x, y in pairs]
+        corrected = iter(holm([each.p_value() for each, yes in zip(found, tested, strict=True) if yes]).tolist())
+        for (x, y), each, yes in zip(pairs, found, tested, strict=True):
+            yield Difference(
+                arm,
+                x.width,
+                x.parameters,
+                scale.within(each.interval(), 2),
+                next(corrected) if yes else None,
+                yes and each.equivalent(scale.margin),
+                probability_of_improvement(x.games, y.games),
+                y.lower_bound,
+            )
+
+
+def budgets(arms: dict[str, list[Cell]]) -> Iterable[Budget]:
+    """What RL spent against what each distilled arm spent, in every measure of `BUDGETS`."""
+    baseline = {cell.parameters: cell for cell in arms.get("rl", [])}
+    for arm in (arm for arm in STUDENTS if arm in arms):
+        pairs = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        for measure in BUDGETS if pairs else ():
+            alone: list[float] = []
+            beside: list[float] = []
+            for student, rl in pairs:
+                own, teacher, spent = student.middle(measure), student.middle(f"teacher_{measure}"), rl.middle(measure)
+                if own and spent is not None:
+                    own += student.middle(f"initial_{measure}") or 0.0  # what a finetune began with
+                    alone.append(spent / own)
+                    beside += [spent / (own + teacher)] if teacher is not None else []
+            yield Budget(
+                arm,
+                measure,
+                (min(alone), max(alone)) if len(alone) == len(pairs) else None,
+                (min(beside), max(beside)) if len(beside) == len(pairs) else None,
+            )
+
+
+def scalings(
+    arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int, notes: list[str]
+) -> Iterable[Scaling]:
+    """Of Pong the share of points lost, by both laws; of another task the score, which has no ceiling to bend under."""
+    laws: tuple[Law, ...] = ("sigmoid", "power") if scale.points else ("power",)
+    for arm in (arm for arm in (*REWARD, *STUDENTS) if arm in arms):
+        curve = _curve(arms[arm], notes)
+        if len(curve.cells) < 2:
+            continue
+        measured: list[Arm] = [
+            [[_quantity(run, scale) for run in cell.runs if teacher_of(run) == teacher] for teacher in curve.teachers]
+            for cell in curve.cells
+        ]
+        sizes = [cell.parameters for cell in curve.cells]
+        for law in laws:
+            try:
+                fit = scaling.fit(sizes, measured, law, generator(seed, "law", arm, law), resamples)
+                errors = scaling.leave_one_size_out(sizes, measured, law) if len(sizes) > 2 else None
+            except InputError as error:
+                notes.append(f"No {law} law of {name(arm)}: {error}.")
+                continue
+            held_out = float(np.sqrt(np.mean(errors**2))) if errors is not None else None
+            yield Scaling(arm, law, fit.exponent, fit.intercept, held_out, tuple(sizes))
+
+
+def longer(
+    records: Sequence[Record], arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int
+) -> Longer | None:
+    """The same ratios and differences with the runs of rl-long in the place of RL's; None without such runs."""
+    doubled = [run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"]
+    cells = list(cells_of(doubled, (), scale, seed, resamples))
+    student = student_arm(arms)
+    if not cells or student is None:
+        return None
+    pair = {"rl": cells, student: arms[student]}
+    return Longer(tuple(ratios(pair, scale, seed, resamples, [])), tuple(differences(pair, scale, seed, resamples)))
+
+
+def ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:
+    """Every arm that the protocol does not know, with the one it is a change of."""
+    bases = {_place(cell): cell for cell in cells if cell.arm in ("rl", "distill-student")}
+    for cell in (cell for cell in cells if cell.arm not in (*REWARD, *STUDENTS)):
+        base, less = bases.get(_place(cell)), None
+        if base is not None:
+            shared = [teacher for teacher in base.teachers if teacher in cell.teachers]
+            x, y = _of(cell, shared), _of(base, shared)
+            if shared and min(units_of(x), units_of(y)) > 1:
+                rng = generator(seed, "ablation", cell.arm, cell.parameters)
+                less = scale.within(difference(x, y, rng, len(shared) > 1, resamples).interval(), 2)
+        yield Ablation(cell, base, less)
+
+
+def front(cells: Sequence[Cell], cost: str) -> tuple[bool, ...]:
+    """Which of `cells` no other beats in `cost`, a key of their records, and in score; False without that cost."""
+    known = [(i, value) for i, cell in enumerate(cells) if (value := cell.middle(cost)) is not None]
+    if not known:
+        return (False,) * len(cells)
+    best = scaling.pareto_front([value for _, value in known], [cells[i].score.value for i, _ in known])
+    best_cells = {i for (i, _), yes in zip(known, best, strict=True) if yes}
+    return tuple(i in best_cells for i in range(len(cells)))
+
+
+class _Curve(NamedTuple):
+    cells: list[Cell]
+    teachers: list[str]  # the same in each cell
+    games: list[Arm]
+
+
+def _curve(cells: Sequence[Cell], notes: list[str]) -> _Curve:
+    """What a curve can be made of: the same teachers at every size. Sizes with too few teachers are left out, or else
+    teachers with too few sizes, whichever keeps more runs; notes say so."""
+    wide = [cell for cell in cells if cell.units > 1]
+    named = sorted({teacher for cell in wide for teacher in cell.teachers})
+    shared = [teacher for teacher in named if all(teacher in cell.teachers for cell in wide)]
+    complete = [cell for cell in wide if len(cell.teachers) == len(named)]
+    choices = [(complete, named), (wide, shared)]
+    kept, teachers = max(
+        choices, key=lambda choice: sum(len(runs) for cell in choice[0] for runs in _of(cell, choice[1]))
+    )
+    pairs = [(cell, games) for cell in kept if (games := _of(cell, teachers)) and units_of(games) > 1]
+    if pairs and (len(pairs) < len(cells) or len(teachers) < len(named)):
+        dropped = [cell.width for cell in cells if cell.parameters not in {kept.parameters for kept, _ in pairs}]
+        what = [f"width {', '.join(dropped)}"] if dropped else []
+        what += [f"{len(named) - len(teachers)} of {len(named)} teachers"] if len(teachers) < len(named) else []
+        notes.append(f"The curve of size of {name(cells[0].arm)} leaves out {' and '.join(what)}: too few runs there.")
+    return _Curve([cell for cell, _ in pairs], teachers, [games for _, games in pairs])
+
+
+def _of(cell: Cell, teachers: Sequence[str]) -> list[Sequence[FloatArray]]:
+    return [runs for teacher, runs in zip(cell.teachers, cell.games, strict=True) if teacher in teachers]
+
+
+def _place(cell: Cell) -> tuple[str, int]:
+    return str(cell.runs[0].get("method")), cell.parameters
+
+
+def _quantity(run: Record, scale: Scale) -> FloatArray:
+    return share_lost(run) if scale.points else np.array([run["score"]], dtype=np.float64)
