@@ -10,7 +10,7 @@ from potstill import checkpoints, distill, evaluation, telemetry
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.errors import DivergedError, InputError, Terminated
-from potstill.jobs import Interrupted, assess, execute, new_distillation, new_training
+from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.machine import Machine
 from potstill.networks import NetworkConfig
 from potstill.policies import load_policy
@@ -166,26 +166,6 @@ def test_without_evaluation_a_result_has_no_scores(teacher, tmp_path):
     assert set(result) == RUN
 
 
-def test_the_games_beside_the_main_ones_have_a_number_of_their_own(teacher):
-    loaded = load_policy(teacher)
-    some, none, all_ = (assess(loaded, replace(EVALUATED, beside_games=n), None) for n in (2, 0, None))
-    assert [played["beside_games"] for played in (some, none, all_)] == [2, 0, 4]
-    assert (none["score_sampled"], none["score_nosticky"]) == (None, None)
-    assert some["score"] == none["score"] == all_["score"]
-    for played, episodes in ((some, 2), (all_, 4)):
-        *_, alone = evaluation.play(loaded.policy, loaded.env, episodes=episodes, seed=1, actions="sampled")
-        assert played["score_sampled"] == alone.summary()["mean"]
-    assert some["score_sampled"] != all_["score_sampled"]
-
-
-def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path):
-    shutil.copy(teacher / "policy.safetensors", tmp_path)
-    (tmp_path / "result.json").write_text("{")
-    again = assess(load_policy(tmp_path), EVALUATED, load_policy(tmp_path))
-    assert again["teacher_score"] == again["score"]
-    assert (again["agreement"], again["kl"]) == (1.0, pytest.approx(0, abs=1e-6))
-
-
 @pytest.mark.parametrize(("error", "code"), [(Terminated, 143), (KeyboardInterrupt, 130)])
 def test_an_evaluation_stops_at_once_and_is_done_again(error, code, teacher, tmp_path, monkeypatch):
     run = new_run("cartpole", teacher, tmp_path / "run")
@@ -201,6 +181,28 @@ def test_an_evaluation_stops_at_once_and_is_done_again(error, code, teacher, tmp
     assert run.status == "interrupted"
     execute(run, MACHINE)
     assert outcome(run) == outcome(Run.open(teacher))
+
+
+def test_a_run_that_stopped_among_its_games_goes_on_with_them(teacher, tmp_path, monkeypatch):
+    run, play, matches = new_run("student", teacher, tmp_path / "run"), evaluation.play, []
+
+    def stopping(*arguments, **options):
+        matches.append(options["actions"])
+        if len(matches) == 2:
+            raise KeyboardInterrupt
+        return play(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "play", stopping)
+    with pytest.raises(Interrupted):
+        execute(run, EVALUATED)
+    assert run.games_path.exists()
+    stopped = execute(run, EVALUATED)
+    assert matches == ["greedy", "sampled", "sampled"]
+    whole = execute(new_run("student", teacher, tmp_path / "whole"), EVALUATED)
+    assert {key: stopped[key] for key in SCORES | BESIDE_TEACHER} == {
+        key: whole[key] for key in SCORES | BESIDE_TEACHER
+    }
+    assert not run.games_path.exists()
 
 
 def test_a_finished_run_is_not_run_again(teacher):

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
-from potstill.envs import Array, EnvConfig, Envs, with_sticky
+from potstill.assessment import assess
+from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.interop.sb3 import load_sb3
 from potstill.machine import Machine, provenance
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
-from potstill.policies import LoadedPolicy, load_policy, rebuild, recorded_result, save_policy
+from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.runs import Run, arm_of, stop_on_signals
 from potstill.teaching import teacher_data
 
@@ -127,7 +128,7 @@ def execute(
     run = replace(run, config=run.config | {f"{role}_here": str(path) for role, path in (origins or {}).items()})
     with run.lock():
         if run.status == "done":
-            run.resume_path.unlink(missing_ok=True)  # of a process that was killed as it finished
+            run.tidy()  # of a process that was killed as it finished
             raise InputError(f"{run.path} is finished: its result is in result.json")
         run.result_path.unlink(missing_ok=True)  # of an attempt that failed
         try:
@@ -300,71 +301,7 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
         record |= assess(loaded, machine, beside, run)
     run.write_result(record)
-    run.resume_path.unlink(missing_ok=True)
-    return record
-
-
-def assess(
-    loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None, run: Run | None = None
-) -> dict[str, Any]:
-    """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher.
-
-    Args:
-        run: whose lock gets a sign of life with every game.
-    """
-    title = f"evaluate {loaded.env.id} {loaded.policy.config.width}"
-
-    def games(
-        policy: Policy,
-        env: EnvConfig,
-        actions: evaluation.Actions,
-        what: str,
-        episodes: int = machine.evaluate,
-        start: evaluation.Start | None = None,
-    ) -> dict[str, Any]:
-        play = evaluation.play(
-            policy, env, episodes=episodes, seed=1, actions=actions, start=start, threads=machine.cores
-        )
-        with telemetry.Progress(f"{title} {what}", episodes, quiet=machine.quiet, unit="games") as bar:
-            for so_far in play:
-                bar.update(len(so_far.episodes), score=so_far.score)
-                if run is not None:
-                    run.touch_lock()
-        return so_far.summary()
-
-    main = games(loaded.policy, loaded.env, "greedy", "greedy")
-    keys = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")
-    record = {"score": main["mean"], **{key: main[key] for key in keys}}
-    count = machine.evaluate if machine.beside_games is None else machine.beside_games
-    record |= {"score_sampled": None, "score_nosticky": None, "beside_games": count}
-    if count:
-        record["score_sampled"] = games(loaded.policy, loaded.env, "sampled", "sampled", count)["mean"]
-    if count and loaded.env.sticky:
-        # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
-        exact = with_sticky(loaded.env, 0.0)
-        record["score_nosticky"] = games(loaded.policy, exact, "greedy", "not sticky", min(count, 30))["mean"]
-    if machine.starts:
-        scored = {0: main} | {
-            steps: games(
-                loaded.policy,
-                loaded.env,
-                "greedy",
-                f"after {steps}",
-                machine.start_games or machine.evaluate,
-                evaluation.Start(steps),
-            )
-            for steps in machine.starts
-        }
-        record["starts"] = {
-            str(steps): {"score": played["mean"]} | {key: played[key] for key in ("point_win_rate", "episodes")}
-            for steps, played in scored.items()
-        }
-    if teacher is not None:
-        known = recorded_result(teacher)  # which many students need and none needs measured again
-        theirs = known or games(teacher.policy, teacher.env, "greedy", "teacher")
-        score = theirs["score" if known else "mean"]
-        record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
-        record |= evaluation.compare(loaded.policy, teacher.policy, loaded.env, threads=machine.cores)
+    run.tidy()
     return record
 
 

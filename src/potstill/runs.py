@@ -96,6 +96,11 @@ class Run:
         return self.path / "resume.safetensors"
 
     @property
+    def games_path(self) -> Path:
+        """What an evaluation that is not over has played."""
+        return self.path / "games.json"
+
+    @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -134,6 +139,11 @@ class Run:
         """`touch` run.lock: a sign of life, to be given at each checkpoint."""
         touch(self.lock_path)
 
+    def tidy(self) -> None:
+        """Removes what only an unfinished run needs."""
+        for path in (self.resume_path, self.games_path):
+            path.unlink(missing_ok=True)
+
     def write_result(self, record: dict[str, Any]) -> None:
         """Write result.json atomically: the run is over, as `record["status"]` ("done" or "failed") says.
 
@@ -144,6 +154,10 @@ class Run:
         if record.get("status") not in ("done", "failed"):
             raise ValueError(f"status must be 'done' or 'failed', not {record.get('status')!r}")
         write_atomically(self.result_path, _to_json(record))
+
+    def write_games(self, document: dict[str, Any]) -> None:
+        """Write games.json atomically. Raises InputError where it cannot be written, as `write_result`."""
+        write_atomically(self.games_path, _to_json(document))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from potstill import checkpoints, ppo, resume, telemetry
+from potstill import assessment, checkpoints, ppo, resume, telemetry
 from potstill.dataset import DatasetWriter, open_dataset
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, Envs
@@ -45,6 +45,7 @@ from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page
 from potstill.results import TABLE, curves_table, episodes_table, read_table, runs_table
 from potstill.runs import Run
+from potstill.study import execute
 from potstill.study.planfile import read_plan
 
 PLACES = 4  # that each drawn case is tried in
@@ -339,7 +340,8 @@ def readers(seeds: Seeds) -> list[Reader]:
         found = Run.open(folder / "a")
         kinds = {"train": ppo.PPOConfig, "distill": DistillConfig}
         asked = found.config.get("kind")
-        tables = found.status, runs_table(folder), episodes_table(folder), curves_table(folder)
+        games = execute._games(found), assessment._kept_matches(found)
+        tables = found.status, games, runs_table(folder), episodes_table(folder), curves_table(folder)
         return tables, rebuild(kinds.get(asked if isinstance(asked, str) else "", Run), found.config.get("config"))
 
     def records(folder: Path) -> Any:
@@ -392,6 +394,7 @@ def readers(seeds: Seeds) -> list[Reader]:
         return [read_table(folder / "table.csv", TABLE)]
 
     run_files = {"a/config.json": seeds.run_config, "a/result.json": seeds.result, "a/metrics.jsonl": seeds.metrics}
+    games = {"format": 1, "played": 3, "games": 9, "matches": {"0123456789ab": {"mean": 1.0, "episodes": 3}}}
     lock = {"pid": 2**22 + 1, "host": "elsewhere", "started": "2026", "born": 5}
     study = {f"{seeds.record['run']}.json": seeds.record, "study.json": seeds.study}
     sizes = {"policy.safetensors": 1000, "result.json": 10, "config.json": 20, "README.md": 5, "a/b.bin": 7}
@@ -402,7 +405,7 @@ def readers(seeds: Seeds) -> list[Reader]:
         Reader("SB3 zip", 90, zipped, lambda folder: sb3.load_sb3(folder / "model.zip", CARTPOLE)),
         Reader("plan", 130, plan, lambda folder: read_plan(folder / "plan.toml")),
         Reader("metrics", 90, json_files({"m.jsonl": seeds.metrics}), metrics),
-        Reader("run", 90, json_files(run_files | {"a/run.lock": lock}), run),
+        Reader("run", 90, json_files(run_files | {"a/run.lock": lock, "a/games.json": games}), run),
         Reader("run of a distillation", 20, json_files({"a/config.json": seeds.distill_config}), run),
         Reader("records", 80, json_files(study), records),
         Reader("data set", 40, dataset, states),

@@ -184,7 +184,7 @@ def soak(folder: Path, runs: int, seed: int, workers: int = 2, minutes: float = 
         calm, shaken = (table(out).drop(TIMES, strict=False) for out in (peace, storm))
         if not calm.equals(shaken):
             soaked.different.append(f"{table.__name__}: {_differing(calm, shaken)}")
-    for pattern in ("*.lock", "*.tmp", "resume.safetensors"):
+    for pattern in ("*.lock", "*.tmp", "resume.safetensors", "games.json"):
         soaked.left += [str(path.relative_to(folder)) for path in folder.rglob(pattern)]
     soaked.seconds = time.monotonic() - began
     return soaked

@@ -22,7 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from potstill import checkpoints, files, ppo, results, resume, telemetry
+from potstill import assessment, checkpoints, files, ppo, results, resume, telemetry
 from potstill.cli import main
 from potstill.dataset import DatasetWriter, open_dataset
 from potstill.envs import PRESETS, EnvConfig, Envs
@@ -32,7 +32,7 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result, save_policy
 from potstill.report import page
 from potstill.runs import Run
-from potstill.study import commands
+from potstill.study import commands, execute
 from potstill.study.local import launch
 from potstill.study.plan import MAX_CELLS
 from potstill.study.planfile import read_plan
@@ -560,6 +560,18 @@ def test_what_is_no_plain_file_in_a_run_is_not_read(run, name, put):
             INSIDE[name](run.path)
         assert one_line(error)
         assert str(run.path) in str(error.value)
+    assert tree(run.path.parents[1]) == before
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("put", [put_link, put_pipe, put_directory])
+def test_games_that_are_no_plain_file_count_as_none(run, put):
+    match = dict.fromkeys(("mean", *assessment.KEYS), 1.0)
+    run.write_games({"played": 1, "games": 2, "matches": {"0123": match}})
+    assert (assessment._kept_matches(run), execute._games(run)) == ({"0123": match}, (0.5, "1/2 games"))
+    put(run.games_path)
+    before = tree(run.path.parents[1])
+    assert (assessment._kept_matches(run), execute._games(run)) == ({}, (None, "evaluating"))
     assert tree(run.path.parents[1]) == before
 
 

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import signal
 import subprocess
@@ -257,6 +258,32 @@ def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_complete
     assert Run.open(run_path).status == "done"
 
 
+@pytest.mark.parametrize(
+    ("games", "words"),
+    [
+        ('{"played": 30, "games": 120}', "30/120 games, agreement 0.75"),
+        ('{"played": 30, "games": 0}', "evaluating, agreement 0.75"),
+        ('{"played": "30"}', "evaluating, agreement 0.75"),
+        ("{", "evaluating, agreement 0.75"),
+    ],
+)
+def test_a_run_at_its_games_says_how_many_are_played(games, words, teacher, tmp_path):
+    run = study.open_or_create(make_plan(teacher).cells()[0], tmp_path, MACHINE)
+    metrics = {"step": run.config["config"]["total_timesteps"], "agreement": 0.75}
+    run.metrics_path.write_text(json.dumps(metrics) + "\n")
+    run.games_path.write_text(games)
+    seen = study._progress(run)
+    assert (seen.words, seen.trained, seen.played) == (words, 1.0, 0.25 if words.startswith("30") else None)
+
+
+def test_the_games_played_while_one_looks_on_tell_how_long_the_rest_takes(monkeypatch):
+    clock = iter([10.0, 20.0, 40.0])
+    monkeypatch.setattr(study.time, "monotonic", lambda: next(clock))
+    worker = study._Worker(None, None, None, 0.0, 0.0)
+    told = [worker.underway(study._Seen("", 1.0, played)).games for played in (0.4, 0.4, 0.7)]
+    assert told == [None, None, pytest.approx(30.0)]  # 0.3 of them took 30 s, and as many are left
+
+
 def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatch):
     processes, start = [], local.launch
 
@@ -267,7 +294,7 @@ def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatc
     def failing_progress(run):
         if len(processes) == 2:
             raise InputError("the metrics are damaged")
-        return "starting", 0.0
+        return study._Seen("starting", 0.0)
 
     monkeypatch.setattr(local, "launch", remembering_start)
     monkeypatch.setattr(study, "_progress", failing_progress)

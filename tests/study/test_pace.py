@@ -66,6 +66,15 @@ def test_the_games_of_a_run_take_what_those_of_its_kind_took():
     assert pace.left([Underway(cell(seed=2), 210.0, 0.0, 1.0)], [], 1) == 0.0
 
 
+def test_games_that_are_going_on_tell_how_long_they_take():
+    playing = Underway(cell(seed=2), 110.0, 0.0, 1.0, games=300.0)
+    assert Pace().left([playing], [], 1) == pytest.approx(300.0)
+    pace = Pace()
+    ended(pace, cell(), 200.0)
+    assert pace.left([playing], [], 1) == pytest.approx(300.0)
+    assert Pace().left([playing], [cell(seed=3)], 1) == pytest.approx(300.0 + 410.0)
+
+
 def test_workers_share_the_work_but_not_the_last_run():
     pace = Pace()
     ended(pace, cell(), 100.0)

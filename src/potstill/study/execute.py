@@ -56,9 +56,16 @@ class _Worker:
     process: Process
     began: float  # as `time.monotonic()` counts
     before: float  # share of the training that was done then
+    played: tuple[float, float] | None = None  # when its games were first seen to go on, and the share played by then
 
-    def underway(self, trained: float) -> Underway:
-        return Underway(self.cell, time.monotonic() - self.began, self.before, trained)
+    def underway(self, seen: "_Seen") -> Underway:
+        now = time.monotonic()
+        games = None
+        if seen.played is not None:
+            since, share = self.played = self.played or (now, seen.played)
+            if seen.played > share:
+                games = (now - since) * (1.0 - seen.played) / (seen.played - share)
+        return Underway(self.cell, now - self.began, self.before, seen.trained, games)
 
 
 def execute(
@@ -143,7 +150,7 @@ def execute(
                         yield Ended(cell, run, None)
                         continue
                     starts[cell.name] = starts.get(cell.name, 0) + 1
-                    before = _progress(run)[1]
+                    before = _progress(run).trained
                     try:
                         process = start(run, single, folder / "data")
                         active.append(_Worker(cell, run, process, time.monotonic(), before))
@@ -169,17 +176,17 @@ def execute(
                         continue
                     if status == "done":
                         _tidy(worker.run)
-                        pace.ended(worker.underway(1.0))
+                        pace.ended(worker.underway(_Seen("done", 1.0)))
                     over[name] = None if status == "done" else words
                     yield Ended(worker.cell, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
-                seconds = pace.left([w.underway(_progress(w.run)[1]) for w in active], waiting, workers)
+                seconds = pace.left([w.underway(_progress(w.run)) for w in active], waiting, workers)
                 left = telemetry.clock(seconds) if math.isfinite(seconds) else "--:--"
                 if console.is_terminal:
                     live.update(_table(active, len(done), total, len(waiting), failed, left), refresh=True)
                 elif time.monotonic() - printed > 30 and not machine.quiet:
                     printed = time.monotonic()
-                    words = "  ".join(f"{w.cell.name} {_progress(w.run)[0]}" for w in active)
+                    words = "  ".join(f"{w.cell.name} {_progress(w.run).words}" for w in active)
                     counts = f"{len(over) - failed}/{total} done, {failed} failed"
                     print(f"study  {counts}  {words}  {left} left", file=sys.stderr, flush=True)
         finally:  # asked to stop, or failed here: no worker is left behind, and each saves first
@@ -224,7 +231,7 @@ def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
 def _tidy(run: Run) -> None:
     """Takes away what a process that died with its result written has left in the run's directory."""
     with suppress(InputError), run.lock():  # refused: its process is still there, about to do the same
-        run.resume_path.unlink(missing_ok=True)
+        run.tidy()
 
 
 def identity(cell: Cell, hashes: dict[Path, str]) -> str:
@@ -262,21 +269,37 @@ def _last_words(worker: _Worker) -> str:
     return printable(f"{how}: {said[:200]}" if said else how)
 
 
-def _progress(run: Run) -> tuple[str, float]:
-    """What a run says of itself, and the share of its training that is done."""
-    if not run.metrics_path.exists():
-        return "starting", 0.0
-    records = telemetry.read(run.metrics_path)
+class _Seen(NamedTuple):
+    """What can be seen of a run from outside."""
+
+    words: str
+    trained: float  # share of its training
+    played: float | None = None  # share of its games; None before they are counted
+
+
+def _progress(run: Run) -> _Seen:
+    records = telemetry.read(run.metrics_path) if run.metrics_path.exists() else []
     if not records:
-        return "starting", 0.0
+        return _Seen("starting", 0.0)
     last = records[-1]
-    total = int(run.config["config"]["total_timesteps"])
-    share = min(last["step"] / total, 1.0)
-    words = "evaluating" if share >= 1.0 else f"{share:.0%}"
+    share = min(last["step"] / int(run.config["config"]["total_timesteps"]), 1.0)
+    played, words = None, f"{share:.0%}"
+    if share >= 1.0:
+        played, words = _games(run)
     for name in ("agreement", "score"):
         if isinstance(last.get(name), int | float):
-            return f"{words}, {name} {last[name]:.3g}", share
-    return words, share
+            return _Seen(f"{words}, {name} {last[name]:.3g}", share, played)
+    return _Seen(words, share, played)
+
+
+def _games(run: Run) -> tuple[float | None, str]:
+    """The share of a run's games that is played, and how many that are."""
+    with suppress(InputError):  # none yet
+        document = read_json(run.games_path)
+        played, games = document.get("played"), document.get("games")
+        if isinstance(played, int) and isinstance(games, int) and 0 <= played <= games > 0:
+            return played / games, f"{played}/{games} games"
+    return None, "evaluating"
 
 
 def _table(active: list[_Worker], before: int, total: int, waiting: int, failed: int, left: str) -> Table:
@@ -288,5 +311,5 @@ def _table(active: list[_Worker], before: int, total: int, waiting: int, failed:
     table.add_column("run")
     table.add_column("progress")
     for worker in active:
-        table.add_row(Text(printable(worker.cell.name)), _progress(worker.run)[0])
+        table.add_row(Text(printable(worker.cell.name)), _progress(worker.run).words)
     return table

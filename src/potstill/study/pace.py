@@ -17,10 +17,13 @@ class Underway(NamedTuple):
     seconds: float  # since it was started, or started again
     before: float  # share of its training that was done then
     now: float  # and that is done now
+    games: float | None = None  # seconds that the games of its evaluation still take; None before the first
 
     @property
     def whole(self) -> float | None:
         """Seconds it takes from beginning to end, by its own speed; None too early."""
+        if self.games is not None:
+            return (self.seconds + self.games) / max(1.0 - TRAINING * self.before, 1.0 - TRAINING)
         trained = self.now - self.before
         return self.seconds / (TRAINING * trained) if trained >= EARLY else None
 
@@ -48,7 +51,8 @@ class Pace:
         rests = [_expected(cell, seen) for cell in waiting]
         for run in active:
             whole = own.get(run.cell.name) or _expected(run.cell, seen)
-            rests.append(max(whole * (1.0 - TRAINING * run.before) - run.seconds, 0.0))
+            rest = max(whole * (1.0 - TRAINING * run.before) - run.seconds, 0.0)
+            rests.append(rest if run.games is None else run.games)
         return max(sum(rests) / max(1, min(workers, len(rests))), *rests, 0.0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from potstill.study.local import launch
 
 # Of a run's directory, each file after those that it presupposes: whatever is killed, a resume state has its metrics.
-KEPT = ("metrics.jsonl", "resume.safetensors", "policy.safetensors", "log.txt", "result.json")
+KEPT = ("metrics.jsonl", "resume.safetensors", "policy.safetensors", "games.json", "log.txt", "result.json")
 
 
 class RemoteRun:

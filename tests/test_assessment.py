@@ -1,0 +1,133 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from potstill import assessment, evaluation
+from potstill.assessment import assess
+from potstill.envs import PRESETS
+from potstill.machine import Machine
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import load_policy, save_policy
+from potstill.runs import Run
+
+MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=6, beside_games=4, starts=(2, 5), start_games=3)
+GAMES = 6 + 4 + 3 + 3  # CartPole has nothing sticky
+
+
+@pytest.fixture(scope="module")
+def teacher(save_teacher, tmp_path_factory):
+    save_teacher(path := tmp_path_factory.mktemp("policies") / "teacher")
+    return load_policy(path)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    policy = Policy(NetworkConfig(width="1/32"), (4,), 2).initialise(torch.Generator().manual_seed(1))
+    path = tmp_path_factory.mktemp("policies") / "policy.safetensors"
+    save_policy(path, policy, PRESETS["cartpole"], np.zeros((1, 4), dtype=np.float32), {})
+    return load_policy(path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create(tmp_path / "run", {"kind": "train"})
+    with run.lock():
+        yield run
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """What is played, match by match: (actions, games, steps before the policy takes over)."""
+    play, matches = evaluation.play, []
+
+    def noted(*arguments, **options):
+        matches.append((options["actions"], options["episodes"], options["start"].steps))
+        return play(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "play", noted)
+    return matches
+
+
+def stop_in_match(number, monkeypatch):
+    """Ctrl-C after the second game of a match."""
+    play, matches = evaluation.play, []
+
+    def stopping(*arguments, **options):
+        matches.append(options)
+        for so_far in play(*arguments, **options):
+            yield so_far
+            if len(matches) == number and len(so_far.episodes) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "play", stopping)
+
+
+def test_the_games_beside_the_main_ones_have_a_number_of_their_own(student):
+    some, none, all_ = (
+        assess(student, Machine(threads=1, quiet=True, evaluate=4, beside_games=n), None) for n in (2, 0, None)
+    )
+    assert [played["beside_games"] for played in (some, none, all_)] == [2, 0, 4]
+    assert (none["score_sampled"], none["score_nosticky"]) == (None, None)
+    assert some["score"] == none["score"] == all_["score"]
+    for played, episodes in ((some, 2), (all_, 4)):
+        *_, alone = evaluation.play(student.policy, student.env, episodes=episodes, seed=1, actions="sampled")
+        assert played["score_sampled"] == alone.summary()["mean"]
+    assert some["score_sampled"] != all_["score_sampled"]
+
+
+def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path, begun):
+    shutil.copy(teacher.path, tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    unknown = load_policy(tmp_path)
+    of_itself = assess(unknown, MACHINE, unknown)
+    assert of_itself["teacher_score"] == of_itself["score"]
+    assert (of_itself["agreement"], of_itself["kl"]) == (1.0, pytest.approx(0, abs=1e-6))
+    assert begun.count(("greedy", 6, 0)) == 1  # its own games, which are the teacher's
+
+
+@pytest.mark.parametrize("match", [1, 2, 4])
+def test_games_of_an_evaluation_that_was_stopped_are_not_played_again(match, student, teacher, run, begun, monkeypatch):
+    whole = assess(student, MACHINE, teacher)
+    planned = begun.copy()
+    with monkeypatch.context() as patch:
+        stop_in_match(match, patch)
+        with pytest.raises(KeyboardInterrupt):
+            assess(student, MACHINE, teacher, run)
+    begun.clear()
+    assert assess(student, MACHINE, teacher, run) == whole
+    assert begun == planned[match - 1 :]
+
+
+def test_the_directory_says_how_many_games_were_played(student, run, monkeypatch):
+    stop_in_match(3, monkeypatch)
+    monkeypatch.setattr(assessment, "SAVE_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        assess(student, MACHINE, None, run)
+    told = json.loads(run.games_path.read_text())
+    assert (told["played"], told["games"], len(told["matches"])) == (6 + 4 + 2, GAMES, 2)
+
+
+def test_games_of_another_policy_or_other_ones_of_it_are_played(student, teacher, run, begun):
+    assess(student, MACHINE, None, run)
+    for policy, machine, new in (
+        (student, MACHINE, 0),
+        (teacher, MACHINE, 4),
+        (student, Machine(threads=1, quiet=True, evaluate=6, beside_games=3, starts=(2, 6), start_games=3), 2),
+    ):
+        begun.clear()
+        kept = assess(policy, machine, None, run)
+        assert len(begun) == new
+        assert kept == assess(policy, machine, None)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"matches": 3}', '{"matches": {"KEY": 3}}', '{"matches": {"KEY": {}}}']
+)
+def test_games_that_cannot_be_read_are_played_again(damage, student, run):
+    whole = assess(student, MACHINE, None, run)
+    keys = json.loads(run.games_path.read_text())["matches"]
+    run.games_path.write_text(damage.replace("KEY", next(iter(keys))))
+    assert assess(student, MACHINE, None, run) == whole
