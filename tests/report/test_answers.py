@@ -300,3 +300,30 @@ def test_an_ablation_is_compared_with_the_arm_it_changes_over_the_teachers_that_
     assert found["worse"].less_base.low == pytest.approx(-2)  # paired: what the teachers share cancels
     assert found["once"].less_base is None
     assert found["other"].base is None
+
+
+def shifted(runs, arm, by):
+    return [
+        run | {"arm": arm, "run": f"{arm}-{run['run']}", "returns": [score + by for score in run["returns"]]}
+        for run in runs
+    ]
+
+
+def test_ways_to_distil_are_compared_with_the_usual_one_over_the_teachers_that_both_have():
+    records = study(RL_AND_STUDENT)
+    students = [run for run in records if run["arm"] == "distill-student"]
+    left = students[0]["teacher"]
+    lower = shifted([run for run in students if run["teacher"] != left and run["width"] != "1/4"], "ppd", -2)
+    few = shifted([run for run in students if (run["width"], run["teacher"]) == ("1/8", left)][:1], "finetune", 1)
+    found = {(each.arm, each.width): each for each in ask(records + lower + few).ways}
+    widths = {run["width"] for run in students}
+    assert set(found) == {("ppd", width) for width in widths - {"1/4"}} | {("finetune", "1/8")}
+    assert all(each.score == pytest.approx((-2, -2, -2)) for (arm, _), each in found.items() if arm == "ppd")
+    assert all(each.p < 0.01 for (arm, _), each in found.items() if arm == "ppd")  # corrected over its sizes
+    assert found["finetune", "1/8"].p is None  # a single run
+    assert not np.isfinite(found["finetune", "1/8"].score.low)
+
+
+def test_without_a_second_way_to_distil_there_is_nothing_to_compare():
+    assert ask(study(RL_AND_STUDENT)).ways == ()
+    assert ask(study({"rl": 1.0})).ways == ()

@@ -75,6 +75,18 @@ def test_an_ablation_stands_below_the_protocols_arm_of_its_method_and_size():
     assert table.rows[1][5] == "+0.0 (+0.0 to +0.0)"
 
 
+def test_ways_to_distil_have_a_section_where_there_are_two():
+    usual = few()
+    taught = [run for run in usual if run["arm"] == "distill-student" and run["width"] == "1/8"]
+    other = [run | {"arm": "ppd", "run": f"other-{run['run']}"} for run in taught]
+    both = answer(usual + other, resamples=200)
+    assert [(row[0], row[1].text, row[2]) for row in tables.ways(both).rows] == [
+        ("proximal policy distillation", "1/8", "+0.0")
+    ]
+    assert "<h3>Ways to distil</h3>" in rendered(usual + other)
+    assert "Ways to distil" not in rendered(usual)
+
+
 def test_nothing_is_asked_of_a_network_and_names_are_used_once(html):
     links = re.findall(r"""(?:src|href)=["']([^"']*)""", html)
     assert links

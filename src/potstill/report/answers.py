@@ -19,6 +19,7 @@ from potstill.report.comparisons import (
     longer,
     ratios,
     scalings,
+    ways,
 )
 
 
@@ -33,6 +34,8 @@ class Answers:
     certificates: tuple[Certificate, ...]
     ratios: tuple[Ratio, ...]
     differences: tuple[Difference, ...]
+    ways: tuple[Difference, ...]
+    """The other distilled arms less `student`."""
     budgets: tuple[Budget, ...]
     scalings: tuple[Scaling, ...]
     front: dict[str, tuple[bool, ...]]
@@ -85,6 +88,7 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
         certificates,
         tuple(ratios(by_arm, scale, seed, resamples, notes)),
         tuple(differences(by_arm, scale, seed, resamples)),
+        tuple(ways(by_arm, scale, seed, resamples)),
         tuple(budgets(by_arm)),
         tuple(scalings(by_arm, scale, seed, resamples, notes)),
         {cost: front(cells, cost) for cost in ("latency_ms", "bytes", "macs")},

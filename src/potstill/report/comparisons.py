@@ -49,7 +49,7 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm less RL from scratch, at equal size."""
+    """An arm less RL from scratch, or less another arm, at equal size."""
 
     arm: str
     width: str
@@ -61,7 +61,7 @@ class Difference:
     improvement: Interval
     """Probability that a run of the arm scores above one of RL."""
     lower_bound: bool
-    """RL's cell is a lower bound, so the difference is an upper one."""
+    """RL's cell is a lower bound, so the difference to it is an upper one."""
 
 
 class Budget(NamedTuple):
@@ -135,24 +135,20 @@ def differences(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples:
     """Each arm less RL from scratch, at every size that both have."""
     baseline = {cell.parameters: cell for cell in arms.get("rl", [])}
     for arm in (arm for arm in (*REWARD[1:], *STUDENTS) if arm in arms):
-        pairs = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
-        found = [
-            difference(x.games, y.games, generator(seed, "difference", arm, x.parameters), resamples=resamples)
-            for x, y in pairs
-        ]
-        tested = [min(x.units, y.units) > 1 for x, y in pairs]
-        corrected = iter(holm([each.p_value() for each, yes in zip(found, tested, strict=True) if yes]).tolist())
-        for (x, y), each, yes in zip(pairs, found, tested, strict=True):
-            yield Difference(
-                arm,
-                x.width,
-                x.parameters,
-                scale.within(each.interval(), 2),
-                next(corrected) if yes else None,
-                yes and each.equivalent(scale.margin),
-                probability_of_improvement(x.games, y.games),
-                y.lower_bound,
-            )
+        shared = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        pairs = [_Pair(x, x.games, y.games, lower_bound=y.lower_bound) for x, y in shared]
+        yield from _compared(pairs, "difference", scale, seed, resamples)
+
+
+def ways(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
+    """Each other distilled arm less the one that the answers are about, at every size that both have, over the teachers
+    that both have, which are paired."""
+    usual = student_arm(arms)
+    baseline = {cell.parameters: cell for cell in arms[usual]} if usual is not None else {}
+    for arm in (arm for arm in STUDENTS if arm in arms and arm != usual):
+        shared = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        pairs = [_Pair(x, *games, paired=len(games[0]) > 1) for x, y in shared if (games := _with_shared(x, y))[0]]
+        yield from _compared(pairs, "way", scale, seed, resamples)
 
 
 def budgets(arms: dict[str, list[Cell]]) -> Iterable[Budget]:
@@ -221,11 +217,10 @@ def ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) ->
     for cell in (cell for cell in cells if cell.arm not in (*REWARD, *STUDENTS)):
         base, less = bases.get(_place(cell)), None
         if base is not None:
-            shared = [teacher for teacher in base.teachers if teacher in cell.teachers]
-            x, y = _of(cell, shared), _of(base, shared)
-            if shared and min(units_of(x), units_of(y)) > 1:
+            x, y = _with_shared(cell, base)
+            if x and min(units_of(x), units_of(y)) > 1:
                 rng = generator(seed, "ablation", cell.arm, cell.parameters)
-                less = scale.within(difference(x, y, rng, len(shared) > 1, resamples).interval(), 2)
+                less = scale.within(difference(x, y, rng, len(x) > 1, resamples).interval(), 2)
         yield Ablation(cell, base, less)
 
 
@@ -237,6 +232,41 @@ def front(cells: Sequence[Cell], cost: str) -> tuple[bool, ...]:
     best = scaling.pareto_front([value for _, value in known], [cells[i].score.value for i, _ in known])
     best_cells = {i for (i, _), yes in zip(known, best, strict=True) if yes}
     return tuple(i in best_cells for i in range(len(cells)))
+
+
+class _Pair(NamedTuple):
+    cell: Cell
+    games: Arm
+    others: Arm  # those of what it is compared with, at the same size
+    paired: bool = False  # by teacher
+    lower_bound: bool = False
+
+
+def _compared(pairs: Sequence[_Pair], what: str, scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
+    """One arm's differences, the tests corrected over its sizes; `what` tells their draws from others."""
+    found = [
+        difference(x, y, generator(seed, what, cell.arm, cell.parameters), paired, resamples)
+        for cell, x, y, paired, _ in pairs
+    ]
+    tested = [min(units_of(pair.games), units_of(pair.others)) > 1 for pair in pairs]
+    corrected = iter(holm([each.p_value() for each, yes in zip(found, tested, strict=True) if yes]).tolist())
+    for (cell, x, y, _, lower_bound), each, yes in zip(pairs, found, tested, strict=True):
+        yield Difference(
+            cell.arm,
+            cell.width,
+            cell.parameters,
+            scale.within(each.interval(), 2),
+            next(corrected) if yes else None,
+            yes and each.equivalent(scale.margin),
+            probability_of_improvement(x, y),
+            lower_bound,
+        )
+
+
+def _with_shared(x: Cell, y: Cell) -> tuple[Arm, Arm]:
+    """The games of both with the teachers that both have, in one order; empty where there is none."""
+    shared = [teacher for teacher in y.teachers if teacher in x.teachers]
+    return _of(x, shared), _of(y, shared)
 
 
 class _Curve(NamedTuple):

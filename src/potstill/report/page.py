@@ -23,7 +23,7 @@ from potstill.files import read_bytes, read_json
 from potstill.report import scaling_figures as drawn
 from potstill.report import tables, words
 from potstill.report.answers import Answers, answer
-from potstill.report.cells import Record
+from potstill.report.cells import Record, name
 from potstill.report.figures import STYLE, WIDTH, score_distributions
 from potstill.report.tables import Table
 from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table
@@ -216,6 +216,15 @@ def _sections(answers: Answers) -> Iterable[Section]:
     yield Section(
         "Scores of single games", "A mean can hide games lost: P(score < 0) stands on top.", figures, (), lacks
     )
+    if answers.ways:
+        yield _of(
+            answers,
+            "Ways to distil",
+            f"Each other distilled arm less {name(answers.student or '')}, at equal size, over the teachers that"
+            " both have, which are paired; otherwise as the differences to RL above. None of the three questions, and"
+            " asked after the runs: what it shows is to be shown again.",
+            beside=[tables.ways(answers)],
+        )
     if answers.ablations:
         yield Section(
             "Ablations",

@@ -9,7 +9,7 @@ from potstill.analysis.statistics import Interval
 from potstill.report import words
 from potstill.report.answers import Answers
 from potstill.report.cells import LONG, REWARD, Cell, Record, name, number
-from potstill.report.comparisons import BUDGETS, Ablation
+from potstill.report.comparisons import BUDGETS, Ablation, Difference
 from potstill.report.figures import ARMS, short
 
 
@@ -88,6 +88,14 @@ def ratios(answers: Answers) -> Table:
 
 
 def differences(answers: Answers) -> Table:
+    return _differences("Differences to RL from scratch", answers.differences)
+
+
+def ways(answers: Answers) -> Table:
+    return _differences(f"Differences to {name(answers.student or '')}", answers.ways)
+
+
+def _differences(title: str, each_of: Sequence[Difference]) -> Table:
     rows = [
         [
             name(each.arm),
@@ -98,10 +106,10 @@ def differences(answers: Answers) -> Table:
             "yes" if each.equivalent else "not shown",
             f"{each.improvement.value:.2f} ({each.improvement.low:.2f} to {each.improvement.high:.2f})",
         ]
-        for each in answers.differences
+        for each in each_of
     ]
     headings = ("arm", "width", "difference", "95 % interval", "p (Holm)", "equivalent", "probability of improvement")
-    return Table("Differences to RL from scratch", headings, rows)
+    return Table(title, headings, rows)
 
 
 def laws(answers: Answers) -> Table:
