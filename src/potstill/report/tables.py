@@ -31,7 +31,11 @@ class Table(NamedTuple):
 
 def across(each: Sequence[Answers]) -> Table:
     """What each task answers to each question, side by side."""
-    rows = [[words.task(answers), *(reply.verdict for reply in words.replies(answers))] for answers in each]
+
+    def short_reply(reply: words.Reply) -> str:
+        return f"{reply.verdict}: {reply.figure}" if reply.figure else reply.verdict
+
+    rows = [[words.task(answers), *map(short_reply, words.replies(answers))] for answers in each]
     headings = ("task", "1. a bigger network for RL?", "2. can the distilled win?", "3. how do both scale?")
     return Table("Answers by task", headings, rows)
 

@@ -27,6 +27,8 @@ class Reply(NamedTuple):
     sentence: str
     notes: tuple[str, ...]
     """What the sentence depends on."""
+    figure: str
+    """The sentence's number and its interval alone; empty where there is none."""
 
 
 def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
@@ -110,9 +112,9 @@ def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
     return rows
 
 
-def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
+def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
     if missing := _missing(answers):
-        return "Cannot be said", missing, ()
+        return "Cannot be said", missing, (), ""
     assert answers.student is not None
     ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", answers.student)]
     if not ours:
@@ -121,6 +123,7 @@ def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
             "A ratio of sizes takes two sizes or more at which both RL from scratch and"
             f" {name(answers.student)} have two runs or more; this study has fewer.",
             (),
+            "",
         )
     ratio = headline(answers)
     scores = ", ".join(f"{target:g}" for target in answers.scale.targets)
@@ -130,6 +133,7 @@ def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
             f"At none of the scores asked for ({scores}) do the runs bound the ratio of sizes: RL from scratch or"
             f" {name(answers.student)} reaches them beyond the sizes measured, or too near their ends.",
             (),
+            "",
         )
     low, high = ratio.size.interval
     budgets = [budget for budget in answers.budgets if budget.student == answers.student]
@@ -162,12 +166,17 @@ def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
     notes.append(
         f"{given} had no less than {to} of {fairly} of three budgets, teacher's cost left out; a claim takes two."
     )
-    return verdict, sentence, tuple(notes)
+    return (
+        verdict,
+        sentence,
+        tuple(notes),
+        f"{ratio_text(ratio)} times for {_score(answers, ratio.target)} ({span(low, high)})",
+    )
 
 
-def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
+def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
     if missing := _missing(answers):
-        return "Cannot be said", missing, ()
+        return "Cannot be said", missing, (), ""
     ours = [each for each in answers.differences if each.arm == answers.student]
     tested = [each for each in ours if each.p is not None]
     if not tested:
@@ -176,6 +185,7 @@ def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
             "Cannot be said",
             f"A test takes two runs or more of both arms at one size; they share {common}, none with so many.",
             (),
+            "",
         )
     assert answers.student is not None
     arm = name(answers.student)
@@ -221,7 +231,9 @@ def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
         )
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
-    return verdict, sentence, tuple(notes)
+    ends = span(shown.score.low, shown.score.high, "+.1f")
+    figure = f"{shown.score.value:+.1f} at {short(shown.parameters)} ({ends}); higher at {len(higher)} of {of}"
+    return verdict, sentence, tuple(notes), figure
 
 
 def _sampled_gap(answers: Answers, each: Difference) -> float | None:
@@ -233,15 +245,16 @@ def _sampled_gap(answers: Answers, each: Difference) -> float | None:
     return arm - rl if arm is not None and rl is not None else None
 
 
-def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
+def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
     if missing := _missing(answers):
-        return "Cannot be said", missing, ()
+        return "Cannot be said", missing, (), ""
     pair = headline_laws(answers)
     if pair is None:
         return (
             "Cannot be said",
             "A law of size takes two sizes or more with two runs or more, in both arms; this study has fewer.",
             (),
+            "",
         )
     rl, student = pair
     quantity = "the score"
@@ -267,7 +280,8 @@ def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...]]:
         notes.append(f"Error at sizes left out of the fit, RL and student: {'; '.join(told)} (root mean square).")
     if any(cell.lower_bound for cell in answers.of("rl")):
         notes.append("RL has sizes not shown to have converged: its law is that of this budget.")
-    return verdict, sentence, tuple(notes)
+    figure = f"x {_doubling(rl)} by RL, x {_doubling(student)} distilled, per doubling"
+    return verdict, sentence, tuple(notes), figure
 
 
 def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:
