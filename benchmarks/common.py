@@ -125,9 +125,6 @@ def commit() -> str:
 def _machine() -> Row:
     from importlib.metadata import version
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return {"cpu": cpu, "cores": os.cpu_count(), "torch": version("torch"), "python": platform.python_version()}
+    from potstill.machine import processor
+
+    return {"cpu": processor(), "cores": os.cpu_count(), "torch": version("torch"), "python": platform.python_version()}

@@ -16,7 +16,7 @@ from potstill import __version__, evaluation
 from potstill.cli import COMMANDS, main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
-from potstill.machine import Machine
+from potstill.machine import Machine, processor
 from potstill.networks import NetworkConfig, Policy
 from potstill.options import peek
 from potstill.policies import save_policy
@@ -332,7 +332,7 @@ def test_info_names_the_versions_and_the_machine(call):
     for package in ("torch", "gymnasium", "ale-py"):
         assert f"{package:<11} {metadata.version(package)}\n" in out
     assert f"potstill    {__version__}\n" in out
-    assert f"cores       {Machine().cores}\n" in out
+    assert f"processor   {processor()}\ncores       {Machine().cores}\n" in out
     assert "Traceback" not in out
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from potstill import machine
 from potstill.machine import Machine, provenance
@@ -24,7 +25,8 @@ def test_a_run_remembers_the_command_that_would_repeat_it(started, command, monk
 
 @pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread, cpu, "), (2, ", 2 threads, cpu, ")])
 def test_a_run_remembers_how_many_threads_it_had(threads, words):
-    assert words in provenance(Machine(device="cpu", threads=threads))["machine"]
+    where = provenance(Machine(device="cpu", threads=threads))["machine"]
+    assert f"({torch.backends.cpu.get_cpu_capability()}){words}" in where
 
 
 def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_package(tmp_path, monkeypatch):

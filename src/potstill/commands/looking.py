@@ -14,7 +14,7 @@ from potstill.commands.origins import load, zip_env
 from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import Start
-from potstill.machine import Machine
+from potstill.machine import Machine, processor
 from potstill.networks import resolve_device
 from potstill.options import describe, parse
 from potstill.policies import load_policy
@@ -183,6 +183,7 @@ def info(arguments: Sequence[str]) -> None:
             print(f"{package:<11} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             print(f"{package:<11} not installed (optional)")
+    print(f"processor   {processor()}")
     print(f"cores       {Machine().cores}")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     print(f"device      {resolve_device('auto')} (cuda {cuda}, mps {mps})")
