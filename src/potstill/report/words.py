@@ -25,17 +25,16 @@ class Reply(NamedTuple):
     verdict: str
     """A word or two: Yes, No, Not shown, Cannot be said, ..."""
     sentence: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """What the sentence depends on."""
-    figure: str
+    figure: str = ""
     """The sentence's number and its interval alone; empty where there is none."""
 
 
 def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
     """The three questions and their answers, by rules that were fixed before the runs (docs/report.md)."""
-    parts = (_overhead(answers), _equal_size(answers), _laws(answers))
-    one, two, three = (Reply(question, *part) for question, part in zip(QUESTIONS, parts, strict=True))
-    return one, two, three
+    bigger, equal, scaling = QUESTIONS
+    return _overhead(bigger, answers), _equal_size(equal, answers), _laws(scaling, answers)
 
 
 def headline(answers: Answers) -> Ratio | None:
@@ -112,28 +111,26 @@ def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
     return rows
 
 
-def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
+def _overhead(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
-        return "Cannot be said", missing, (), ""
+        return Reply(question, "Cannot be said", missing)
     assert answers.student is not None
     ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", answers.student)]
     if not ours:
-        return (
+        return Reply(
+            question,
             "Cannot be said",
             "A ratio of sizes takes two sizes or more at which both RL from scratch and"
             f" {name(answers.student)} have two runs or more; this study has fewer.",
-            (),
-            "",
         )
     ratio = headline(answers)
     scores = ", ".join(f"{target:g}" for target in answers.scale.targets)
     if ratio is None:
-        return (
+        return Reply(
+            question,
             "Cannot be said",
             f"At none of the scores asked for ({scores}) do the runs bound the ratio of sizes: RL from scratch or"
             f" {name(answers.student)} reaches them beyond the sizes measured, or too near their ends.",
-            (),
-            "",
         )
     low, high = ratio.size.interval
     budgets = [budget for budget in answers.budgets if budget.student == answers.student]
@@ -166,26 +163,21 @@ def _overhead(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
     notes.append(
         f"{given} had no less than {to} of {fairly} of three budgets, teacher's cost left out; a claim takes two."
     )
-    return (
-        verdict,
-        sentence,
-        tuple(notes),
-        f"{ratio_text(ratio)} times for {_score(answers, ratio.target)} ({span(low, high)})",
-    )
+    figure = f"{ratio_text(ratio)} times for {_score(answers, ratio.target)} ({span(low, high)})"
+    return Reply(question, verdict, sentence, tuple(notes), figure)
 
 
-def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
+def _equal_size(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
-        return "Cannot be said", missing, (), ""
+        return Reply(question, "Cannot be said", missing)
     ours = [each for each in answers.differences if each.arm == answers.student]
     tested = [each for each in ours if each.p is not None]
     if not tested:
         common = f"{len(ours)} size{'s' * (len(ours) != 1)}" if ours else "no size"
-        return (
+        return Reply(
+            question,
             "Cannot be said",
             f"A test takes two runs or more of both arms at one size; they share {common}, none with so many.",
-            (),
-            "",
         )
     assert answers.student is not None
     arm = name(answers.student)
@@ -233,7 +225,7 @@ def _equal_size(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
     ends = span(shown.score.low, shown.score.high, "+.1f")
     figure = f"{shown.score.value:+.1f} at {short(shown.parameters)} ({ends}); higher at {len(higher)} of {of}"
-    return verdict, sentence, tuple(notes), figure
+    return Reply(question, verdict, sentence, tuple(notes), figure)
 
 
 def _sampled_gap(answers: Answers, each: Difference) -> float | None:
@@ -245,16 +237,15 @@ def _sampled_gap(answers: Answers, each: Difference) -> float | None:
     return arm - rl if arm is not None and rl is not None else None
 
 
-def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
+def _laws(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
-        return "Cannot be said", missing, (), ""
+        return Reply(question, "Cannot be said", missing)
     pair = headline_laws(answers)
     if pair is None:
-        return (
+        return Reply(
+            question,
             "Cannot be said",
             "A law of size takes two sizes or more with two runs or more, in both arms; this study has fewer.",
-            (),
-            "",
         )
     rl, student = pair
     quantity = "the score"
@@ -281,7 +272,7 @@ def _laws(answers: Answers) -> tuple[str, str, tuple[str, ...], str]:
     if any(cell.lower_bound for cell in answers.of("rl")):
         notes.append("RL has sizes not shown to have converged: its law is that of this budget.")
     figure = f"x {_doubling(rl)} by RL, x {_doubling(student)} distilled, per doubling"
-    return verdict, sentence, tuple(notes), figure
+    return Reply(question, verdict, sentence, tuple(notes), figure)
 
 
 def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:
