@@ -62,7 +62,10 @@ class _Worker:
         now = time.monotonic()
         games = None
         if seen.played is not None:
-            since, share = self.played = self.played or (now, seen.played)
+            since, share = self.played or (now, seen.played)
+            if seen.played < share:  # the first look was at what an earlier process had left there
+                since, share = now, seen.played
+            self.played = since, share
             if seen.played > share:
                 games = (now - since) * (1.0 - seen.played) / (seen.played - share)
         return Underway(self.cell, now - self.began, self.before, seen.trained, games)
