@@ -229,7 +229,8 @@ def _sections(answers: Answers) -> Iterable[Section]:
         yield Section(
             "Ablations",
             "Arms of this study's own, at each size below the protocol's arm that they are a change of. The difference"
-            " to it, with its 95 % interval, is over the teachers that both have, and takes two runs of each.",
+            " to it, with its 95 % interval, is over the teachers that both have, and takes two runs of each."
+            " Seconds are medians of training, on machines that may differ from run to run.",
             tables=[tables.ablations(answers)],
         )
 
