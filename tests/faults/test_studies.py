@@ -250,7 +250,7 @@ def test_a_result_whose_study_was_killed_before_it_was_recorded_is_recorded_and_
     out = tmp_path / "out"
     shutil.copytree(peace.out, out)
     (out / f"{RL}.json").unlink()
-    left = [out / "runs" / RL / name for name in ("resume.safetensors", ".result.json.0.tmp", "run.lock")]
+    left = [out / "runs" / RL / name for name in ("resume.safetensors", ".result.json.0.tmp", "run.lock", "games.json")]
     left.append(out / f".{RL}.json.0.tmp")
     for path in left:
         path.write_text('{"pid": 4194305, "host": "', "ascii")

@@ -123,6 +123,7 @@ def test_a_save_between_two_looks_never_brings_a_state_without_its_metrics(monke
         with (run.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(f"{saved[-1]}\n")
         (run.path / "resume.safetensors").write_text(str(saved[-1]))
+        (run.path / "games.json").write_text(str(saved[-1]))
 
     def look_while_it_saves(run, name):
         found = look(run, name)
@@ -140,6 +141,7 @@ def test_a_save_between_two_looks_never_brings_a_state_without_its_metrics(monke
             assert code is None
             assert int(here["metrics.jsonl"].splitlines()[-1]) >= int(here["resume.safetensors"])
             assert list(files) == [name for name in KEPT if name in files]
+        assert int(here["games.json"]) > 0  # what was played is not lost with the machine
     finally:
         run.close()
     assert not run.folder.exists()

@@ -183,13 +183,15 @@ def execute(
                     over[name] = None if status == "done" else words
                     yield Ended(worker.cell, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
-                seconds = pace.left([w.underway(_progress(w.run)) for w in active], waiting, workers)
+                looks = [_progress(worker.run) for worker in active]
+                rest = [worker.underway(seen) for worker, seen in zip(active, looks, strict=True)]
+                seconds = pace.left(rest, waiting, workers)
                 left = telemetry.clock(seconds) if math.isfinite(seconds) else "--:--"
                 if console.is_terminal:
-                    live.update(_table(active, len(done), total, len(waiting), failed, left), refresh=True)
+                    live.update(_table(active, looks, len(done), total, len(waiting), failed, left), refresh=True)
                 elif time.monotonic() - printed > 30 and not machine.quiet:
                     printed = time.monotonic()
-                    words = "  ".join(f"{w.cell.name} {_progress(w.run).words}" for w in active)
+                    words = "  ".join(f"{w.cell.name} {seen.words}" for w, seen in zip(active, looks, strict=True))
                     counts = f"{len(over) - failed}/{total} done, {failed} failed"
                     print(f"study  {counts}  {words}  {left} left", file=sys.stderr, flush=True)
         finally:  # asked to stop, or failed here: no worker is left behind, and each saves first
@@ -305,7 +307,9 @@ def _games(run: Run) -> tuple[float | None, str]:
     return None, "evaluating"
 
 
-def _table(active: list[_Worker], before: int, total: int, waiting: int, failed: int, left: str) -> Table:
+def _table(
+    active: list[_Worker], looks: list[_Seen], before: int, total: int, waiting: int, failed: int, left: str
+) -> Table:
     ended = total - waiting - len(active)
     done, planned = before + ended - failed, before + total
     table = Table(
@@ -313,6 +317,6 @@ def _table(active: list[_Worker], before: int, total: int, waiting: int, failed:
     )
     table.add_column("run")
     table.add_column("progress")
-    for worker in active:
-        table.add_row(Text(printable(worker.cell.name)), _progress(worker.run).words)
+    for worker, seen in zip(active, looks, strict=True):
+        table.add_row(Text(printable(worker.cell.name)), seen.words)
     return table
