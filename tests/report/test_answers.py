@@ -7,9 +7,10 @@ import pytest
 from synthetic import ARMS, EXPONENT, RATIO, SIZES, study, write
 
 from potstill.errors import InputError
+from potstill.report import tables
 from potstill.report.answers import Answers, answer
 from potstill.report.cells import number, share_lost, steps_to_reach
-from potstill.report.words import headline, ratio_text, replies, span, unknown
+from potstill.report.words import headline, ratio_text, replies, span, twice, unknown
 from potstill.results import runs_table
 
 RL_AND_STUDENT = {"rl": 1.0, "distill-student": RATIO}
@@ -102,6 +103,9 @@ def test_both_answers_say_what_is_left_of_them_where_rl_has_twice_the_budget():
     note = next(note for note in first.notes if "twice the budget" in note)
     assert f"{ratio_text(ratio)} at {target} points ({span(*ratio.size.interval)})" in note
     assert any("higher at 0 of 6 sizes" in note for note in second.notes)
+    assert twice(ask(records)) == ""
+    assert f"{ratio_text(ratio)} times for {target} points ({span(*ratio.size.interval)})" in twice(answers)
+    assert twice(answers).endswith("; +0.0 at 2.0k; higher at 0 of 6 sizes")
 
 
 def test_the_third_answer_has_the_true_exponent_and_the_law_that_is_true(known):
@@ -253,6 +257,19 @@ def test_another_task_has_targets_of_its_own_and_a_power_law_of_the_score_only()
     assert answers.scale.margin == pytest.approx(0.5)
     assert {law.law for law in answers.scalings} == {"power"}
     assert "multiplies the score by" in replies(answers)[2].sentence
+
+
+def test_the_scores_of_all_runs_stand_seed_by_seed_an_arm_a_row_and_what_is_longer_beside_what_it_is_longer_of():
+    records = study({"distill-student": 3.0, "rl": 1.0}, widths=("1/16", "1/8"), seeds=3)
+    for place, run in enumerate(reversed(records)):
+        run["score"] = 10.0 * run["seed"] + place / 100
+    own = [run | {"arm": "another", "run": f"another-{run['run']}"} for run in records if run["width"] == "1/8"][:1]
+    undone = [run | {"arm": "ppd", "run": f"ppd-{run['run']}", "status": "failed"} for run in records[:1]]
+    table = tables.scores(ask(records + own + undone))
+    assert table.headings == ("arm", "1/16 (7.2k)", "1/8 (28k)")
+    assert [row[0] for row in table.rows] == ["rl", "rl-long", "distill-student", "another"]
+    assert table.rows[0][1:] == ["0.1, 10.1, 20.1", "0.1, 10.1, 20.1"]
+    assert table.rows[3][1:] == ["", f"{own[0]['score']:.1f}"]
 
 
 def test_several_tasks_are_refused():

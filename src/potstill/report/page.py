@@ -122,7 +122,7 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
         version=__version__,
         status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
         total=sum(max(planned or 0, len(answers.records)) for answers, planned in each),
-        across=tables.across([answers for answers, _ in each]) if len(each) > 1 else None,
+        across=tables.across(each) if len(each) > 1 else None,
         tasks=[
             {
                 "task": words.task(answers),
@@ -149,7 +149,7 @@ def _sections(answers: Answers) -> Iterable[Section]:
         answers,
         "Sizes and scores",
         "Every arm at every size; the interval is of the interquartile mean over runs, teachers included.",
-        beside=[tables.sizes(answers)],
+        beside=[tables.sizes(answers), tables.scores(answers)],
     )
     yield _of(
         answers,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from potstill.analysis.statistics import Interval
 from potstill.report import words
 from potstill.report.answers import Answers
-from potstill.report.cells import LONG, REWARD, Cell, Record, name, number
+from potstill.report.cells import LONG, REWARD, Cell, Record, name, number, scored
 from potstill.report.comparisons import BUDGETS, Ablation, Difference
 from potstill.report.figures import ARMS, short
 
@@ -29,15 +29,52 @@ class Table(NamedTuple):
     """Headings of columns that are left out in print."""
 
 
-def across(each: Sequence[Answers]) -> Table:
-    """What each task answers to each question, side by side."""
+def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
+    """What each task answers to each question, side by side.
+
+    Args:
+        each: a task's answers, and the runs that its study plans; None where there is no plan.
+    """
 
     def short_reply(reply: words.Reply) -> str:
         return f"{reply.verdict}: {reply.figure}" if reply.figure else reply.verdict
 
-    rows = [[words.task(answers), *map(short_reply, words.replies(answers))] for answers in each]
-    headings = ("task", "1. a bigger network for RL?", "2. can the distilled win?", "3. how do both scale?")
-    return Table("Answers by task", headings, rows)
+    def row(answers: Answers, planned: int | None) -> list[str | Value]:
+        done = sum(record.get("status") == "done" for record in answers.records)
+        bigger, equal, scaling = map(short_reply, words.replies(answers))
+        runs = f"{done} of {max(planned or 0, len(answers.records))}"
+        return [words.task(answers), bigger, equal, words.twice(answers) or "not known", scaling, runs]
+
+    headings = (
+        "task",
+        "1. Does RL need a bigger network for the same score?",
+        "2. Can a student beat RL of its size?",
+        "1 and 2, RL with twice the budget",
+        "3. How do both scale with size?",
+        "runs so far",
+    )
+    return Table("Answers by task", headings, [row(answers, planned) for answers, planned in each])
+
+
+def scores(answers: Answers) -> Table:
+    """The score of every run that has one, seed after seed: an arm a row, a size a column."""
+    runs = sorted(filter(scored, answers.records), key=lambda run: (number(run, "seed") or 0.0, str(run.get("run"))))
+    sizes = sorted({(int(run["parameters"]), str(run.get("width"))) for run in runs})
+    order = [cell.arm for cell in answers.cells]
+    arms = {str(run.get("arm")) for run in runs}
+
+    def place(arm: str) -> tuple[int, str]:
+        base = LONG.get(arm, arm)  # beside what it is the longer of
+        return (order.index(base) if base in order else len(order), arm)
+
+    def told(arm: str, size: tuple[int, str]) -> str:
+        found = [run for run in runs if (run.get("arm"), int(run["parameters"]), run.get("width")) == (arm, *size)]
+        return ", ".join(f"{run['score']:.1f}" for run in found)
+
+    rows = [[arm, *(told(arm, size) for size in sizes)] for arm in sorted(arms, key=place)]
+    return Table(
+        "Scores of the runs, seed by seed", ("arm", *(f"{w} ({short(parameters)})" for parameters, w in sizes)), rows
+    )
 
 
 def sizes(answers: Answers) -> Table:

@@ -111,6 +111,16 @@ def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
     return rows
 
 
+def twice(answers: Answers) -> str:
+    """What the first two answers become where RL has twice the budget; empty where its runs do not say."""
+    told = [_longer_ratios(answers, " times for ")]
+    if found := _longer_differences(answers):
+        most = max(found, key=lambda each: each.score.value)
+        above = sum(_significant(each) and each.score.value > 0 for each in found)
+        told.append(f"{most.score.value:+.1f} at {short(most.parameters)}; higher at {above} of {len(found)} sizes")
+    return "; ".join(filter(None, told))
+
+
 def _overhead(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
         return Reply(question, "Cannot be said", missing)
@@ -155,10 +165,8 @@ def _overhead(question: str, answers: Answers) -> Reply:
     ]
     if bound:
         notes.append("RL has sizes not shown to have converged: with more training its ratio may be smaller.")
-    again = [each for each in answers.longer.ratios if each.size.interval != (0.0, math.inf)] if answers.longer else []
-    if again:
-        told = [f"{ratio_text(each)} at {_score(answers, each.target)} ({span(*each.size.interval)})" for each in again]
-        notes.append(f"With twice the budget for RL the ratio is {', '.join(told)}.")
+    if again := _longer_ratios(answers, " at "):
+        notes.append(f"With twice the budget for RL the ratio is {again}.")
     given, to, fairly = ("The student", "RL", unfair) if high < 1 else ("RL", "the student", fair)
     notes.append(
         f"{given} had no less than {to} of {fairly} of three budgets, teacher's cost left out; a claim takes two."
@@ -214,8 +222,7 @@ def _equal_size(question: str, answers: Answers) -> Reply:
             f" {sum(gap > 0 for gap in apart.values())} of {len(apart)} sizes, and {apart[shown.parameters]:+.1f} at"
             f" {short(shown.parameters)} parameters."
         )
-    again = [each for each in answers.longer.differences if each.p is not None] if answers.longer else []
-    if again:
+    if again := _longer_differences(answers):
         above = [_significant(each) and each.score.value > 0 for each in again]
         notes.append(
             f"With twice the budget for RL the student scores higher at {sum(above)} of {len(again)} sizes; the"
@@ -235,6 +242,19 @@ def _sampled_gap(answers: Answers, each: Difference) -> float | None:
         for arm in (each.arm, "rl")
     )
     return arm - rl if arm is not None and rl is not None else None
+
+
+def _longer_ratios(answers: Answers, at: str) -> str:
+    """Those with a bound where RL has twice the budget: '7.74 at a score of 22.4 (from 3.49, no upper end), ...'."""
+    found = [each for each in answers.longer.ratios if each.size.interval != (0.0, math.inf)] if answers.longer else []
+    return ", ".join(
+        f"{ratio_text(each)}{at}{_score(answers, each.target)} ({span(*each.size.interval)})" for each in found
+    )
+
+
+def _longer_differences(answers: Answers) -> list[Difference]:
+    """Those with a test where RL has twice the budget, from the smallest size on."""
+    return [each for each in answers.longer.differences if each.p is not None] if answers.longer else []
 
 
 def _laws(question: str, answers: Answers) -> Reply:
@@ -271,7 +291,7 @@ def _laws(question: str, answers: Answers) -> Reply:
         notes.append(f"Error at sizes left out of the fit, RL and student: {'; '.join(told)} (root mean square).")
     if any(cell.lower_bound for cell in answers.of("rl")):
         notes.append("RL has sizes not shown to have converged: its law is that of this budget.")
-    figure = f"x {_doubling(rl)} by RL, x {_doubling(student)} distilled, per doubling"
+    figure = f"{quantity} x {_doubling(rl)} by RL, x {_doubling(student)} distilled, per doubling"
     return Reply(question, verdict, sentence, tuple(notes), figure)
 
 
