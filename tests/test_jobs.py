@@ -275,6 +275,15 @@ def test_students_of_one_teacher_share_the_data_that_the_first_one_made(teacher,
     assert len(names(tmp_path / "data")) == 2  # other play is other data
 
 
+def test_a_run_that_ends_with_other_threads_than_it_began_with_says_so(teacher, tmp_path, monkeypatch):
+    run = new_run("cartpole", teacher, tmp_path / "run")
+    stopped(run, 2, signal.SIGINT, monkeypatch)
+    record = execute(run, replace(MACHINE, threads=2))
+    now, begun = record["machine"].split("; begun on ")
+    assert (record["threads"], begun) == (2, run.config["machine"])
+    assert (now, "1 thread," in begun) == (begun.replace("1 thread,", "2 threads,"), True)
+
+
 def test_a_recording_that_is_stopped_leaves_nothing_behind(teacher, tmp_path, monkeypatch):
     run = new_run("teacher", teacher, tmp_path / "run")
 

@@ -295,7 +295,9 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
         "bytes": size.bytes,
     }
     record |= evaluation.latency(loaded.policy)
-    record |= {key: run.config.get(key) for key in ("command", "commit", "machine", "threads")}
+    here, begun = provenance(machine), run.config.get("machine")
+    record |= {key: run.config.get(key) for key in ("command", "commit")} | {"threads": here["threads"]}
+    record["machine"] = here["machine"] + (f"; begun on {begun}" if begun != here["machine"] else "")
     record |= {"precision": run.config["config"]["precision"]}
     if machine.evaluate:
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is

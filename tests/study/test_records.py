@@ -162,6 +162,18 @@ def test_only_the_part_that_is_named_runs_and_the_plan_stays_whole(done, tmp_pat
     assert (refused.code, refused.err) == (2, "potstill: the plan has no seed '7': it has 0\n")
 
 
+def test_each_run_has_as_many_threads_as_are_asked_for_and_records_them(done, tmp_path):
+    words = ("run", done.plan, "--out", tmp_path, "--arms", "rl", "--quiet", "--device", "cpu", "--threads")
+    refused = study(*words, 0)
+    assert (refused.code, refused.err) == (2, "potstill: threads must be at least 1, not 0\n")
+    assert study(*words, 2).code == 0
+    record = json.loads((tmp_path / f"{NAMES[0]}.json").read_bytes())
+    assert record["threads"] == 2
+    assert ", 2 threads, cpu" in record["machine"]
+    assert "begun on" not in record["machine"]
+    assert ", 1 thread, cpu" in json.loads((done.out / f"{NAMES[0]}.json").read_bytes())["machine"]
+
+
 def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):
     (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
     save_teacher(tmp_path / "expert")

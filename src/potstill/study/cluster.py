@@ -71,7 +71,7 @@ class RemoteProcess:
                     origins[role]["result.json"] = (policy.parent / "result.json").read_bytes()
         # Its own threads are the worker process's; a lost machine is ours to answer, from the last save.
         remote: Any = ray.remote(RemoteRun)
-        self._actor = remote.options(num_cpus=1, max_restarts=0).remote()
+        self._actor = remote.options(num_cpus=machine.threads, max_restarts=0).remote()
         self._begun = self._actor.start.remote(files, origins, asdict(machine))
         self._asked: Any = None
         self._next = 0.0

@@ -75,7 +75,7 @@ def compare(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _StudyMachine:
-    """What of `Machine` a study leaves open: its evaluation is the plan's, its runs have one thread each."""
+    """What of `Machine` a study leaves open: its evaluation is the plan's."""
 
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
@@ -94,7 +94,9 @@ class _StudyTune:
     out: Path | None = None
     """Folder of the study's records, with the run directories under `runs`. Default: results/<name of the plan>."""
     workers: int = 0
-    """Runs at a time, each on one core; 0 takes all cores."""
+    """Runs at a time; 0 takes as many as fill the cores."""
+    threads: int = 1
+    """CPU threads of each run. One is best where there are runs enough for all cores."""
     retries: int = 1
     """How often a run whose process died is started again, from its last save."""
     patience: float = 900.0
@@ -159,12 +161,15 @@ def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> di
     """Runs a plan and prints its table; the runs that failed, with the reason."""
     machine = Machine(**vars(options.machine))
     failed, ran = {}, 0
-    limits: dict[str, Any] = {"workers": options.workers, "retries": options.retries, "patience": options.patience}
+    limits: dict[str, Any] = {name: getattr(options, name) for name in ("workers", "threads", "retries", "patience")}
     if options.executor == "ray":
         from potstill.study import cluster
 
         cores = cluster.connect(options.ray_address)
-        limits |= {"workers": options.workers or cores, "start": cluster.RemoteProcess}
+        limits |= {
+            "workers": options.workers or max(1, cores // max(1, options.threads)),
+            "start": cluster.RemoteProcess,
+        }
     elif options.ray_address is not None:
         raise InputError("--ray-address goes with --executor ray")
     runs = records.run_study(plan, out, machine, part=part, **limits)

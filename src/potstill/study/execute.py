@@ -1,4 +1,4 @@
-"""Runs cells, one single-threaded process per core, and goes on where an earlier call stopped."""
+"""Runs cells, each in a process of its own that fills one core, and goes on where an earlier call stopped."""
 
 import math
 import os
@@ -77,6 +77,7 @@ def execute(
     machine: Machine,
     *,
     workers: int = 0,
+    threads: int = 1,
     retries: int = 1,
     patience: float = 900.0,
     done: Collection[str] = (),
@@ -84,7 +85,7 @@ def execute(
     until: float = math.inf,
     start: Callable[[Run, Machine, Path], Process] = LocalProcess,
 ) -> Iterator[Ended]:
-    """Runs all cells that are not done yet, at most `workers` at a time (0: one per core).
+    """Runs all cells that are not done yet, at most `workers` at a time (0: as many as fill the cores).
 
     Each is a process of its own: what kills one leaves the others alone. Its output goes to log.txt in its directory.
     A process that dies is named on stderr and started again from its last save; a run that failed by itself (its loss
@@ -92,6 +93,7 @@ def execute(
 
     Args:
         folder: of the run directories.
+        threads: of each run.
         retries: how often one run is started again.
         patience: seconds without a sign of life after which a process counts as hung, and is killed; as long it may
             take to save when it is asked to stop.
@@ -112,10 +114,12 @@ def execute(
     for name, value in (("workers", workers), ("retries", retries), ("patience", patience)):
         if not value >= 0:
             raise InputError(f"{name} must be 0 or more, not {value}")
-    workers = workers or machine.cores
-    single = replace(machine, threads=1)
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}")
+    workers = workers or max(1, machine.cores // threads)
+    each = replace(machine, threads=threads)
     waiting = _due(cells, folder, done)
-    runs = {cell.name: open_or_create(cell, folder, single) for cell in waiting if cell.start_from is None}
+    runs = {cell.name: open_or_create(cell, folder, each) for cell in waiting if cell.start_from is None}
     for cell in [cell for cell in waiting if cell.name in runs and runs[cell.name].status == "done"]:
         waiting.remove(cell)  # whoever ran it was stopped before this was noted
         _tidy(runs[cell.name])
@@ -142,7 +146,7 @@ def execute(
                         continue
                     run = runs.get(cell.name)
                     if run is None or not run.path.exists():
-                        run = open_or_create(cell, folder, single)
+                        run = open_or_create(cell, folder, each)
                     runs[cell.name] = run
                     if run.status == "running" and time.monotonic() - began < patience:
                         continue
@@ -155,7 +159,7 @@ def execute(
                     starts[cell.name] = starts.get(cell.name, 0) + 1
                     before = _progress(run).trained
                     try:
-                        process = start(run, single, folder / "data")
+                        process = start(run, each, folder / "data")
                         active.append(_Worker(cell, run, process, time.monotonic(), before))
                     except InputError as error:  # its log is a link, say: the others go on
                         over[cell.name] = str(error)

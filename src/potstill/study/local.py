@@ -51,7 +51,7 @@ def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str,
             stdout=log,
             stderr=log,
             stdin=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": str(machine["threads"])},
             start_new_session=True,
         )
     assert process.stdin is not None
