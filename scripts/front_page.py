@@ -68,15 +68,19 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.exit(__doc__)
     told = {name: answer(read_study(RESULTS / name).records) for name in STUDIES}
-    stale = []
+    made = blocks(told)
+    stale, homeless = [], set(made)
     for page in PAGES:
         was = now = (ROOT / page).read_text(encoding="utf-8")
-        for name, text in blocks(told).items():
+        for name, text in made.items():
             now = put(now, name, text)
+            homeless -= {name} if BLOCK.format(name=name, text=text) in now else set()
         if now != was:
             stale.append(page)
             if not arguments:
                 (ROOT / page).write_text(now, encoding="utf-8")
+    if homeless:
+        sys.exit(f"no page has a place for {', '.join(sorted(homeless))}: see the first lines of {Path(__file__).name}")
     if arguments:
         print("\n".join(f"{page}: a table is not what the records say: make report" for page in stale) or "tables hold")
         return 1 if stale else 0

@@ -43,6 +43,15 @@ def test_a_table_that_the_records_do_not_say_is_told_by_its_page_and_renewed_onl
     assert front["main"](["--check"]) == 0
 
 
+def test_a_table_without_a_place_is_named(front, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text(PAGE.replace("<!-- end of answers -->", ""))
+    for name, value in {"ROOT": tmp_path, "PAGES": ("README.md",), "STUDIES": ()}.items():
+        monkeypatch.setitem(front["main"].__globals__, name, value)
+    monkeypatch.setitem(front["main"].__globals__, "blocks", lambda _: {"answers": "| new |"})
+    with pytest.raises(SystemExit, match="no page has a place for answers"):
+        front["main"](["--check"])
+
+
 def test_only_the_table_of_that_name_is_put_and_backslashes_stay(front):
     assert front["put"](PAGE, "runs of Pong", "| x |") == PAGE
     put = front["put"](PAGE, "answers", r"| \1 |")
