@@ -297,7 +297,7 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
     record |= evaluation.latency(loaded.policy)
     here, begun = provenance(machine), run.config.get("machine")
     record |= {key: run.config.get(key) for key in ("command", "commit")} | {"threads": here["threads"]}
-    record["machine"] = here["machine"] + (f"; begun on {begun}" if begun != here["machine"] else "")
+    record["machine"] = here["machine"] + (f"; begun on {begun}" if begun not in (None, here["machine"]) else "")
     record |= {"precision": run.config["config"]["precision"]}
     if machine.evaluate:
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is

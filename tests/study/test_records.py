@@ -15,6 +15,8 @@ from potstill.errors import InputError
 from potstill.machine import Machine
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
 from potstill.study import execute
+from potstill.study.local import LocalProcess
+from potstill.study.plan import Part
 from potstill.study.planfile import read_plan
 from potstill.study.records import make_record, recorded, run_study, status
 from potstill.study.tune import tuning_plan
@@ -172,6 +174,20 @@ def test_each_run_has_as_many_threads_as_are_asked_for_and_records_them(done, tm
     assert ", 2 threads, cpu" in record["machine"]
     assert "begun on" not in record["machine"]
     assert ", 1 thread, cpu" in json.loads((done.out / f"{NAMES[0]}.json").read_bytes())["machine"]
+
+
+def test_runs_of_two_threads_go_one_after_the_other_on_two_cores(done, tmp_path):
+    alive = []
+
+    def start(run, machine, data):
+        assert [process for process in alive if process.poll() is None] == []
+        alive.append(LocalProcess(run, machine, data))
+        return alive[-1]
+
+    part = Part(arms=("rl", "student"))
+    ended = list(run_study(read_plan(done.plan), tmp_path, MACHINE, part=part, threads=2, start=start))
+    assert [(each.error, each.run.config["threads"]) for each in ended] == [(None, 2)] * 2
+    assert len(alive) == 2
 
 
 def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):
