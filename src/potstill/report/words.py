@@ -74,29 +74,31 @@ def unknown(answers: Answers, planned: int | None = None, alone: bool = True) ->
 
 
 def ratio_text(ratio: Ratio) -> str:
-    """2.31, more than 4, at most 0.5, unknown."""
+    """2.3, more than 4, at most 0.5, unknown."""
     size = ratio.size
     if size.low == size.high:
-        return figures3(size.low)
+        return times(size.low)
     if size.low == 0:
-        return f"at most {figures3(size.high)}" if math.isfinite(size.high) else "unknown"
-    return f"more than {figures3(size.low)}"
+        return f"at most {times(size.high)}" if math.isfinite(size.high) else "unknown"
+    return f"more than {times(size.low)}"
 
 
-def span(low: float, high: float, form: str = ".3g") -> str:
-    """'1.9 to 5'; an end that nothing bounds is said in words."""
-    if math.isfinite(low) and math.isfinite(high) and not (low == 0 and form == ".3g"):
-        return f"{low:{form}} to {high:{form}}"
+def span(low: float, high: float, form: str | None = None) -> str:
+    """'1.9 to 5'; an end that nothing bounds is said in words. Without a form, of ratios, which 0 does not bound."""
+    first, last = (times(end) if form is None else f"{end:{form}}" for end in (low, high))
+    if math.isfinite(low) and math.isfinite(high) and not (low == 0 and form is None):
+        return f"{first} to {last}"
     if math.isfinite(high):
-        return f"up to {high:{form}}, no lower end"
+        return f"up to {last}, no lower end"
     if math.isfinite(low) and low != 0:
-        return f"from {low:{form}}, no upper end"
+        return f"from {first}, no upper end"
     return "without ends"
 
 
-def figures3(value: float) -> str:
-    """Three significant figures, never as a power of ten."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+def times(ratio: float) -> str:
+    """To two figures, which is what so few runs carry, and a third where two would say 1; never as a power of ten."""
+    text = f"{ratio:.2g}" if float(f"{ratio:.2g}") != 1 else f"{ratio:.3g}"
+    return text if ratio < 99.5 else f"{float(text):,.0f}"
 
 
 def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
@@ -167,9 +169,10 @@ def _overhead(question: str, answers: Answers) -> Reply:
         notes.append("RL has sizes not shown to have converged: with more training its ratio may be smaller.")
     if again := _longer_ratios(answers, " at "):
         notes.append(f"With twice the budget for RL the ratio is {again}.")
-    given, to, fairly = ("The student", "RL", unfair) if high < 1 else ("RL", "the student", fair)
+    given, to, fairly = ("the student", "RL", unfair) if high < 1 else ("RL", "the student", fair)
     notes.append(
-        f"{given} had no less than {to} of {fairly} of three budgets, teacher's cost left out; a claim takes two."
+        f"Of three budgets (agent steps, gradient steps, multiply-adds) {given} had no less than {to} of {fairly}, the"
+        " teacher's cost left out; a claim takes two."
     )
     figure = f"{ratio_text(ratio)} times for {_score(answers, ratio.target)} ({span(low, high)})"
     return Reply(question, verdict, sentence, tuple(notes), figure)
@@ -212,8 +215,8 @@ def _equal_size(question: str, answers: Answers) -> Reply:
     sentence += f"; {effect}"
     equal = sum(each.equivalent for each in tested)
     notes = [
-        f"Tests are corrected over {of} by Holm's method; the two are shown to be equivalent within"
-        f" {answers.scale.margin:.2g} at {equal}."
+        f"Tests are corrected over {of} by Holm's method; at {equal or 'none'} of them the two are shown to be"
+        f" equivalent, within {answers.scale.margin:.2g}{' points' * answers.scale.points}."
     ]
     apart = {each.parameters: gap for each in tested if (gap := _sampled_gap(answers, each)) is not None}
     if shown.parameters in apart:
@@ -245,7 +248,7 @@ def _sampled_gap(answers: Answers, each: Difference) -> float | None:
 
 
 def _longer_ratios(answers: Answers, at: str) -> str:
-    """Those with a bound where RL has twice the budget: '7.74 at a score of 22.4 (from 3.49, no upper end), ...'."""
+    """Those with a bound where RL has twice the budget: '7.7 at a score of 22.4 (from 3.5, no upper end), ...'."""
     found = [each for each in answers.longer.ratios if each.size.interval != (0.0, math.inf)] if answers.longer else []
     return ", ".join(
         f"{ratio_text(each)}{at}{_score(answers, each.target)} ({span(*each.size.interval)})" for each in found
