@@ -1,6 +1,7 @@
 """Against made-up studies whose truth is known (synthetic.py)."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,14 @@ def test_the_first_answer_is_the_highest_score_whose_ratio_has_an_interval_with_
     low, high = chosen.size.interval
     assert f"To reach 18 points, RL from scratch needs {ratio_text(chosen)} times the parameters" in reply.sentence
     assert f"95 % interval {span(low, high)}" in reply.sentence
+
+
+@pytest.mark.parametrize(("equal", "told"), [((), "none"), ((0,), "1"), ((0, 2), "2")])
+def test_the_second_answer_says_at_how_many_sizes_both_are_shown_to_be_equivalent(known, equal, told):
+    ours = [each for each in known.differences if each.arm == "distill-student" and each.p is not None]
+    changed = tuple(replace(each, equivalent=at in equal) for at, each in enumerate(ours))
+    notes = replies(replace(known, differences=changed))[1].notes
+    assert f"at {told} of them the two are shown to be equivalent, within 0.5 points." in notes[0]
 
 
 def test_the_second_answer_counts_the_sizes_that_remain_significant_after_holm(known):
