@@ -302,10 +302,10 @@ def test_what_is_no_finite_number_is_none(value):
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (1.9, 5.0, "1.9 to 5"),
+        (1.9, 5.0, "1.9 to 5.0"),
         (2.2, math.inf, "from 2.2, no upper end"),
-        (0.0, 3.0, "up to 3, no lower end"),
-        (1.017, 8.961, "1.02 to 9"),
+        (0.0, 3.0, "up to 3.0, no lower end"),
+        (1.017, 8.961, "1.02 to 9.0"),
         (0.9961, 1234.5, "0.996 to 1,200"),
     ],
 )

@@ -74,7 +74,7 @@ def unknown(answers: Answers, planned: int | None = None, alone: bool = True) ->
 
 
 def ratio_text(ratio: Ratio) -> str:
-    """2.3, more than 4, at most 0.5, unknown."""
+    """2.3, more than 4.0, at most 0.50, unknown."""
     size = ratio.size
     if size.low == size.high:
         return times(size.low)
@@ -84,7 +84,7 @@ def ratio_text(ratio: Ratio) -> str:
 
 
 def span(low: float, high: float, form: str | None = None) -> str:
-    """'1.9 to 5'; an end that nothing bounds is said in words. Without a form, of ratios, which 0 does not bound."""
+    """'1.9 to 5.0'; an end that nothing bounds is said in words. Without a form, of ratios, which 0 does not bound."""
     first, last = (times(end) if form is None else f"{end:{form}}" for end in (low, high))
     if math.isfinite(low) and math.isfinite(high) and not (low == 0 and form is None):
         return f"{first} to {last}"
@@ -97,8 +97,8 @@ def span(low: float, high: float, form: str | None = None) -> str:
 
 def times(ratio: float) -> str:
     """To two figures, which is what so few runs carry, and a third where two would say 1; never as a power of ten."""
-    text = f"{ratio:.2g}" if float(f"{ratio:.2g}") != 1 else f"{ratio:.3g}"
-    return text if ratio < 99.5 else f"{float(text):,.0f}"
+    text = f"{ratio:#.2g}" if float(f"{ratio:.2g}") != 1 else f"{ratio:#.3g}"
+    return text.rstrip(".") if ratio < 99.5 else f"{float(text):,.0f}"
 
 
 def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
