@@ -306,6 +306,8 @@ def test_what_is_no_finite_number_is_none(value):
         (2.2, math.inf, "from 2.2, no upper end"),
         (0.0, 3.0, "up to 3.0, no lower end"),
         (1.017, 8.961, "1.02 to 9.0"),
+        (1.0, 10.2, "1.00 to 10"),
+        (27.4, 99.4, "27 to 99"),
         (0.9961, 1234.5, "0.996 to 1,200"),
     ],
 )
