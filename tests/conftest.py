@@ -15,6 +15,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def settled_anew():
+    """What a run in this process tells torch of the processor ends with its test, whatever test comes next."""
+    yield
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def save_teacher():
     """Puts an expert of CartPole's, random but decided, with a result of its own at a path that must not exist."""
