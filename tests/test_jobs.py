@@ -3,6 +3,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,8 @@ from potstill.envs import PRESETS
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.machine import Machine
-from potstill.networks import NetworkConfig
-from potstill.policies import load_policy
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.runs import Run
 
@@ -153,6 +154,22 @@ def test_training_from_another_policy_says_so_and_names_it(name, teacher, tmp_pa
     assert result["teacher"] == (str(teacher) if name == "ppd" else None)
     assert ("agreement" in result) == (name == "ppd")
     assert all(("teacher_kl" in record) == (name == "ppd") for record in telemetry.read(run.metrics_path))
+
+
+@pytest.mark.parametrize("role", ["teacher", "initial"])
+def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_it_sees_and_no_more(role, tmp_path):
+    task = replace(PRESETS["pong"], hidden_rows=3)
+    shown = Policy(NetworkConfig(width="1/32"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
+    shown.hide(3)
+    (tmp_path / "teacher").mkdir()
+    probe = np.zeros((1, 4, 84, 84), dtype=np.uint8)
+    save_policy(tmp_path / "teacher" / "policy.safetensors", shown, task, probe, {})
+    config = replace(TRAIN, env=PRESETS["pong"], network=shown.config, total_timesteps=512)
+    run = new_training(config, tmp_path / "run", MACHINE, **{role: tmp_path / "teacher"})
+    execute(run, MACHINE)
+    made = load_policy(run.policy_path)
+    assert made.env == task
+    assert made.policy.sees_as(shown)
 
 
 def test_training_from_a_policy_of_another_task_is_refused_and_makes_nothing(teacher, tmp_path):

@@ -408,6 +408,14 @@ def test_weights_of_another_shape_are_refused():
         start(replace(TINY, network=NetworkConfig(width="1/2")), envs, CPU, initial=sharp(TINY))
 
 
+def test_a_teacher_that_sees_the_task_otherwise_than_the_policy_to_start_from_is_refused():
+    envs, teacher = Envs(TINY.env, TINY.num_envs), sharp(TINY)
+    start(TINY, envs, CPU, initial=sharp(TINY), teacher=teacher)
+    teacher.hide(1)
+    with pytest.raises(InputError, match="the teacher normalises its inputs otherwise than the policy to start from"):
+        start(TINY, envs, CPU, initial=sharp(TINY), teacher=teacher)
+
+
 def test_a_teacher_of_another_family_is_refused():
     envs = Envs(TINY.env, TINY.num_envs)
     with pytest.raises(InputError, match="the teacher is of the nature family: use --family nature"):

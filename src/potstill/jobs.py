@@ -66,7 +66,8 @@ def new_training(
     for role, path in (("teacher", teacher), ("initial", initial)):
         if path is not None:
             loaded = load_policy(path)
-            if loaded.env != config.env:
+            # What of a frame is hidden comes with the policy's normalisation, which is inherited: it is not the task's.
+            if replace(loaded.env, hidden_rows=config.env.hidden_rows) != config.env:
                 raise InputError(f"{path} was made for another task: {loaded.env}, not {config.env}")
             origins |= {role: str(path), f"{role}_hash": loaded.hash}
             policies[role] = loaded.policy
@@ -146,7 +147,10 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
     roles = [role for role in ("teacher", "initial") if role in run.config]
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     policies = {role: loaded.policy for role, loaded in origins.items()}
-    with closing(Envs(config.env, config.num_envs, threads=machine.cores)) as envs:
+    env = config.env
+    for loaded in origins.values():  # its normalisation, which says what is hidden, is the run's
+        env = replace(env, hidden_rows=loaded.env.hidden_rows)
+    with closing(Envs(env, config.num_envs, threads=machine.cores)) as envs:
         observations, seconds = None, 0.0
         state = ppo.start(config, envs, device, **policies)
         if run.resume_path.exists():
@@ -163,7 +167,7 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
         seconds = _drive(run, machine, steps, done, total, title, seconds, partial(resume.pack, state, envs))
         probe = _probe(envs)
     provenance = _provenance_of(run, config.seed, total, seconds)
-    save_policy(run.policy_path, state.average, config.env, probe, provenance)
+    save_policy(run.policy_path, state.average, env, probe, provenance)
     macs = _training_macs(state.policy, total, state.gradient_steps * config.minibatch_size)
     if "teacher" in origins:
         macs += _training_macs(origins["teacher"].policy, total, 0)

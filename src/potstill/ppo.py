@@ -182,7 +182,7 @@ def start(
         initial: whose weights and normalisation to begin with.
 
     Raises:
-        InputError: one of these is of another family or shape.
+        InputError: one of these is of another family or shape; or there are both, and they see the task differently.
     """
     generator = torch.Generator().manual_seed(config.seed)
     policy = Policy(config.network, envs.observation_shape, envs.num_actions, envs.continuous).initialise(generator)
@@ -195,6 +195,10 @@ def start(
                 "the policy to start from is of another shape: use"
                 f" --width {initial.config.width} --critic {initial.config.critic}"
             ) from error
+        if teacher is not None and not policy.sees_as(teacher):
+            raise InputError(
+                "the teacher normalises its inputs otherwise than the policy to start from: they must agree"
+            )
         unit, weight = float(initial.return_scale), 10.0 * config.batch_size  # as if it had seen ten rollouts
         returns = ReturnScale(count=weight, square=unit**2 * weight)
     elif teacher is not None:

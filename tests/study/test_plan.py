@@ -2,13 +2,20 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from potstill import distill
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
+from potstill.machine import Machine
+from potstill.policies import load_policy, save_policy
+from potstill.study.execute import open_or_create, taught_by
 from potstill.study.plan import ARMS, Part
 from potstill.study.planfile import line_of, read_plan
 
+MACHINE = Machine(device="cpu", threads=1, quiet=True)
 PLAN = """\
 env = "cartpole"
 widths = ["1/8", "1/16"]
@@ -226,10 +233,27 @@ def test_every_named_arm_can_be_planned(tmp_path):
     assert (split.config.network.critic, split.method) == ("split", "rl")
 
 
-@pytest.mark.parametrize(
-    "plan", sorted((Path(__file__).parents[2] / "plans").glob("*.toml")), ids=lambda path: path.stem
-)
+@pytest.fixture(params=sorted((Path(__file__).parents[2] / "plans").glob("*.toml")), ids=lambda path: path.stem)
+def plan(request):
+    """Each plan that ships."""
+    return request.param
+
+
 def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there(plan):
     cells = read_plan(plan).cells()
     assert cells
     assert all(cell.teacher is None or (cell.teacher / "policy.safetensors").is_file() for cell in cells)
+
+
+def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(plan, tmp_path):
+    cells = {(cell.arm, taught_by(cell)): cell for cell in reversed(read_plan(plan).cells())}
+    for cell in cells.values():
+        if (
+            cell.start_from is not None
+        ):  # a student that has learned nothing stands for the one that the study would make
+            teacher = load_policy(cell.start_from.teacher)
+            student = distill.start(cell.start_from.config, teacher.policy, torch.device("cpu")).student
+            probe = np.zeros((1, *student.observation_shape), dtype=np.uint8)
+            begun = open_or_create(cell.start_from, tmp_path, MACHINE)
+            save_policy(begun.policy_path, student, teacher.env, probe, {})
+        assert open_or_create(cell, tmp_path, MACHINE).status == "new"

@@ -34,10 +34,10 @@ class _Train:
     """Go on with the run in this directory, exactly; other options about the training are taken from there."""
     teacher: Path | None = None
     """A policy to learn from beside the reward, by --teacher-coefficient: proximal policy distillation. Its task is the
-    run's."""
+    run's, and so is how it normalises inputs, hidden rows included."""
     start_from: Path | None = None
-    """A policy whose weights to begin with, such as a distilled student: fine-tuning. Its task and shape are
-    the run's."""
+    """A policy whose weights to begin with, such as a distilled student: fine-tuning. Its task, its shape and how it
+    normalises inputs, hidden rows included, are the run's."""
     config: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
     machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
 
