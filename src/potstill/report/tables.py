@@ -191,12 +191,13 @@ def convergence(answers: Answers) -> Table:
             mine = [certificate for certificate in answers.certificates if certificate.run in names]
             verdicts = [certificate.verdict for certificate in mine]
             gains = [c.convergence.gain for c in mine if c.convergence is not None and c.convergence.gain is not None]
+            runs = "1 run" if len(gains) == 1 else f"{len(gains)} runs"
             rows.append(
                 [
                     name(arm),
                     _width(cell.width),
                     *(f"{verdicts.count(verdict)}" for verdict in ("converged", "not converged", "unknown")),
-                    f"{_signed(median(gains))} ({len(gains)} runs)" if gains else "not extended",
+                    f"{_signed(median(gains))} ({runs})" if gains else "not extended",
                 ]
             )
     return Table(
