@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,6 +276,31 @@ def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_other
     report = status(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
     assert (report["done"], report["failed"]) == (1, 2)
     assert set(report["failures"]) == set(NAMES[1:])
+
+
+def test_a_run_that_cannot_begin_when_its_turn_comes_is_recorded_and_the_others_finish(tmp_path, save_teacher):
+    save_teacher(tmp_path / "expert")
+    plan = PLAN.replace("seeds = [0]", "seeds = [0, 1]").replace("[arms.rl]", "[arms.rl]\nseeds = [1]")
+    plan += 'seeds = [0]\ncritic = "split"\n'
+    ended = study(
+        "run", write(tmp_path, plan), "--out", tmp_path / "out", "--quiet", "--workers", "1", "--device", "cpu"
+    )
+    assert ended.code == 1
+    assert "1 of 4 runs failed" in ended.err
+    assert f"{NAMES[2]}: the policy to start from is of another shape" in ended.err
+    report = status(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
+    assert (report["done"], set(report["failures"])) == (3, {NAMES[2]})
+
+
+def test_a_run_with_other_settings_is_refused_at_once_though_it_would_begin_with_another(done, tmp_path):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(done.out / "runs" / NAMES[2], tmp_path / "runs" / NAMES[2])
+    plan = write(tmp_path, PLAN.replace("total-timesteps = 2048", "total-timesteps = 4096"))
+    shutil.copytree(done.folder / "expert", tmp_path / "expert")
+    ended = run(plan, tmp_path)
+    assert ended.code == 2
+    assert f"{NAMES[2]} is a run with other settings: choose another --out" in ended.err
+    assert sorted(path.stem for path in tmp_path.glob("*_*.json")) == []
 
 
 def test_a_run_that_never_began_is_recorded_too(done):

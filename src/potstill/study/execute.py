@@ -119,7 +119,11 @@ def execute(
     workers = workers or max(1, machine.cores // threads)
     each = replace(machine, threads=threads)
     waiting = _due(cells, folder, done)
-    runs = {cell.name: open_or_create(cell, folder, each) for cell in waiting if cell.start_from is None}
+    runs = {
+        cell.name: open_or_create(cell, folder, each)
+        for cell in waiting
+        if cell.start_from is None or (folder / cell.name / "config.json").exists()  # else it has nothing to begin with
+    }
     for cell in [cell for cell in waiting if cell.name in runs and runs[cell.name].status == "done"]:
         waiting.remove(cell)  # whoever ran it was stopped before this was noted
         _tidy(runs[cell.name])
@@ -146,7 +150,13 @@ def execute(
                         continue
                     run = runs.get(cell.name)
                     if run is None or not run.path.exists():
-                        run = open_or_create(cell, folder, each)
+                        try:
+                            run = open_or_create(cell, folder, each)
+                        except InputError as error:  # it does not fit what it begins with, say: the others go on
+                            waiting.remove(cell)
+                            over[cell.name] = str(error)
+                            yield Ended(cell, None, over[cell.name])
+                            continue
                     runs[cell.name] = run
                     if run.status == "running" and time.monotonic() - began < patience:
                         continue
