@@ -79,4 +79,4 @@ def test_memory_that_one_minibatch_frees_serves_the_next_without_a_page_fault():
     faults = np.diff([int(line) for line in done.stdout.split()])
     # Each minibatch has some 60,000 where the memory goes back to the system. One of them may still find the heap too
     # scattered for its largest tensor, which depends on where the system put the heap, and make it larger for good.
-    assert np.median(faults[-8:]) < 1_000
+    assert np.sort(faults[-8:])[:-1].sum() < 1_000

@@ -24,6 +24,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.timeout(300)  # processes one after the other, on a machine that may be busy
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_cut_at_several_points_ends_with_the_same_bits_as_one_that_was_not(name, teacher, tmp_path):
     whole = new_run(name, teacher, tmp_path / "whole")
@@ -64,6 +65,7 @@ def drive(folder, teacher):
         assert ended.error is None, ended.error
 
 
+@pytest.mark.timeout(300)
 def test_a_study_cut_by_sigterm_and_by_sigkill_ends_with_the_same_bits_as_one_that_was_not(teacher, tmp_path):
     whole = open_or_create(study(teacher)[0], tmp_path / "whole", MACHINE)
     execute(whole, MACHINE)

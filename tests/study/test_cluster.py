@@ -21,6 +21,8 @@ from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 from potstill.study.remote import KEPT, RemoteRun
 
+pytestmark = pytest.mark.timeout(300)
+
 MACHINE = Machine(device="cpu", quiet=True, save_every=0.0)
 PLAN = """\
 env = "cartpole"

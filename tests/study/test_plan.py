@@ -248,9 +248,8 @@ def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there(plan):
 def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(plan, tmp_path):
     cells = {(cell.arm, taught_by(cell)): cell for cell in reversed(read_plan(plan).cells())}
     for cell in cells.values():
-        if (
-            cell.start_from is not None
-        ):  # a student that has learned nothing stands for the one that the study would make
+        if cell.start_from is not None:
+            # A student that has learned nothing stands for the one that the study would make.
             teacher = load_policy(cell.start_from.teacher)
             student = distill.start(cell.start_from.config, teacher.policy, torch.device("cpu")).student
             probe = np.zeros((1, *student.observation_shape), dtype=np.uint8)

@@ -177,6 +177,7 @@ def test_each_run_has_as_many_threads_as_are_asked_for_and_records_them(done, tm
     assert ", 1 thread, cpu" in json.loads((done.out / f"{NAMES[0]}.json").read_bytes())["machine"]
 
 
+@pytest.mark.timeout(300)  # over a minute where another test runs beside it
 def test_runs_of_two_threads_go_one_after_the_other_on_two_cores(done, tmp_path):
     alive = []
 
