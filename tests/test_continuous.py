@@ -16,7 +16,7 @@ from potstill.dataset import Dataset
 from potstill.distill import DistillConfig, distill, record, start
 from potstill.envs import PRESETS, Envs
 from potstill.errors import InputError
-from potstill.interop import onnx as exporter
+from potstill.export import onnx as exporter
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy

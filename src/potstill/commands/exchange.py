@@ -61,7 +61,7 @@ class _Export:
 
 def export(arguments: Sequence[str]) -> None:
     """`potstill export`."""
-    from potstill.interop import onnx
+    from potstill.export import onnx
 
     options = parse(_Export, arguments, "export")
     machine = Machine(threads=options.threads)
@@ -109,7 +109,7 @@ class _Push:
 
 def push(arguments: Sequence[str]) -> None:
     """`potstill push`."""
-    from potstill.interop import hub
+    from potstill.export import hub
 
     options = parse(_Push, arguments, "push")
     print(
@@ -136,7 +136,7 @@ class _Pull:
 
 def pull(arguments: Sequence[str]) -> None:
     """`potstill pull`."""
-    from potstill.interop import hub
+    from potstill.export import hub
     from potstill.policies import recorded_result
 
     options = parse(_Pull, arguments, "pull")

@@ -18,8 +18,8 @@ from potstill.compress.config import CompressConfig, ladder, student_config
 from potstill.compress.search import FINISHING, News, Search, steps
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
+from potstill.export import onnx
 from potstill.files import read_json
-from potstill.interop import onnx
 from potstill.interop.sb3 import import_sb3, load_sb3
 from potstill.machine import Machine
 from potstill.policies import load_policy

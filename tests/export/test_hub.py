@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard, close_session, constants
 
 from potstill import checkpoints
 from potstill.envs import PRESETS, Envs
-from potstill.interop import hub
+from potstill.export import hub
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 

@@ -19,7 +19,7 @@ from potstill import __version__, evaluation
 from potstill.cli import main
 from potstill.envs import PRESETS, Envs
 from potstill.errors import InputError
-from potstill.interop import onnx as exporter
+from potstill.export import onnx as exporter
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 
