@@ -15,7 +15,7 @@ import pytest
 
 from potstill import runs
 from potstill.errors import InputError
-from potstill.runs import Run, config_hash, next_directory, stop_on_signals
+from potstill.runs import LockLostError, Run, config_hash, next_directory, stop_on_signals
 
 
 @pytest.fixture
@@ -30,8 +30,19 @@ def dead_pid() -> int:
 
 
 def write_lock(run: Run, **changes: object) -> None:
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": "then", "born": runs._born(os.getpid())}
-    run.lock_path.write_text(json.dumps(holder | changes))
+    """A lock file that no process has locked."""
+    holder = {"pid": os.getpid(), "host": "here", "machine": runs._machine(), "nonce": "0", "started": "then"}
+    run.lock_path.write_text(json.dumps(holder | {"born": runs._born(os.getpid())} | changes))
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system without kernel locks."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
 
 
 def age_lock(run: Run, seconds: float) -> None:
@@ -181,18 +192,71 @@ def test_the_lock_of_a_dead_process_is_taken_over(run):
         assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
-def test_a_process_that_got_the_pid_of_a_dead_holder_is_not_taken_for_it(run):
-    write_lock(run, pid=os.getppid(), born=runs._born(os.getppid()))
-    with pytest.raises(InputError, match="in use"), run.lock():
-        pass
-    write_lock(run, pid=os.getppid(), born=runs._born(os.getppid()) - 1)
+@pytest.mark.parametrize("left", [{}, {"host": "elsewhere", "machine": "other"}, {"born": None}])
+def test_a_lock_file_that_no_process_has_locked_is_no_lock_whatever_it_says_and_however_young(run, left):
+    write_lock(run, **left)
+    assert run.status == "new"
     with run.lock():
-        pass
+        assert run.status == "running"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
-def test_a_killed_holder_that_nobody_has_waited_for_is_dead(run):
+def test_a_lock_is_held_whatever_the_host_is_called_and_the_clock_says(run, monkeypatch):
+    with run.lock():
+        age_lock(run, 1e6)
+        monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+        run.touch_lock()
+        assert run.status == "running"
+        with pytest.raises(InputError, match="in use by process"), run.lock():
+            pass
+    assert not run.lock_path.exists()
+
+
+def test_a_lock_ends_with_its_process(run):
+    script = "import os, sys; from pathlib import Path; from potstill.runs import Run\n"
+    script += "with Run(Path(sys.argv[1]), {}).lock(): print(flush=True); sys.stdin.read(); os._exit(9)"
+    with subprocess.Popen([sys.executable, "-c", script, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        p.stdout.readline()
+        assert run.status == "running"
+        p.stdin.close()
+        os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)  # a zombie, for nobody has waited for it
+        assert run.lock_path.exists()
+        assert run.status == "new"
+
+
+def test_who_only_looks_refuses_nobody(run, monkeypatch):
+    run.lock_path.touch()
+    with open(run.lock_path, "rb") as looker:
+        assert runs._flock(looker, shared=True)
+        monkeypatch.setattr(runs.time, "sleep", lambda _: looker.close())
+        with run.lock():
+            assert run.status == "running"
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+
+
+@needs_proc
+def test_without_kernel_locks_a_process_holds_its_lock_while_it_lives(run, no_flock):
+    with run.lock():
+        assert run.status == "running"
+        with pytest.raises(InputError, match="in use by process"), run.lock():
+            pass
+    write_lock(run, pid=dead_pid())
+    assert run.status == "new"
+    with run.lock():
+        assert json.loads(run.lock_path.read_text())["pid"] == os.getpid()
+
+
+@needs_proc
+def test_without_kernel_locks_a_process_that_got_the_pid_of_a_dead_holder_is_not_taken_for_it(run, no_flock):
+    write_lock(run, pid=os.getppid(), born=runs._born(os.getppid()))
+    assert run.status == "running"
+    write_lock(run, pid=os.getppid(), born=runs._born(os.getppid()) - 1)
+    assert run.status == "new"
+
+
+@needs_proc
+def test_without_kernel_locks_a_killed_holder_that_nobody_has_waited_for_is_dead(run, no_flock):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     write_lock(run, pid=process.pid, born=runs._born(process.pid))
     assert run.status == "running"
@@ -202,14 +266,9 @@ def test_a_killed_holder_that_nobody_has_waited_for_is_dead(run):
     process.wait()
 
 
-def test_where_the_start_of_a_process_is_unknown_its_pid_decides(run, monkeypatch):
-    monkeypatch.setattr(runs, "_born", lambda pid: None)
-    write_lock(run, born=None)
-    assert run.status == "running"
-
-
-def test_another_host_holds_its_lock_until_the_grace_has_passed(run):
-    write_lock(run, pid=dead_pid(), host="elsewhere")
+@pytest.mark.parametrize("machine", ["another boot", None])
+def test_without_kernel_locks_another_machine_holds_its_lock_until_the_grace_has_passed(run, no_flock, machine):
+    write_lock(run, pid=dead_pid(), host="elsewhere", machine=machine)
     age_lock(run, 550)
     with pytest.raises(InputError, match="on elsewhere"), run.lock():
         pass
@@ -220,9 +279,9 @@ def test_another_host_holds_its_lock_until_the_grace_has_passed(run):
 
 
 @pytest.mark.parametrize("text", ["", '{"pid": 1', "[]", '{"pid": 0, "host": "a", "started": "b", "born": null}'])
-def test_a_torn_lock_is_respected_while_young_and_taken_over_when_old(run, text):
+def test_without_kernel_locks_a_torn_lock_is_respected_while_young_and_taken_over_when_old(run, no_flock, text):
     run.lock_path.write_text(text)
-    with pytest.raises(InputError, match="being locked by another process"), run.lock():
+    with pytest.raises(InputError, match="in use by a process"), run.lock():
         pass
     age_lock(run, 15)
     assert run.status == "running"
@@ -238,29 +297,35 @@ def test_touching_the_lock_is_a_sign_of_life(run):
         assert time.time() - run.lock_path.stat().st_mtime < 60
 
 
-def test_a_holder_that_was_taken_over_stops_and_leaves_the_lock_of_the_other(run):
+def test_a_holder_whose_lock_was_taken_stops_and_leaves_that_of_the_other(run):
     with run.lock():
-        write_lock(run, host="elsewhere")
-        with pytest.raises(InputError, match="was taken over by another process"):
+        run.lock_path.unlink()
+        with pytest.raises(LockLostError, match=r"run.lock was removed: this process stops"):
             run.touch_lock()
-    assert json.loads(run.lock_path.read_text())["host"] == "elsewhere"
+        write_lock(run, pid=os.getppid())
+        with open(run.lock_path, "rb") as other:
+            assert runs._flock(other)
+            with pytest.raises(LockLostError, match=f"taken over by process {os.getppid()} on here"):
+                run.touch_lock()
+    assert json.loads(run.lock_path.read_text())["pid"] == os.getppid()
 
 
-def test_of_many_that_find_a_stale_lock_one_gets_it(run):
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": "", "born": runs._born(os.getpid())}
-    for _ in range(20):
+def test_of_many_that_find_the_lock_of_the_dead_one_gets_it(run):
+    for _ in range(5):
         write_lock(run, pid=2**22 + 1)  # beyond the largest pid of Linux
         barrier = threading.Barrier(8)
 
-        def attempt(_: int, barrier: threading.Barrier = barrier) -> bool:
+        def attempt(_: int, barrier: threading.Barrier = barrier) -> object:
             barrier.wait()
             try:
-                return runs._try_lock(run.lock_path, mine, 600.0)
+                return runs._try_lock(run.lock_path, 600.0)
             except InputError:
-                return False
+                return None
 
         with ThreadPoolExecutor(8) as pool:
-            assert sum(pool.map(attempt, range(8))) == 1
+            got = [file for file in pool.map(attempt, range(8)) if file is not None]
+        assert len(got) == 1
+        got[0].close()
 
 
 def test_a_directory_that_has_gone_cannot_be_locked(tmp_path):

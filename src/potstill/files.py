@@ -45,12 +45,16 @@ def open_regular(path: Path, follow: bool = False) -> BinaryIO:
 
 
 def open_append(path: Path) -> BinaryIO:
-    """A plain file, new or old, open for appending, unbuffered. Raises OSError where it is a link, pipe or device."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | CAREFUL, 0o666)
+    """A plain file, new or old, open for appending and reading, unbuffered.
+
+    Raises:
+        OSError: it is a link, a pipe or a device.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | CAREFUL, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError("it is not a file")
-    return open(descriptor, "ab", buffering=0)
+    return open(descriptor, "a+b", buffering=0)
 
 
 def read_bytes(path: Path, limit: int, follow: bool = False) -> bytes:

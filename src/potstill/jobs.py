@@ -1,6 +1,7 @@
 """One run from config to result.json: what `potstill train`, `potstill distill` and a study's workers do."""
 
 import json
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from potstill.interop.sb3 import load_sb3
 from potstill.machine import Machine, provenance
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
-from potstill.runs import Run, arm_of, stop_on_signals
+from potstill.runs import LockLostError, Run, arm_of, stop_on_signals
 from potstill.teaching import teacher_data
 
 
@@ -260,14 +261,27 @@ def _drive(
             score = None if np.isnan(progress.score) else progress.score
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
             if stop.requested or time.perf_counter() - saved > machine.save_every or progress.step >= total:
-                run.touch_lock()
-                metrics.sync()
                 tensors, document = pack()
-                checkpoints.save(run.resume_path, tensors, document | {"kind": "resume", "seconds": elapsed})
+                document |= {"kind": "resume", "seconds": elapsed}
+                try:
+                    run.touch_lock()
+                except LockLostError as lost:
+                    beside = _beside(run)
+                    metrics.copy(beside.metrics_path)
+                    checkpoints.save(beside.resume_path, tensors, document)
+                    raise InputError(f"{lost}; its state is saved: continue it with --resume {beside.path}") from lost
+                metrics.sync()
+                checkpoints.save(run.resume_path, tensors, document)
                 saved = time.perf_counter()
             if stop.requested:
                 raise Interrupted(run, stop.requested)
     return time.perf_counter() - began
+
+
+def _beside(run: Run) -> Run:
+    """A directory for the state of a run whose own one is another process's now."""
+    config = {key: value for key, value in run.config.items() if not key.endswith("_here")}
+    return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
 
 
 def _naming_the_step(steps: Iterator[_Progress], done: int) -> Iterator[_Progress]:

@@ -1,5 +1,6 @@
 """Runs: a directory each, its identity, its lock and its life (new, running, interrupted, failed, done)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,31 +8,37 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from glob import escape
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from potstill.checkpoints import check_format, sync_folder, write_atomically
 from potstill.errors import InputError, reason
-from potstill.files import CAREFUL, parse_json, read_bytes, read_json
+from potstill.files import CAREFUL, open_regular, parse_json, read_bytes, read_json
 
 Status = Literal["new", "running", "interrupted", "failed", "done"]
 LOCK_LIMIT = 1 << 16  # bytes that are read of a lock: ours have some hundred
 FORMAT_VERSION = 1  # of config.json and result.json, whose "format" it is; the first ones did not say so
-GRACE = 600.0  # seconds without a sign of life after which a lock of another host is stale
+GRACE = 600.0  # seconds without a sign of life after which a lock that the kernel does not guard is stale
 WRITING = 20.0  # seconds after which a lock that does not say whose it is will not say it any more
+_NONCE = secrets.token_hex(8)  # this process's, whatever its host is called later
 
 
 class InUseError(InputError):
     """A live process holds the lock."""
+
+
+class LockLostError(InputError):
+    """The lock is no longer this process's."""
 
 
 @dataclass(frozen=True)
@@ -182,32 +189,27 @@ def working_in(folder: Path) -> Iterator[Run]:
 
 @contextmanager
 def hold(path: Path, grace: float = GRACE) -> Iterator[None]:
-    """Hold the lock file at `path`.
+    """Hold the lock file at `path`: a kernel lock (flock) on it, which ends with the process, however that ends.
 
-    The lock of a dead process on this host is taken over at once; that of another host, where we cannot look, after
-    `grace` seconds without a `touch`.
+    Where the file system has none, what the file says counts: a process of this machine holds it while it lives, one
+    of another, where we cannot look, until `grace` seconds without a `touch` have passed.
 
     Raises:
         InUseError: a live process holds it (named by pid and host).
         InputError: the file cannot be written.
     """
-    mine = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "born": _born(os.getpid()),
-    }
     try:
-        while not _try_lock(path, mine, grace):
+        while (file := _try_lock(path, grace)) is None:
             pass
     except OSError as error:
         raise InputError(f"cannot lock {path.parent}: {reason(error)}") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if _is_mine(path):
-                path.unlink()
+    with file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if _is_mine(path):
+                    path.unlink()
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -221,11 +223,18 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def touch(path: Path) -> None:
-    """A sign of life of the process that holds the lock at `path`. Raises InputError if that is not this process."""
+    """A sign of life of the process that holds the lock at `path`.
+
+    Raises:
+        LockLostError: that is not this process any more.
+        InputError: the folder is gone.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} has vanished: this process stops, and what was there is lost")
     if not _is_mine(path):
-        raise InputError(f"{path.parent} was taken over by another process: this one stops and leaves it alone")
+        holder = _holder(path)
+        what = "was removed" if holder is None else f"was taken over by {holder}"
+        raise LockLostError(f"the lock {path} {what}: this process stops and leaves {path.parent} alone")
     os.utime(path)
 
 
@@ -234,23 +243,25 @@ def _is_mine(path: Path) -> bool:
         holder = _parse_holder(_lock_text(path))
     except InputError:
         return False
-    return holder is not None and (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+    return holder is not None and (holder["pid"], holder["nonce"]) == (os.getpid(), _NONCE)
 
 
 def _holder(path: Path) -> str | None:
     """Who holds the lock at `path`, in words; None where no live process does."""
     try:
-        text = _lock_text(path)
-        if not _is_held(text, path.stat().st_mtime, GRACE):
-            return None
-    except (FileNotFoundError, InputError):  # there is none, or another process removes it just now
+        with open_regular(path) as file:
+            free = _flock(file, shared=True)
+            text = file.read(LOCK_LIMIT).decode(errors="replace")
+            if free or (free is None and not _is_held(text, os.fstat(file.fileno()).st_mtime, GRACE)):
+                return None
+    except InputError:  # there is none, or it is no file
         return None
+    return _words(text)
+
+
+def _words(text: str) -> str:
     holder = _parse_holder(text)
-    return "a process" if holder is None else _words(holder)
-
-
-def _words(holder: dict[str, Any]) -> str:
-    return f"process {holder['pid']} on {holder['host']} (since {holder['started']})"
+    return "a process" if holder is None else f"process {holder['pid']} on {holder['host']} (since {holder['started']})"
 
 
 def next_directory(root: Path, stem: str) -> Path:
@@ -368,67 +379,89 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _try_lock(path: Path, mine: dict[str, Any], grace: float) -> bool:
-    """Write `mine` into a new or stale lock file. False: the file went away meanwhile, try again."""
+def _try_lock(path: Path, grace: float) -> BinaryIO | None:
+    """The lock file, new or of the dead, locked and saying who we are. None: it went away meanwhile, try again."""
     try:
         descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CAREFUL, 0o666), True
     except FileExistsError:
         try:
             descriptor, fresh = os.open(path, os.O_RDWR | CAREFUL), False
         except FileNotFoundError:
-            return False
-    with open(descriptor, "r+", errors="replace") as file:
-        # Two processes may find the same stale lock: they look and write one after the other, in place.
-        if sys.platform != "win32":
-            import fcntl
-
-            with suppress(OSError):  # network file systems may not have it
-                fcntl.flock(file, fcntl.LOCK_EX)
+            return None
+    with ExitStack() as stack:
+        file = stack.enter_context(open(descriptor, "r+b", buffering=0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is not a file")
+        locked = _flock(file)
+        text = file.read(LOCK_LIMIT).decode(errors="replace")
+        if locked is False or (locked is None and not fresh and _is_held(text, os.fstat(descriptor).st_mtime, grace)):
+            raise InUseError(f"{path.parent} is in use by {_words(text)}: wait for it, or choose another --out")
         try:
-            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return False
+            if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return None
         except FileNotFoundError:
-            return False
-        text = file.read(LOCK_LIMIT)
-        if (text or not fresh) and _is_held(text, os.fstat(file.fileno()).st_mtime, grace):
-            holder = _parse_holder(text)
-            if holder is None:
-                raise InUseError(
-                    f"{path.parent} is being locked by another process: try again, or choose another --out"
-                )
-            raise InUseError(f"{path.parent} is in use by {_words(holder)}: wait for it, or choose another --out")
+            return None
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine(), "nonce": _NONCE}
+        mine |= {"started": datetime.now().astimezone().isoformat(timespec="seconds"), "born": _born(os.getpid())}
+        line = json.dumps(mine).ljust(len(text.encode())).encode()
         file.seek(0)
-        file.write(json.dumps(mine).ljust(len(text)))  # in one call: a killed process leaves no half a lock
-        try:
-            file.flush()
-        except OSError:
+        if file.write(line) != len(line):  # in one call: a killed process leaves no half a lock
             path.unlink(missing_ok=True)
-            raise
-    return True
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.truncate(len(line))
+        stack.pop_all()
+        return file
+
+
+def _flock(file: BinaryIO, shared: bool = False) -> bool | None:
+    """Takes the kernel's lock of an open file. False: another has it; None: this file system or machine has none.
+
+    Who only looks takes it `shared`, for a moment, in which the one who wants it tries again.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    for wait in (0.0,) if shared else (0.02, 0.05, 0.1, 0.0):
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(wait)
+        except OSError:
+            return None
+    return False
 
 
 def _is_held(text: str, modified: float, grace: float) -> bool:
-    """Whether a lock file with this text, last modified at `modified` (seconds since 1970), has a live holder."""
+    """Whether a lock file that the kernel does not guard, with this text, last modified at `modified` (seconds since
+    1970), has a live holder."""
     holder = _parse_holder(text)
     if holder is None:  # half a text is a lock being written, by a process that may have been killed at it
         return time.time() - modified < min(grace, WRITING)
-    # Of another host, or on Windows (os.kill(pid, 0) kills), we know the age.
-    if holder["host"] != socket.gethostname() or sys.platform == "win32":
+    if holder["machine"] is None or holder["machine"] != _machine():
         return time.time() - modified < grace
-    if not is_alive(holder["pid"]):
-        return False
     born = _born(holder["pid"])
-    return None in (born, holder["born"]) or bool(born == holder["born"])  # another process may have got the pid since
+    return is_alive(holder["pid"]) and born == holder["born"]  # another process may have got the pid since
 
 
 def _parse_holder(text: str) -> dict[str, Any] | None:
-    """The holder that a lock file names: pid, host, started, born. None if the text is torn."""
+    """The holder that a lock file names: pid, host, machine, nonce, started, born. None if the text is torn."""
     try:
         holder = parse_json(text)
-        known = {key: holder[key] for key in ("pid", "host", "started", "born")}
+        known = {key: holder[key] for key in ("pid", "host", "machine", "nonce", "started", "born")}
     except (ValueError, KeyError, TypeError):
         return None
     return known if type(known["pid"]) is int and known["pid"] > 0 else None
+
+
+def _machine() -> str | None:
+    """What process ids are counted in: this boot of this machine, and the container; None where that is unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _born(pid: int) -> int | None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import MACHINE, OPTIONS, Child, call, go_on, names, new_run, potstill, until
+from processes import MACHINE, OPTIONS, Child, at, call, go_on, names, new_run, outcome, potstill, until
 
 from potstill import distill, evaluation, resume, runs
+from potstill.errors import InputError
 from potstill.jobs import execute
 from potstill.runs import Run
 from potstill.study import records
@@ -90,6 +91,29 @@ def test_of_two_comparisons_in_one_folder_the_second_is_refused(tmp_path, teache
     assert code == 2
     assert f"{tmp_path / 'out'} is in use by process {os.getpid()} " in said
     assert not (tmp_path / "out").exists()  # nothing came of it
+
+
+def take(lock: Path, told: list) -> None:
+    """Puts another's lock in the place of one, as who has removed it as stale would."""
+    lock.unlink()
+    told.append(runs._try_lock(lock, 0.0))
+    lock.write_text(lock.read_text().replace(runs._NONCE, "another's"))
+
+
+def test_a_run_that_has_lost_its_lock_saves_beside_and_says_where(tmp_path, teacher, monkeypatch):
+    whole, run = (new_run("cartpole", teacher, tmp_path / name) for name in ("whole", "run"))
+    told = []
+    with monkeypatch.context() as patch:
+        at(LINE, 2, lambda: take(run.lock_path, told), patch=patch.setattr)
+        with pytest.raises(InputError, match=r"was taken over by process \d+ .*: continue it with") as error:
+            execute(run, MACHINE)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    beside = Run.open(Path(str(error.value).rpartition("--resume ")[2]))
+    execute(whole, MACHINE)
+    execute(beside, MACHINE)
+    assert outcome(beside) == outcome(whole)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    told[0].close()
 
 
 def record_slowly(path: Path) -> None:
