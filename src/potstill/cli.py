@@ -60,6 +60,7 @@ def _call(command: str, arguments: list[str]) -> None:
 
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
+        arguments = _import_named(arguments)
         room = next(room for room, commands in _ROOMS.items() if command in commands)
         getattr(import_module(f"potstill.{room}"), command.replace("-", "_"))(arguments)
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
@@ -79,6 +80,28 @@ def _call(command: str, arguments: list[str]) -> None:
         _refuse(printable(reason(error) + (f": {error.filename}" if error.filename else "")))
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _import_named(arguments: list[str]) -> list[str]:
+    """Imports what POTSTILL_IMPORT and every `--import MODULE` name; returns the other arguments."""
+    import os
+
+    named, rest = [("POTSTILL_IMPORT", name) for name in os.environ.get("POTSTILL_IMPORT", "").split(os.pathsep)], []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == "--import":
+            named.append((flag, value if equals else next(words, "")))
+        else:
+            rest.append(word)
+    for source, name in named:
+        if name:
+            from potstill.imports import import_modules
+
+            import_modules([name], source)
+        elif source == "--import":
+            _refuse("--import needs a module or a file, such as --import my_tasks or --import ./my_tasks.py")
+    return rest
 
 
 def _drop_output() -> None:
@@ -105,7 +128,9 @@ def _usage() -> str:
         "",
     ]
     lines += [f"  potstill {name:<10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join([*lines, "", "potstill COMMAND --help lists a command's options with their defaults."])
+    lines += ["", "potstill COMMAND --help lists a command's options with their defaults."]
+    lines += ["--import MODULE, with any command, imports tasks, networks or objectives of yours first."]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

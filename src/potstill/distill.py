@@ -20,10 +20,9 @@ from potstill.dataset import Batch, Dataset
 from potstill.envs import Array, Envs, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
-from potstill.objectives import OBJECTIVES, value_mse
+from potstill.objectives import OBJECTIVES, find_objective, value_mse
 
 Lead = Literal["student", "teacher", "mixed"]
-ObjectiveName = Literal["forward-kl", "reverse-kl", "greedy-cross-entropy", "logit-mse"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,9 @@ class DistillConfig:
     """Seeds the weights, the games and the sampling."""
     lead: Lead = "student"
     """Whose play the states come from: the student's, the teacher's (a stored data set), or a mixture (DAgger)."""
-    objective: ObjectiveName = "forward-kl"
-    """What the student minimises, state by state."""
+    objective: str = "forward-kl"
+    """What the student minimises, state by state: forward-kl, reverse-kl, greedy-cross-entropy or logit-mse; or a
+    function of yours as module:name, given the student's and the teacher's logits (B, L) and the temperature."""
     temperature: float = 1.0
     """Divides the logits of student and teacher; below 1 sharpens the target."""
     value_coefficient: float = 0.0
@@ -81,8 +81,7 @@ class DistillConfig:
         check_seed(self.seed)
         if not 0 <= self.value_coefficient < math.inf:
             raise InputError(f"value-coefficient must not be negative, but is {self.value_coefficient}")
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"no objective is called {self.objective!r}; known: {', '.join(OBJECTIVES)}")
+        find_objective(self.objective, OBJECTIVES)
         if not 0 <= self.noise <= 1 or not 0 <= self.beta_until <= 1:
             raise InputError("noise and beta-until are shares between 0 and 1")
         if self.noise and self.lead != "teacher":
@@ -291,7 +290,7 @@ class _Learner:
 
     def __init__(self, config: DistillConfig, state: DistillState) -> None:
         self.config, self.state = config, state
-        self.objective = state.student.distribution.objectives[config.objective]
+        self.objective = find_objective(config.objective, state.student.distribution.objectives)
         self._sums: dict[str, float] = {}
         self._steps = 0
 

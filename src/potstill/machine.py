@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from potstill.errors import InputError
+from potstill.imports import imported
 from potstill.networks import resolve_device
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -83,7 +84,7 @@ def provenance(machine: Machine) -> dict[str, Any]:
         "commit": commit(),
         "machine": f"{processor()}, {threads}, {device}, torch {torch.__version__}",
         "threads": machine.cores,
-    }
+    } | ({"imports": list(imported())} if imported() else {})
 
 
 def processor() -> str:

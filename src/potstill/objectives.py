@@ -1,10 +1,14 @@
 """Distillation objectives: what a student pays, state by state, for not deciding as its teacher does."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
+
+from potstill.errors import InputError
+from potstill.imports import find
 
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """(student logits, teacher logits, temperature) -> loss per state, (B,). Those of a Gaussian are described in
@@ -183,6 +187,30 @@ GAUSSIAN_OBJECTIVES: dict[str, Objective] = {
     "greedy-cross-entropy": gaussian_cloning,
     "logit-mse": mean_mse,
 }
+
+
+def find_objective(name: str, known: Mapping[str, Objective]) -> Objective:
+    """The objective of that name, or a user's own as `module:name`.
+
+    Raises:
+        InputError: there is none; or what a user's own returns is not one loss per state, which its first call shows.
+    """
+    if ":" not in name:
+        if name not in known:
+            raise InputError(f"no objective is called {name!r}; known: {', '.join(known)}, or your own as module:name")
+        return known[name]
+    own = find(name, "--objective")
+
+    def checked(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        loss = own(student, teacher.detach(), temperature)
+        if not isinstance(loss, Tensor) or loss.shape != student.shape[:1] or not loss.is_floating_point():
+            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"--objective {name} returned {what}: it should be one loss per state, ({len(student)},)")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise InputError(f"--objective {name} does not depend on the student's logits: nothing could be learned")
+        return loss
+
+    return checked
 
 
 def _gaussians(

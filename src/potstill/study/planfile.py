@@ -1,5 +1,6 @@
 """A plan's TOML file -> Plan. What is wrong in it is told by its line.
 
+imports = ["./my_tasks.py"]               # modules or files of your own; the only way a plan names code
 env = "pong"
 widths = ["1/8", "1/4"]
 seeds = [0, 1, 2]
@@ -27,6 +28,7 @@ from potstill.distill import DistillConfig
 from potstill.envs import find_env
 from potstill.errors import InputError
 from potstill.files import read_bytes
+from potstill.imports import import_modules
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.study.plan import ARMS, NETWORK, Arm, Evaluation, Method, Plan, make_config
@@ -34,7 +36,7 @@ from potstill.study.plan import ARMS, NETWORK, Arm, Evaluation, Method, Plan, ma
 PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
 MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB
 
-_PLAN_KEYS = ("name", "env", "widths", "seeds", "teachers", "pairing", "evaluation", "arms", "tune")
+_PLAN_KEYS = ("name", "env", "widths", "seeds", "teachers", "pairing", "evaluation", "arms", "tune", "imports")
 _ARM_KEYS = ("method", "widths", "seeds", "teachers", "from", "width")
 
 
@@ -84,6 +86,11 @@ class _At(Exception):
 
 def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     _known(document, _PLAN_KEYS, ())
+    _checked(
+        ("imports",),
+        lambda names: import_modules(names, "imports", path.parent),
+        _list(document, "imports", str, (), ()),
+    )
     env = _text(document, "env", ())
     _checked(("env",), find_env, env)
     name = _text(document, "name", (), path.stem)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from potstill.errors import DivergedError, InputError, Terminated, printable, reason
+from potstill.imports import VARIABLE, import_modules
 from potstill.jobs import Interrupted, execute
 from potstill.machine import Machine
 from potstill.policies import rebuild
@@ -28,6 +29,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)  # where no loop waits for it
     threading.Thread(target=_stop_with_the_study, daemon=True).start()
     try:
+        import_modules(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)), VARIABLE)
         origins = {role: Path(path) for role, path in job["origins"].items()}
         execute(Run.open(Path(job["run"])), rebuild(Machine, job["machine"]), Path(job["data"]), origins)
     except Interrupted as stop:

@@ -1,0 +1,112 @@
+"""Code that the user named: tasks, networks, objectives and teachers of his own. No file ever causes an import.
+
+He names a module by `--import`, in his plan's `imports`, in POTSTILL_IMPORT, or from Python by `import_modules`. What a
+checkpoint, a config or a record names as `module:name` is looked up among these modules, and refused where it is not.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from potstill.errors import InputError, printable
+
+VARIABLE = "POTSTILL_IMPORT"
+"""Modules and files to import, separated as in PATH. Workers of a study inherit it."""
+
+_named: dict[str, str] = {}  # by the module's name, how to name it from any folder
+
+
+def import_modules(names: Iterable[str], option: str = "--import", folder: Path | None = None) -> None:
+    """Imports modules on the path, or files such as `./my_tasks.py`, and allows what they define to be looked up.
+
+    Args:
+        option: where the names come from, for the message.
+        folder: what a file's path is relative to; the working directory if None.
+
+    Raises:
+        InputError: one cannot be imported; with the first line of its own error.
+    """
+    for name in names:
+        place = Path(folder or "", name).absolute() if name.endswith(".py") else None
+        module = place.stem if place is not None else name
+        if module in _named:
+            continue
+        try:
+            _import(module, place, folder)
+        except Exception as error:  # a user's module raises whatever it likes
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise InputError(f"{option} {name} cannot be imported: {why}") from error
+        _named[module] = str(place or module)
+    if _named:
+        os.environ[VARIABLE] = os.pathsep.join(_named.values())
+
+
+def imported() -> tuple[str, ...]:
+    """The modules the user named, in the order in which they were imported: what a run records."""
+    return tuple(_named)
+
+
+def allow(thing: Callable[..., Any]) -> str:
+    """The name `module:name` of a function or class that the user handed over in Python; it may be looked up then.
+
+    Raises:
+        InputError: it has no name by which another process could find it.
+    """
+    module, name = thing.__module__, getattr(thing, "__qualname__", "")
+    if getattr(sys.modules.get(module), name, None) is not thing:
+        raise InputError(f"{name or thing!r} is no name of module {module}: define it at the top of a module")
+    if module == "__main__":
+        raise InputError(
+            f"{name} is defined in the running script, which no other process can import: move it to a file"
+        )
+    _named.setdefault(module, module)
+    return f"{module}:{name}"
+
+
+def find(reference: str, option: str) -> Any:
+    """What `module:name` refers to, of the modules that the user named.
+
+    Args:
+        option: of the command line, for the message.
+
+    Raises:
+        InputError: the user did not name that module, or it defines no such thing.
+    """
+    module, _, name = reference.partition(":")
+    if module not in _named:
+        raise InputError(
+            f"{option} {printable(reference, 120)} is code of module {module}: allow it with --import {module}"
+        )
+    found = getattr(sys.modules[module], name, None)
+    if not callable(found) or getattr(found, "__module__", module).partition(".")[0] != module.partition(".")[0]:
+        raise InputError(f"{option} {reference}: {module} defines no function or class {name!r}")
+    return found
+
+
+def _import(module: str, place: Path | None, folder: Path | None) -> ModuleType:
+    if place is None:
+        where = str(folder.absolute() if folder is not None else Path.cwd())
+        if where not in sys.path:  # as `python -m` has it
+            sys.path.append(where)
+        return import_module(module)
+    if not place.is_file():
+        raise FileNotFoundError(f"there is no file {place}")
+    known = sys.modules.get(module)
+    if known is not None and getattr(known, "__file__", None) != str(place):
+        raise ImportError(f"another module is called {module} already: rename the file")
+    spec = importlib.util.spec_from_file_location(module, place)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[module] = made
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[module]
+        raise
+    return made
