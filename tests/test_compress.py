@@ -566,7 +566,7 @@ def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teac
 def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
     from stable_baselines3 import PPO
 
-    from potstill.interop.sb3 import as_sb3
+    from potstill.load.sb3 import as_sb3
 
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "model.zip")
     env = as_sb3(PRESETS["cartpole"])

@@ -20,7 +20,7 @@ from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
 from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, Terminated
-from potstill.interop.sb3 import load_sb3
+from potstill.load.sb3 import load_sb3
 from potstill.machine import Machine, provenance
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy

@@ -40,7 +40,7 @@ from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, Envs
 from potstill.errors import InputError, printable
 from potstill.export import hub
-from potstill.interop import sb3
+from potstill.load import sb3
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page

@@ -1,6 +1,6 @@
 """What a stranger's file may hold: code, lies about sizes, bombs, links, names that lead elsewhere. Each is tried.
 
-tests/interop/test_sb3.py has the hostile zips, tests/test_checkpoints.py and tests/test_policies.py the damaged files,
+tests/load/test_sb3.py has the hostile zips, tests/test_checkpoints.py and tests/test_policies.py the damaged files,
 tests/report/test_page.py HTML in names; fuzz.py looks for what nobody thought of.
 """
 
@@ -27,7 +27,7 @@ from potstill.cli import main
 from potstill.dataset import DatasetWriter, open_dataset
 from potstill.envs import PRESETS, EnvConfig, Envs
 from potstill.errors import InputError, printable
-from potstill.interop.sb3 import load_sb3
+from potstill.load.sb3 import load_sb3
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result, save_policy
 from potstill.report import page

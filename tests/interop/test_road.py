@@ -26,7 +26,7 @@ from potstill.compress.config import CompressConfig
 from potstill.compress.search import Search
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
-from potstill.interop.sb3 import as_sb3
+from potstill.load.sb3 import as_sb3
 from potstill.machine import Machine
 from potstill.policies import load_policy
 

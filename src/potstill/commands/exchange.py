@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from potstill.commands.origins import load, zip_env
 from potstill.envs import find_env
-from potstill.interop import sb3
+from potstill.load import sb3
 from potstill.machine import Machine
 from potstill.options import describe, describe_value, parse
 

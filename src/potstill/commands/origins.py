@@ -4,7 +4,7 @@ from pathlib import Path
 
 from potstill.envs import EnvConfig, find_env
 from potstill.errors import InputError
-from potstill.interop import sb3
+from potstill.load import sb3
 from potstill.policies import LoadedPolicy, load_policy
 
 

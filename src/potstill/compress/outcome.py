@@ -20,7 +20,7 @@ from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.export import onnx
 from potstill.files import read_json
-from potstill.interop.sb3 import import_sb3, load_sb3
+from potstill.load.sb3 import import_sb3, load_sb3
 from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.report import compression

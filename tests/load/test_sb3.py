@@ -26,8 +26,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from potstill.envs import PRESETS, EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.interop import sb3
-from potstill.interop.sb3 import as_sb3, import_sb3, load_sb3
+from potstill.load import sb3
+from potstill.load.sb3 import as_sb3, import_sb3, load_sb3
 from potstill.policies import load_policy
 
 gymnasium.register_envs(ale_py)

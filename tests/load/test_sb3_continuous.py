@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from potstill.distributions import gaussian_greedy, gaussian_sample
 from potstill.envs import PRESETS, EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.interop.sb3 import import_sb3, load_sb3
+from potstill.load.sb3 import import_sb3, load_sb3
 from potstill.policies import load_policy
 
 PENDULUM = PRESETS["pendulum"]

@@ -1,0 +1,1 @@
+"""Files of others in: Stable-Baselines3 zips."""
