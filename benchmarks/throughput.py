@@ -37,13 +37,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from potstill import distill, ppo
+from potstill.arms import ARMS
 from potstill.collect import Inputs
 from potstill.dataset import Batch, Dataset, DatasetWriter, open_dataset
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy, resolve_precision
 from potstill.policies import load_policy
 from potstill.ppo import _as_inputs, _like_inputs
-from potstill.report.figures import ARMS, GREY, STYLE, WIDTH, save
+from potstill.report.figures import GREY, STYLE, WIDTH, save
 
 CPU = torch.device("cpu")
 TEACHER = ROOT / "experts" / "pong" / "seed-0"

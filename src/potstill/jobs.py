@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
+from potstill.arms import arm_of
 from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, Terminated
@@ -24,7 +25,7 @@ from potstill.load.sb3 import load_sb3
 from potstill.machine import Machine, provenance
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
-from potstill.runs import LockLostError, Run, arm_of, stop_on_signals
+from potstill.runs import LockLostError, Run, stop_on_signals
 from potstill.teaching import teacher_data
 
 

@@ -14,10 +14,11 @@ from polars.datatypes import DataType, DataTypeClass
 
 from potstill import telemetry
 from potstill.analysis.scaling import Convergence, convergence
+from potstill.arms import arm_of, method_of
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
 from potstill.files import read_bytes
-from potstill.runs import Run, arm_of, method_of, read_document
+from potstill.runs import Run, read_document
 
 COLUMNS = {
     "run": "directory name",

@@ -279,24 +279,6 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def arm_of(document: dict[str, Any]) -> str:
-    """How the policy of a run with this config.json comes to be: a value of the column `arm`."""
-    config = document.get("config", {})
-    if "arm" in document:  # a study's own name for it
-        return str(document["arm"])
-    if document.get("kind") == "distill":
-        return f"distill-{config.get('lead')}"
-    method = method_of(document)
-    return "rl-split" if method == "rl" and config.get("network", {}).get("critic") == "split" else method
-
-
-def method_of(document: dict[str, Any]) -> str:
-    """What made the policy of a run with this config.json: a value of the column `method`."""
-    if document.get("kind") == "distill":
-        return "distill"
-    return "finetune" if "initial" in document else "ppd" if "teacher" in document else "rl"
-
-
 def is_alive(pid: int) -> bool:
     """Whether this machine has such a process, and it has not ended; True on Windows, where asking would kill it."""
     if sys.platform == "win32":

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from potstill import distill
+from potstill.arms import ARMS
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.machine import Machine
 from potstill.policies import load_policy, save_policy
 from potstill.study.execute import open_or_create, taught_by
-from potstill.study.plan import ARMS, Part
+from potstill.study.plan import Part
 from potstill.study.planfile import line_of, read_plan
 
 MACHINE = Machine(device="cpu", threads=1, quiet=True)

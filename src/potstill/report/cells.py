@@ -17,26 +17,10 @@ from potstill.analysis.statistics import (
     Interval,
     bootstrap,
 )
+from potstill.arms import LONG, REWARD, STUDENTS, look_of, order_of
 from potstill.results import convergence_of
 
 Record = dict[str, Any]
-
-REWARD = ("rl", "rl-split")
-
-LONG = {f"{arm}-long": arm for arm in REWARD}  # at twice the budget: the evidence for convergence, compared with no arm
-
-STUDENTS = ("distill-student", "distill-teacher", "distill-mixed", "ppd", "finetune", "self-distill")
-
-NAMES = {
-    "rl": "RL from scratch",
-    "rl-split": "RL with a full-size critic",
-    "distill-student": "student-led distillation",
-    "distill-teacher": "teacher-led distillation",
-    "distill-mixed": "distillation with a mixed lead",
-    "ppd": "proximal policy distillation",
-    "finetune": "distillation, then RL",
-    "self-distill": "self-distillation",
-}
 
 
 class Scale(NamedTuple):
@@ -104,7 +88,7 @@ class Cell:
 
 def name(arm: str) -> str:
     """An arm in words."""
-    return NAMES.get(arm, arm)
+    return look_of(arm).label
 
 
 def student_arm(arms: Iterable[str]) -> str | None:
@@ -179,8 +163,7 @@ def cells_of(
     for record in records:
         if scored(record) and record.get("arm") not in LONG:
             groups.setdefault((str(record.get("arm")), int(record["parameters"])), []).append(record)
-    known = [*REWARD, *STUDENTS]
-    order = sorted(groups, key=lambda at: (known.index(at[0]) if at[0] in known else len(known), *at))
+    order = sorted(groups, key=lambda at: (order_of(at[0]), at[1]))
     for arm, parameters in order:
         runs = sorted(groups[arm, parameters], key=lambda run: (teacher_of(run), str(run.get("run"))))
         teachers = tuple(dict.fromkeys(map(teacher_of, runs)))

@@ -17,10 +17,9 @@ from potstill.analysis.statistics import (
     holm,
     probability_of_improvement,
 )
+from potstill.arms import REWARD, STUDENTS
 from potstill.errors import InputError
 from potstill.report.cells import (
-    REWARD,
-    STUDENTS,
     Cell,
     Record,
     Scale,

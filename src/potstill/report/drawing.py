@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from potstill.arms import look_of
 from potstill.report.answers import Answers
 from potstill.report.cells import Cell, number
-from potstill.report.figures import ARMS, GREY, Arm, short
+from potstill.report.figures import GREY, short
 
 NARROW = 5.0  # inches: below, panels stand under each other
 SIDE = 1.13  # on a logarithmic axis of sizes, an arm is drawn so many times beside its neighbour
@@ -47,7 +48,7 @@ def key_of(arms: Sequence[str], lines: bool = False) -> list[Line2D]:
     return [
         Line2D(
             [], [], color=look.colour, marker="" if lines else look.marker, markersize=5.5, linewidth=1.5 + 0.5 * lines,
-            label=look.words.replace("-\n", "-").replace("\n", " "),
+            label=look.short.replace("-\n", "-").replace("\n", " "),
         )
         for look in looks.values()
     ]  # fmt: skip
@@ -102,10 +103,6 @@ def same_heights(axes: Sequence[Axes]) -> None:
 def interval(ax: Axes, x: float, low: float, high: float, colour: Any) -> None:
     if math.isfinite(low) and math.isfinite(high):
         ax.plot([x, x], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=2)
-
-
-def look_of(arm: str) -> Arm:
-    return ARMS.get(arm, Arm(arm, "#333333", "P"))
 
 
 def beside(order: int, count: int) -> float:

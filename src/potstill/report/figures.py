@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
+from potstill.arms import look_of, order_of
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError
 
@@ -44,26 +45,6 @@ STYLE: Any = {  # matplotlib types the name of every setting
 }
 
 
-class Arm(NamedTuple):
-    """How an arm is drawn, in every figure."""
-
-    words: str
-    colour: str  # Okabe & Ito 2008: told apart by colour-blind readers
-    marker: str
-
-
-ARMS = {
-    "rl": Arm("RL\nfrom scratch", "#d55e00", "s"),
-    "rl-split": Arm("RL, full-size\ncritic", "#a6761d", "D"),
-    "distill-student": Arm("distilled,\nstudent leads", "#0072b2", "o"),
-    "distill-teacher": Arm("distilled,\nteacher leads", "#56b4e9", "^"),
-    "distill-mixed": Arm("distilled,\nmixed lead", "#009e73", "v"),
-    "ppd": Arm("distilled\nwith reward", "#cc79a7", "X"),
-    "finetune": Arm("distilled,\nthen RL", "#117733", "P"),  # this and the next: Tol 2021
-    "self-distill": Arm("self-\ndistilled", "#332288", "*"),
-}
-
-
 def learning_curves(curves: pl.DataFrame) -> Figure:
     """Score, and agreement with the teacher, against agent steps: a panel per arm, a line per run, colour by size.
 
@@ -90,7 +71,7 @@ def learning_curves(curves: pl.DataFrame) -> Figure:
             if name == "agreement":
                 axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         for ax, arm in zip(grid[0], arms, strict=True):
-            ax.set_title(_arm(arm).words if len(arms) > 2 else _arm(arm).words.replace("\n", " "), fontsize=10)
+            ax.set_title(look_of(arm).short if len(arms) > 2 else look_of(arm).short.replace("\n", " "), fontsize=10)
         for ax in grid[-1]:
             ax.xaxis.set_major_locator(MaxNLocator(4 if len(arms) > 1 else 8))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -121,17 +102,17 @@ def size_score(table: pl.DataFrame) -> Figure:
         for arm in _arms(done):
             runs = done.filter(pl.col("arm") == arm)
             ax.scatter(
-                runs["parameters"], runs["score"], s=34, c=_arm(arm).colour, marker=_arm(arm).marker, alpha=0.75,
+                runs["parameters"], runs["score"], s=34, c=look_of(arm).colour, marker=look_of(arm).marker, alpha=0.75,
                 linewidths=0, zorder=3, label=arm,
             )  # fmt: skip
             ends = runs.drop_nulls(["ci95_low", "ci95_high"])
             ax.vlines(
                 ends["parameters"], ends["ci95_low"], ends["ci95_high"],
-                color=_arm(arm).colour, alpha=0.35, linewidth=1.2, zorder=1,
+                color=look_of(arm).colour, alpha=0.35, linewidth=1.2, zorder=1,
             )  # fmt: skip
             means = runs.group_by("parameters").agg(pl.col("score").mean()).sort("parameters")
-            ax.plot(means["parameters"], means["score"], color=_arm(arm).colour, linewidth=1.6, zorder=2)
-            labels.append((means["score"][-1], _arm(arm).words, _arm(arm).colour))
+            ax.plot(means["parameters"], means["score"], color=look_of(arm).colour, linewidth=1.6, zorder=2)
+            labels.append((means["score"][-1], look_of(arm).short, look_of(arm).colour))
         _size_ticks(ax, done)
         ax.set_xlabel("parameters of the deployed actor (log scale), and width")
         ax.set_ylabel("mean score of a game")
@@ -162,7 +143,7 @@ def score_distributions(episodes: pl.DataFrame, width: float = WIDTH) -> Figure:
         slot = min(0.84 / len(arms), 0.5)
         labels: dict[str, tuple[float, str, Colour]] = {}
         for order, arm in enumerate(arms):
-            look = _arm(arm)
+            look = look_of(arm)
             for place, size in enumerate(sizes["width"]):
                 scores = episodes.filter(pl.col("arm") == arm, pl.col("width") == size)["score"].to_numpy()
                 if not scores.size:
@@ -182,7 +163,7 @@ def score_distributions(episodes: pl.DataFrame, width: float = WIDTH) -> Figure:
                     f"{100 * np.mean(scores < 0):.0f}", (x, 1.0), (0, 3), ha="center", va="bottom", fontsize=8.5,
                     xycoords=ax.get_xaxis_transform(), textcoords="offset points", color=look.colour,
                 )  # fmt: skip
-                labels[arm] = (median, look.words, look.colour)  # beside its largest size
+                labels[arm] = (median, look.short, look.colour)  # beside its largest size
         ax.annotate(
             "P(score < 0), %", (1.0, 1.0), (6, 3), "axes fraction", "offset points", va="bottom", fontsize=8.5,
             color=GREY,
@@ -215,7 +196,7 @@ def agreement_score(table: pl.DataFrame) -> Figure:
         labels = _reference_lines(ax, done)
         names: list[tuple[tuple[float, float], str, Colour]] = []
         for arm in _arms(done):
-            look = _arm(arm)
+            look = look_of(arm)
             runs = done.filter(pl.col("arm") == arm)
             ax.scatter(
                 runs["agreement"], runs["score"], s=34, c=look.colour, marker=look.marker, alpha=0.75, linewidths=0,
@@ -223,7 +204,7 @@ def agreement_score(table: pl.DataFrame) -> Figure:
             )  # fmt: skip
             cells = runs.group_by("width", maintain_order=True).agg(pl.col("agreement", "score").mean())
             names += [((agreement, score), width, look.colour) for width, agreement, score in cells.iter_rows()]
-            labels.append((runs.sort("agreement")["score"][-1], look.words, look.colour))
+            labels.append((runs.sort("agreement")["score"][-1], look.short, look.colour))
         # What matters is how many of the disagreements are gone: 99 % is as far from 90 % as 90 % from 0.
         nines = (lambda a: -np.log10(np.clip(1.001 - a, 1e-4, None)), lambda x: 1.001 - 10**-x)
         ax.set_xscale("function", functions=nines)
@@ -277,14 +258,9 @@ def _task(frame: pl.DataFrame) -> str:
     return name.replace("_", " ").title() if name.islower() else name
 
 
-def _arm(name: str) -> Arm:
-    return ARMS.get(name, Arm(name, "#333333", "P"))
-
-
 def _arms(frame: pl.DataFrame) -> list[str]:
     """The arms in a table, in the order of `ARMS`, unknown ones last."""
-    order = list(ARMS)
-    return sorted(frame["arm"].drop_nulls().unique(), key=lambda arm: (order.index(arm) if arm in order else 99, arm))
+    return sorted(frame["arm"].drop_nulls().unique(), key=order_of)
 
 
 def _scored(table: pl.DataFrame, column: str) -> pl.DataFrame:

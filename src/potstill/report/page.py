@@ -17,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from potstill import __version__
+from potstill.arms import ARMS
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
 from potstill.files import read_bytes, read_json
@@ -200,10 +201,8 @@ def _sections(answers: Answers) -> Iterable[Section]:
         "A student that imitates well where its teacher goes may not where it goes itself.",
         [drawn.covariate_shift],
     )
-    groups = [
-        ("rl", "distill-student", "distill-teacher"),
-        ("rl-split", "ppd", "finetune", "self-distill", "distill-mixed"),
-    ]
+    first = ("rl", "distill-student", "distill-teacher")
+    groups = [first, tuple(arm for arm in ARMS if arm not in first)]
     figures, lacks = [], []
     for group in groups:
         present = [arm for arm in group if answers.of(arm)]

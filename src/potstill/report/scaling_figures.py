@@ -9,9 +9,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
 from potstill.report.answers import Answers
-from potstill.report.cells import STUDENTS, Cell, number, share_lost
+from potstill.report.cells import Cell, number, share_lost
 from potstill.report.drawing import (
     NARROW,
     beside,
@@ -19,12 +20,11 @@ from potstill.report.drawing import (
     interval,
     key_of,
     legend,
-    look_of,
     reference_lines,
     same_heights,
     size_axis,
 )
-from potstill.report.figures import ARMS, GREY, STYLE, WIDTH, short
+from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.words import LEVEL, headline_laws, task
 
 

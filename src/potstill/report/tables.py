@@ -6,11 +6,12 @@ from statistics import median
 from typing import NamedTuple
 
 from potstill.analysis.statistics import Interval
+from potstill.arms import ARMS, LONG, REWARD
 from potstill.report import words
 from potstill.report.answers import Answers
-from potstill.report.cells import LONG, REWARD, Cell, Record, name, number, scored
+from potstill.report.cells import Cell, Record, name, number, scored
 from potstill.report.comparisons import BUDGETS, Ablation, Difference
-from potstill.report.figures import ARMS, short
+from potstill.report.figures import short
 
 
 class Value(NamedTuple):

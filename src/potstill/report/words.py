@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from potstill.analysis.statistics import Estimate
+from potstill.arms import REWARD, STUDENTS
 from potstill.report.answers import Answers
-from potstill.report.cells import REWARD, STUDENTS, name, steps_to_reach
+from potstill.report.cells import learning_curve, name, steps_to_reach
 from potstill.report.comparisons import ENOUGH, Difference, Ratio, Scaling
 from potstill.report.figures import short
 
@@ -102,11 +103,18 @@ def times(ratio: float) -> str:
 
 
 def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
-    """(width, '0.9M (5 of 5)') for each size of an arm: median agent steps until its learning curve reached it."""
+    """(width, '0.9M (5 of 5)') for each size of an arm: median agent steps until its learning curve reached it.
+
+    '-' where no run has a learning curve.
+    """
     rows = []
     for cell in answers.of(arm):
-        steps = sorted(step for run in cell.runs if (step := steps_to_reach(run, target)) is not None)
-        runs = len(cell.runs)
+        played = [run for run in cell.runs if learning_curve(run)]  # a teacher-led run plays no games of its own
+        if not played:
+            rows.append((cell.width, "-"))
+            continue
+        steps = sorted(step for run in played if (step := steps_to_reach(run, target)) is not None)
+        runs = len(played)
         # The median over all runs, those that never reached it counting as longest.
         middle = short(steps[runs // 2]) if len(steps) > runs // 2 else "never"
         rows.append((cell.width, f"{middle} ({len(steps)} of {runs})"))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from potstill.arms import Method
 from potstill.distill import DistillConfig
 from potstill.envs import find_env
 from potstill.errors import InputError
@@ -13,21 +14,9 @@ from potstill.ppo import PPOConfig
 from potstill.presets import PPO_PRESETS
 from potstill.runs import config_hash
 
-Method = Literal["rl", "distill", "ppd", "finetune"]
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
 MAX_CELLS = 100_000
-
-ARMS: dict[str, tuple[Method, dict[str, Any]]] = {
-    "rl": ("rl", {}),
-    "rl-split": ("rl", {"critic": "split"}),
-    "distill-student": ("distill", {"lead": "student"}),
-    "distill-teacher": ("distill", {"lead": "teacher"}),
-    "distill-mixed": ("distill", {"lead": "mixed"}),
-    "ppd": ("ppd", {}),
-    "finetune": ("finetune", {}),
-}
-"""Arms whose name says it all: their method, and the settings that make them what they are."""
 
 NETWORK = ("family", "critic", "critic_width")
 """Of an arm's settings, those of its network; the others are its method's."""
@@ -70,7 +59,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Arm:
+class PlannedArm:
     """One way to make a policy, at some widths, from some seeds and teachers."""
 
     name: str
@@ -101,7 +90,7 @@ class Plan:
     name: str
     env: str
     evaluation: Evaluation
-    arms: tuple[Arm, ...]
+    arms: tuple[PlannedArm, ...]
     text: str
     pairing: Literal["cross", "cycle"] = "cross"
     """cross: every seed with every teacher. cycle: seed number i with teacher i modulo their number."""
@@ -158,7 +147,7 @@ class Plan:
             raise InputError("the plan has no run of all these arms, widths and seeds: an arm may have its own")
         return made
 
-    def _cells(self, arm: Arm, width: str, made: Mapping[str, Cell]) -> list[Cell]:
+    def _cells(self, arm: PlannedArm, width: str, made: Mapping[str, Cell]) -> list[Cell]:
         cells = []
         for number, seed in enumerate(arm.seeds):
             teachers: list[Path | None] = [*arm.teachers] or [None]

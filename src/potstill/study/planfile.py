@@ -24,6 +24,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from potstill.arms import ARMS, Method
 from potstill.distill import DistillConfig
 from potstill.envs import find_env
 from potstill.errors import InputError
@@ -31,7 +32,7 @@ from potstill.files import read_bytes
 from potstill.imports import import_modules
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
-from potstill.study.plan import ARMS, NETWORK, Arm, Evaluation, Method, Plan, make_config
+from potstill.study.plan import NETWORK, Evaluation, Plan, PlannedArm, make_config
 
 PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
 MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB
@@ -116,12 +117,13 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     return Plan(name, env, evaluation, made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
 
 
-def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Arm:
+def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> PlannedArm:
     here = ("arms", name)
     table = _table(document["arms"], name, ("arms",))
     if not _is_name(name):
         raise _At(here, f"arm {name!r} becomes part of the names of files: use letters, digits, - and _")
-    method, fixed = ARMS.get(name, (None, {}))
+    known = ARMS.get(name)
+    method, fixed = (known.method, known.settings) if known is not None else (None, {})
     if "method" in table or method is None:
         if "method" not in table:
             near = difflib.get_close_matches(name, ARMS, n=1)
@@ -151,7 +153,7 @@ def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Arm:
     places = tuple((folder / teacher).resolve() for teacher in teachers)
     if len({place.name for place in places}) < len(places):
         raise _At(("teachers",), "two teachers have the same last name, by which their runs are told apart")
-    return Arm(name, method, settings, widths, seeds, places, by_width, origin)
+    return PlannedArm(name, method, settings, widths, seeds, places, by_width, origin)
 
 
 def _settings(table: Mapping[str, Any], method: Method, here: tuple[str, ...]) -> dict[str, Any]:

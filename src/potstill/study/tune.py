@@ -19,7 +19,7 @@ import numpy as np
 
 from potstill.errors import InputError
 from potstill.networks import parse_width
-from potstill.study.plan import Arm, Evaluation, Plan
+from potstill.study.plan import Evaluation, Plan, PlannedArm
 from potstill.study.planfile import read_settings
 
 Setting = dict[str, Any]
@@ -92,7 +92,7 @@ def tuning_plan(plan: Plan) -> Plan:
         if not widths or not set(widths) <= set(arm.widths):
             raise InputError(f"tune.widths must name widths of arm {arm.name}: {', '.join(arm.widths)}")
         whole = arm.settings | read_settings(trial.setting, arm.method)
-        arms.append(Arm(trial.name, arm.method, whole, widths, seeds, arm.teachers))
+        arms.append(PlannedArm(trial.name, arm.method, whole, widths, seeds, arm.teachers))
     scored = Evaluation(int(plan.tune.get("episodes", 32)))
     return replace(plan, name=f"{plan.name}-tune", arms=tuple(arms), evaluation=scored, tune={})
 
