@@ -20,9 +20,11 @@ Row = dict[str, Any]
 
 def one_thread() -> None:
     """This process computes as a study's runs do: on one core."""
-    from potstill.machine import Machine  # torch comes with it, and whoever measures start-up must not pay for it
+    from potstill.training.runtime import (
+        Runtime,
+    )  # torch comes with it, and whoever measures start-up must not pay for it
 
-    Machine(threads=1).settle()
+    Runtime(threads=1).settle()
 
 
 def child(
@@ -125,6 +127,6 @@ def commit() -> str:
 def _machine() -> Row:
     from importlib.metadata import version
 
-    from potstill.machine import processor
+    from potstill.training.runtime import processor
 
     return {"cpu": processor(), "cores": os.cpu_count(), "torch": version("torch"), "python": platform.python_version()}

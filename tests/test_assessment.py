@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import torch
 from potstill import assessment, evaluation
 from potstill.assessment import assess
 from potstill.envs import PRESETS
-from potstill.machine import Machine
+from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.runs import Run
+from potstill.training.runtime import Runtime
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=6, beside_games=4, starts=(2, 5), start_games=3)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
+CONFIG = EvalConfig(episodes=6, beside_games=4, starts=(2, 5), start_games=3)
 GAMES = 6 + 4 + 3 + 3  # CartPole has nothing sticky
 
 
@@ -66,9 +69,7 @@ def stop_in_match(number, monkeypatch):
 
 
 def test_the_games_beside_the_main_ones_have_a_number_of_their_own(student):
-    some, none, all_ = (
-        assess(student, Machine(threads=1, quiet=True, evaluate=4, beside_games=n), None) for n in (2, 0, None)
-    )
+    some, none, all_ = (assess(student, RUNTIME, EvalConfig(episodes=4, beside_games=n), None) for n in (2, 0, None))
     assert [played["beside_games"] for played in (some, none, all_)] == [2, 0, 4]
     assert (none["score_sampled"], none["score_nosticky"]) == (None, None)
     assert some["score"] == none["score"] == all_["score"]
@@ -82,7 +83,7 @@ def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path, 
     shutil.copy(teacher.path, tmp_path)
     (tmp_path / "result.json").write_text("{")
     unknown = load_policy(tmp_path)
-    of_itself = assess(unknown, MACHINE, unknown)
+    of_itself = assess(unknown, RUNTIME, CONFIG, unknown)
     assert of_itself["teacher_score"] == of_itself["score"]
     assert (of_itself["agreement"], of_itself["kl"]) == (1.0, pytest.approx(0, abs=1e-6))
     assert begun.count(("greedy", 6, 0)) == 1  # its own games, which are the teacher's
@@ -90,14 +91,14 @@ def test_a_teacher_without_a_readable_result_is_played_again(teacher, tmp_path, 
 
 @pytest.mark.parametrize("match", [1, 2, 4])
 def test_games_of_an_evaluation_that_was_stopped_are_not_played_again(match, student, teacher, run, begun, monkeypatch):
-    whole = assess(student, MACHINE, teacher)
+    whole = assess(student, RUNTIME, CONFIG, teacher)
     planned = begun.copy()
     with monkeypatch.context() as patch:
         stop_in_match(match, patch)
         with pytest.raises(KeyboardInterrupt):
-            assess(student, MACHINE, teacher, run)
+            assess(student, RUNTIME, CONFIG, teacher, run)
     begun.clear()
-    assert assess(student, MACHINE, teacher, run) == whole
+    assert assess(student, RUNTIME, CONFIG, teacher, run) == whole
     assert begun == planned[match - 1 :]
 
 
@@ -105,29 +106,29 @@ def test_the_directory_says_how_many_games_were_played(student, run, monkeypatch
     stop_in_match(3, monkeypatch)
     monkeypatch.setattr(assessment, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        assess(student, MACHINE, None, run)
+        assess(student, RUNTIME, CONFIG, None, run)
     told = json.loads(run.games_path.read_text())
     assert (told["played"], told["games"], len(told["matches"])) == (6 + 4 + 2, GAMES, 2)
 
 
 def test_games_of_another_policy_or_other_ones_of_it_are_played(student, teacher, run, begun):
-    assess(student, MACHINE, None, run)
-    for policy, machine, new in (
-        (student, MACHINE, 0),
-        (teacher, MACHINE, 4),
-        (student, Machine(threads=1, quiet=True, evaluate=6, beside_games=3, starts=(2, 6), start_games=3), 2),
+    assess(student, RUNTIME, CONFIG, None, run)
+    for policy, config, new in (
+        (student, CONFIG, 0),
+        (teacher, CONFIG, 4),
+        (student, replace(CONFIG, beside_games=3, starts=(2, 6)), 2),
     ):
         begun.clear()
-        kept = assess(policy, machine, None, run)
+        kept = assess(policy, RUNTIME, config, None, run)
         assert len(begun) == new
-        assert kept == assess(policy, machine, None)
+        assert kept == assess(policy, RUNTIME, config, None)
 
 
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"matches": 3}', '{"matches": {"KEY": 3}}', '{"matches": {"KEY": {}}}']
 )
 def test_games_that_cannot_be_read_are_played_again(damage, student, run):
-    whole = assess(student, MACHINE, None, run)
+    whole = assess(student, RUNTIME, CONFIG, None, run)
     keys = json.loads(run.games_path.read_text())["matches"]
     run.games_path.write_text(damage.replace("KEY", next(iter(keys))))
-    assert assess(student, MACHINE, None, run) == whole
+    assert assess(student, RUNTIME, CONFIG, None, run) == whole

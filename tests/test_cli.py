@@ -16,17 +16,17 @@ from potstill import __version__, evaluation
 from potstill.cli import COMMANDS, main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
-from potstill.machine import Machine, processor
 from potstill.networks import NetworkConfig, Policy
 from potstill.options import peek
 from potstill.policies import save_policy
 from potstill.presets import PPO_PRESETS
 from potstill.runs import Run
+from potstill.training.runtime import Runtime, processor
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--total-timesteps", "256", "--num-envs", "4", "--num-steps", "64", "--minibatch-size", "64"]
 TINY += ["--width", "1/8", "--normalise-inputs", "40", "--precision", "float32"]
-MACHINE = ["--device", "cpu", "--threads", "1"]
+RUNTIME = ["--device", "cpu", "--threads", "1"]
 RECORD = {"mean", "ci95", "median", "std", "episodes", "distinct", "p_negative", "parameters", "macs", "bytes"}
 RECORD |= {"latency_ms", "returns"}
 
@@ -76,7 +76,7 @@ def is_one_line(text):
 
 
 def test_evaluate_json_is_one_object_on_stdout_and_nothing_else(call, policies):
-    code, out, _ = call("evaluate", policies / "one", "--episodes", 4, "--json", *MACHINE)
+    code, out, _ = call("evaluate", policies / "one", "--episodes", 4, "--json", *RUNTIME)
     record = json.loads(out)
     assert code == 0
     assert set(record) >= RECORD
@@ -87,7 +87,7 @@ def test_evaluate_json_is_one_object_on_stdout_and_nothing_else(call, policies):
 
 
 def test_evaluate_with_a_teacher_tells_how_far_the_policy_is_from_it(call, policies):
-    words = ["evaluate", policies / "one", "--episodes", 2, "--json", *MACHINE]
+    words = ["evaluate", policies / "one", "--episodes", 2, "--json", *RUNTIME]
     far, near = (json.loads(call(*words, "--teacher", policies / name)[1]) for name in ("two", "one"))
     assert set(far) >= RECORD | {"agreement", "kl", "agreement_teacher_states", "kl_teacher_states"}
     assert (near["agreement"], near["agreement_teacher_states"]) == (1.0, 1.0)
@@ -95,13 +95,13 @@ def test_evaluate_with_a_teacher_tells_how_far_the_policy_is_from_it(call, polic
 
 
 def test_evaluate_plays_the_same_games_for_the_same_seed(call, policies):
-    words = ["evaluate", policies / "one", "--episodes", 4, "--json", "--actions", "sampled", *MACHINE]
+    words = ["evaluate", policies / "one", "--episodes", 4, "--json", "--actions", "sampled", *RUNTIME]
     again, same, other = (json.loads(call(*words, "--seed", seed)[1])["returns"] for seed in (3, 3, 4))
     assert again == same != other
 
 
 def test_evaluate_prints_its_figures_for_people(call, policies):
-    code, out, err = call("evaluate", policies / "one", "--episodes", 2, *MACHINE)
+    code, out, err = call("evaluate", policies / "one", "--episodes", 2, *RUNTIME)
     assert code == 0
     mean = next(line.split()[1] for line in out.splitlines() if line.startswith("mean"))
     assert f"  score {float(mean):.3g}  " in err  # how it stands while it plays
@@ -113,7 +113,7 @@ def test_evaluate_prints_its_figures_for_people(call, policies):
 @pytest.mark.parametrize("who", ["random", "policy"])
 def test_a_game_may_start_with_somebody_elses_play(call, policies, who):
     who = policies / "two" if who == "policy" else who
-    words = ["evaluate", policies / "one", "--episodes", 4, "--json", *MACHINE]
+    words = ["evaluate", policies / "one", "--episodes", 4, "--json", *RUNTIME]
     record = json.loads(call(*words, "--start", f"{who}:1000")[1])
     assert record["start_steps"] == 1000
     assert record["returns"] != json.loads(call(*words)[1])["returns"]
@@ -148,7 +148,7 @@ def test_a_bad_option_of_evaluate_is_one_line_and_exit_code_2(call, policies, op
 
 def test_a_teacher_of_another_task_is_refused_before_any_game(call, policies, monkeypatch):
     monkeypatch.setattr(evaluation, "play", None)
-    code, _, err = call("evaluate", policies / "one", "--teacher", policies / "pong", *MACHINE)
+    code, _, err = call("evaluate", policies / "one", "--teacher", policies / "pong", *RUNTIME)
     assert code == 2
     assert "reads observations of shape" in err
     assert is_one_line(err)
@@ -157,7 +157,7 @@ def test_a_teacher_of_another_task_is_refused_before_any_game(call, policies, mo
 def test_train_makes_a_run_and_touches_no_other(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Of a flag given twice, as `python pong.py --env cartpole` does, the last one counts.
-    words = ["train", "--env", "pong", "--env", "cartpole", *TINY, *MACHINE, "--evaluate", 2]
+    words = ["train", "--env", "pong", "--env", "cartpole", *TINY, *RUNTIME, "--evaluate", 2]
     code, out, err = call(*words)
     run = next(Path("cartpole_run").iterdir())
     assert (code, out.splitlines()[0]) == (0, str(run))
@@ -242,7 +242,7 @@ def test_distill_needs_a_teacher(call, policies, tmp_path):
 def test_distill_makes_a_run_named_after_what_it_is(call, policies, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["distill", policies / "one", "--total-timesteps", 256, "--num-envs", 4, "--batch-size", 16]
-    code, out, _ = call(*words, "--warmup-steps", 16, "--seed", 3, *MACHINE, "--evaluate", 0)
+    code, out, _ = call(*words, "--warmup-steps", 16, "--seed", 3, *RUNTIME, "--evaluate", 0)
     run = next(Path("distill_run").iterdir())
     assert (code, out) == (0, f"{run}\n")
     assert run.name.endswith("_width-1_8_student_seed-3")
@@ -251,7 +251,7 @@ def test_distill_makes_a_run_named_after_what_it_is(call, policies, tmp_path, mo
 
 def test_a_training_that_diverges_ends_with_exit_code_1(call, tmp_path):
     rates = ["--learning-rate", "1e20", "--max-learning-rate", "1e20"]
-    code, out, err = call("train", "--env", "cartpole", *TINY, *rates, *MACHINE, "--quiet", "--out", tmp_path / "run")
+    code, out, err = call("train", "--env", "cartpole", *TINY, *rates, *RUNTIME, "--quiet", "--out", tmp_path / "run")
     assert (code, out) == (1, "")
     assert err.startswith("potstill: train failed: ")
     assert "lower --learning-rate" in err
@@ -264,20 +264,20 @@ def test_a_signal_during_the_evaluation_tells_how_to_go_on(call, tmp_path, monke
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "latency", lambda policy: signal.raise_signal(number))
-        words = ["train", "--env", "cartpole", *TINY, *MACHINE, "--quiet", "--evaluate", 2]
+        words = ["train", "--env", "cartpole", *TINY, *RUNTIME, "--quiet", "--evaluate", 2]
         assert call(*words, "--out", run) == (
             code,
             "",
             f"potstill: stopped by {number.name}; continue with --resume {run}\n",
         )
-    code, out, _ = call("train", "--resume", run, *MACHINE, "--quiet", "--evaluate", 2)
+    code, out, _ = call("train", "--resume", run, *RUNTIME, "--quiet", "--evaluate", 2)
     assert (code, out.splitlines()[0]) == (0, str(run))
     assert not (run / "resume.safetensors").exists()
 
 
 def test_a_signal_where_nothing_is_to_be_saved_just_stops(call, policies, monkeypatch):
     monkeypatch.setattr(evaluation, "latency", lambda policy: signal.raise_signal(signal.SIGTERM))
-    code, out, err = call("evaluate", policies / "one", "--episodes", 2, "--json", *MACHINE)
+    code, out, err = call("evaluate", policies / "one", "--episodes", 2, "--json", *RUNTIME)
     assert (code, out, err) == (143, "", "potstill: stopped\n")
 
 
@@ -332,7 +332,7 @@ def test_info_names_the_versions_and_the_machine(call):
     for package in ("torch", "gymnasium", "ale-py"):
         assert f"{package:<11} {metadata.version(package)}\n" in out
     assert f"potstill    {__version__}\n" in out
-    assert f"processor   {processor()}\ncores       {Machine().cores}\n" in out
+    assert f"processor   {processor()}\ncores       {Runtime().cores}\n" in out
     assert "Traceback" not in out
 
 
@@ -396,7 +396,7 @@ def test_the_package_runs_as_a_module():
 
 def test_pong_py_saves_when_it_is_terminated(tmp_path):
     run = tmp_path / "run"
-    words = ["--env", "cartpole", *TINY, "--total-timesteps", "100000000", *MACHINE, "--out", str(run)]
+    words = ["--env", "cartpole", *TINY, "--total-timesteps", "100000000", *RUNTIME, "--out", str(run)]
     process = subprocess.Popen([sys.executable, str(ROOT / "pong.py"), *words], stderr=subprocess.PIPE, text=True)
     try:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():

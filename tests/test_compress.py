@@ -24,14 +24,14 @@ from potstill.envs import PRESETS, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
 from potstill.jobs import new_distillation
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.report import compression
 from potstill.runs import Run
 from potstill.study import execute as study
+from potstill.training.runtime import Runtime
 
-MACHINE = Machine(device="cpu", threads=2, quiet=True)
+RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
 QUICK = ["--total-timesteps", "4096", "--num-envs", "8", "--batch-size", "64", "--warmup-steps", "64"]
 QUICK += ["--learning-rate", "0.02", "--updates-per-step", "2", "--precision", "float32"]
 QUICK += [
@@ -208,7 +208,7 @@ class Synthetic(Search):
 
     def __init__(self, rates, confirmed=None, failing=(), endless=(), slow=(), budget=15.0, cores=2, seconds=60.0):
         self.config = CompressConfig(budget=budget)
-        self.machine = replace(MACHINE, threads=cores)
+        self.runtime = replace(RUNTIME, threads=cores)
         self.ladder = [(width, 100 * number) for number, width in enumerate(rates, start=1)]
         self.rates, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
         self.endless, self.slow = endless, slow
@@ -488,7 +488,7 @@ def test_a_budget_that_trains_nothing_is_refused_before_anything_is_made(teacher
 def test_a_folder_of_something_else_is_left_alone(teacher, call, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert call(teacher, "--out", tmp_path).code == 2
-    run = new_distillation(DistillConfig(total_timesteps=1_024), teacher, tmp_path / "run", MACHINE)
+    run = new_distillation(DistillConfig(total_timesteps=1_024), teacher, tmp_path / "run", RUNTIME)
     done = call(teacher, "--out", run.path)
     assert (done.code, done.err) == (2, f"potstill: {run.path} exists and is no compression: choose another --out\n")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "notes.txt", "run"]
@@ -530,16 +530,16 @@ def test_without_onnx_the_command_says_so_before_it_trains(teacher, call, tmp_pa
 
 
 def test_damaged_games_are_one_line(teacher, call, tmp_path):
-    run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", MACHINE)
+    run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", RUNTIME)
     (run.path / "games.json").write_text('{"seconds": 1')
     with pytest.raises(InputError, match=r"games.json is damaged: choose another --out"), run.lock():
-        list(outcome.search(run, CompressConfig(), MACHINE))
+        list(outcome.search(run, CompressConfig(), RUNTIME))
 
 
 @pytest.mark.parametrize("kind", ["teacher", "random"])
 def test_games_are_cut_at_the_step_at_which_time_is_up(teacher, tmp_path, monkeypatch, kind):
-    run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", MACHINE)
-    state = Search(run, CompressConfig(budget=1 / 60), MACHINE)  # 0.9 seconds: the teacher balances for 500 steps
+    run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", RUNTIME)
+    state = Search(run, CompressConfig(budget=1 / 60), RUNTIME)  # 0.9 seconds: the teacher balances for 500 steps
     state.teacher.policy.trunk.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     monkeypatch.setattr(search, "load_policy", lambda *_: state.teacher)
     with run.lock(), pytest.raises(TimeUp):
@@ -553,8 +553,8 @@ def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teac
     config = CompressConfig(base=replace(base, precision="float32"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outcome, "training_seconds", lambda *_: 1.0)
-        run = outcome.open_compression(teacher, config, tmp_path / "out", MACHINE)
-    state = Search(run, config, MACHINE)
+        run = outcome.open_compression(teacher, config, tmp_path / "out", RUNTIME)
+    state = Search(run, config, RUNTIME)
     with run.lock(), pytest.raises(TimeUp):
         state.train(["1/64"], 1.0, keep=60 * 15 * 0.9 - 3.0)
     assert state.spent < 60.0
@@ -571,8 +571,8 @@ def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "model.zip")
     env = as_sb3(PRESETS["cartpole"])
     for _ in range(2):  # the second call opens what the first made
-        run = outcome.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", MACHINE, env)
-    assert Search(run, CompressConfig(), MACHINE).teacher.policy.size().parameters == 4_610
+        run = outcome.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", RUNTIME, env)
+    assert Search(run, CompressConfig(), RUNTIME).teacher.policy.size().parameters == 4_610
     assert Run.open(run.path).config["teacher"].endswith("model.zip")
 
 

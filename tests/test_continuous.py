@@ -16,19 +16,21 @@ from potstill.dataset import Dataset
 from potstill.distill import DistillConfig, distill, record, start
 from potstill.envs import PRESETS, Envs
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.export import onnx as exporter
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import GAUSSIAN_OBJECTIVES
 from potstill.policies import load_policy, save_policy
 from potstill.presets import PPO_PRESETS
 from potstill.report import figures
 from potstill.results import curves_table, runs_table
+from potstill.training.runtime import Runtime
 
 PENDULUM = PRESETS["pendulum"]
 RANDOM = -1_212  # mean score of uniformly random play, 128 games
-MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=16)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
+GAMES = EvalConfig(episodes=16)
 STUDENT = DistillConfig(
     network=NetworkConfig(width="1/4"), total_timesteps=16_000, num_envs=16, learning_rate=5e-3, precision="float32"
 )
@@ -41,8 +43,8 @@ def folder(tmp_path_factory):
     """A folder of runs: a teacher, and its student."""
     folder = tmp_path_factory.mktemp("runs")
     config = replace(PPO_PRESETS["pendulum"], env=PENDULUM, total_timesteps=60_000)
-    execute(new_training(config, folder / "teacher", MACHINE), MACHINE)
-    execute(new_distillation(STUDENT, folder / "teacher", folder / "student", MACHINE), MACHINE)
+    execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, GAMES)
+    execute(new_distillation(STUDENT, folder / "teacher", folder / "student", RUNTIME), RUNTIME, GAMES)
     return folder
 
 
@@ -176,16 +178,16 @@ def test_a_checkpoint_keeps_the_kind_of_its_actions_and_an_older_one_is_discrete
 
 @pytest.mark.parametrize("name", ["train", "distill"])
 def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch, name):
-    machine = replace(MACHINE, evaluate=0, save_every=0)
+    runtime = replace(RUNTIME, save_every=0)
 
     def new(out):
         if name == "distill":
-            return new_distillation(TINY, folder / "teacher", out, machine)
+            return new_distillation(TINY, folder / "teacher", out, runtime)
         config = replace(PPO_PRESETS["pendulum"], env=PENDULUM, total_timesteps=4 * 1_024, num_envs=8)
-        return new_training(config, out, machine)
+        return new_training(config, out, runtime)
 
     whole, stopped = new(tmp_path / "whole"), new(tmp_path / "stopped")
-    execute(whole, machine)
+    execute(whole, runtime)
     with monkeypatch.context() as patch:
         from potstill import telemetry
 
@@ -194,9 +196,9 @@ def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch, name):
             telemetry.Metrics, "write", lambda self, line: (write(self, line), signal.raise_signal(signal.SIGINT))
         )
         with pytest.raises(Interrupted):
-            execute(stopped, machine)
+            execute(stopped, runtime)
     assert stopped.resume_path.exists()
-    execute(stopped, machine)
+    execute(stopped, runtime)
     policies = [load_policy(run.path).policy.state_dict() for run in (whole, stopped)]
     assert all(torch.equal(tensor, policies[1][key]) for key, tensor in policies[0].items())
 

@@ -11,7 +11,7 @@ from potstill import evaluation as module
 from potstill.collect import input_statistics
 from potstill.envs import PRESETS, Envs, Episode
 from potstill.errors import InputError
-from potstill.evaluation import Evaluation, Start, check_fit, compare, latency, play
+from potstill.evaluation import EvalConfig, Evaluation, Start, check_fit, compare, latency, play
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import forward_kl
 
@@ -309,3 +309,9 @@ def test_so_is_one_that_starts_or_teaches():
 def test_no_games_are_refused():
     with pytest.raises(InputError, match="episodes must be at least 1, not 0"):
         next(play(make_policy(), CARTPOLE, episodes=0, seed=0))
+
+
+@pytest.mark.parametrize("name", ["episodes", "start_games", "beside_games", "starts"])
+def test_nonsense_numbers_of_games_are_refused(name):
+    with pytest.raises(InputError, match=r"must be 0 or more, not -1|at least 1, not -1"):
+        EvalConfig(**{name: (-1,) if name == "starts" else -1})

@@ -11,15 +11,16 @@ from potstill import checkpoints, distill, evaluation, telemetry
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.errors import DivergedError, InputError, Terminated
+from potstill.evaluation import EvalConfig
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.runs import Run
+from potstill.training.runtime import Runtime
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=0, save_every=0)
-EVALUATED = replace(MACHINE, evaluate=4)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
+GAMES = EvalConfig(episodes=4)
 TRAIN = PPOConfig(
     env=PRESETS["cartpole"],
     network=NetworkConfig(width="1/2"),
@@ -62,17 +63,17 @@ BESIDE_TEACHER |= {"agreement_teacher_states", "kl_teacher_states"}
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """The run directory of a CartPole expert, of sorts."""
-    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", EVALUATED)
-    execute(run, EVALUATED)
+    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", RUNTIME)
+    execute(run, RUNTIME, GAMES)
     return run.path
 
 
-def new_run(name, teacher, out, machine=MACHINE):
+def new_run(name, teacher, out, runtime=RUNTIME):
     config = CONFIGS[name]
     if isinstance(config, DistillConfig):
-        return new_distillation(config, teacher, out, machine)
+        return new_distillation(config, teacher, out, runtime)
     origins = {"ppd": {"teacher": teacher}, "finetune": {"initial": teacher}}
-    return new_training(config, out, machine, **origins.get(name, {}))
+    return new_training(config, out, runtime, **origins.get(name, {}))
 
 
 def outcome(run):
@@ -102,7 +103,7 @@ def stopped(run, line, number, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(telemetry.Metrics, "write", at_line(line, lambda: signal.raise_signal(number)))
         with pytest.raises(Interrupted) as stop:
-            execute(run, MACHINE)
+            execute(run, RUNTIME)
     return stop.value
 
 
@@ -130,8 +131,8 @@ def test_a_training_leaves_its_config_metrics_policy_and_result_and_nothing_else
 
 @pytest.mark.parametrize("lead", ["student", "teacher"])
 def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teacher, tmp_path, lead):
-    run = new_distillation(CONFIGS[lead], teacher, tmp_path / "run", EVALUATED)
-    result = execute(run, EVALUATED)
+    run = new_distillation(CONFIGS[lead], teacher, tmp_path / "run", RUNTIME)
+    result = execute(run, RUNTIME, GAMES)
     assert names(run.path) == ["config.json", "metrics.jsonl", "policy.safetensors", "result.json"]
     assert {"format": 1} | result == json.loads(run.result_path.read_text())
     assert set(result) == RUN | SCORES | BESIDE_TEACHER | {"lead", "objective", "mode"}
@@ -146,8 +147,8 @@ def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teac
 
 @pytest.mark.parametrize("name", ["ppd", "finetune"])
 def test_training_from_another_policy_says_so_and_names_it(name, teacher, tmp_path):
-    run = new_run(name, teacher, tmp_path / "run", EVALUATED)
-    result = execute(run, EVALUATED)
+    run = new_run(name, teacher, tmp_path / "run", RUNTIME)
+    result = execute(run, RUNTIME, GAMES)
     role = "teacher" if name == "ppd" else "initial"
     assert result["arm"] == name
     assert run.config[role] == load_policy(run.policy_path).document["provenance"][role] == str(teacher)
@@ -165,8 +166,8 @@ def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_i
     probe = np.zeros((1, 4, 84, 84), dtype=np.uint8)
     save_policy(tmp_path / "teacher" / "policy.safetensors", shown, task, probe, {})
     config = replace(TRAIN, env=PRESETS["pong"], network=shown.config, total_timesteps=512)
-    run = new_training(config, tmp_path / "run", MACHINE, **{role: tmp_path / "teacher"})
-    execute(run, MACHINE)
+    run = new_training(config, tmp_path / "run", RUNTIME, **{role: tmp_path / "teacher"})
+    execute(run, RUNTIME)
     made = load_policy(run.policy_path)
     assert made.env == task
     assert made.policy.sees_as(shown)
@@ -174,12 +175,12 @@ def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_i
 
 def test_training_from_a_policy_of_another_task_is_refused_and_makes_nothing(teacher, tmp_path):
     with pytest.raises(InputError, match=r"was made for another task: EnvConfig.*CartPole-v1.*pong"):
-        new_training(replace(TRAIN, env=PRESETS["pong"]), tmp_path / "run", MACHINE, teacher)
+        new_training(replace(TRAIN, env=PRESETS["pong"]), tmp_path / "run", RUNTIME, teacher)
     assert not (tmp_path / "run").exists()
 
 
 def test_without_evaluation_a_result_has_no_scores(teacher, tmp_path):
-    result = execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
+    result = execute(new_run("cartpole", teacher, tmp_path / "run"), RUNTIME)
     assert set(result) == RUN
 
 
@@ -193,10 +194,10 @@ def test_an_evaluation_stops_at_once_and_is_done_again(error, code, teacher, tmp
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "latency", stopping)
         with pytest.raises(Interrupted, match="continue with --resume") as stop:
-            execute(run, MACHINE)
+            execute(run, RUNTIME)
     assert stop.value.code == code
     assert run.status == "interrupted"
-    execute(run, MACHINE)
+    execute(run, RUNTIME)
     assert outcome(run) == outcome(Run.open(teacher))
 
 
@@ -211,11 +212,11 @@ def test_a_run_that_stopped_among_its_games_goes_on_with_them(teacher, tmp_path,
 
     monkeypatch.setattr(evaluation, "play", stopping)
     with pytest.raises(Interrupted):
-        execute(run, EVALUATED)
+        execute(run, RUNTIME, GAMES)
     assert run.games_path.exists()
-    stopped = execute(run, EVALUATED)
+    stopped = execute(run, RUNTIME, GAMES)
     assert matches == ["greedy", "sampled", "sampled"]
-    whole = execute(new_run("student", teacher, tmp_path / "whole"), EVALUATED)
+    whole = execute(new_run("student", teacher, tmp_path / "whole"), RUNTIME, GAMES)
     assert {key: stopped[key] for key in SCORES | BESIDE_TEACHER} == {
         key: whole[key] for key in SCORES | BESIDE_TEACHER
     }
@@ -225,17 +226,17 @@ def test_a_run_that_stopped_among_its_games_goes_on_with_them(teacher, tmp_path,
 def test_a_finished_run_is_not_run_again(teacher):
     before = {path: path.stat().st_mtime_ns for path in teacher.iterdir()}
     with pytest.raises(InputError, match=r"run is finished: its result is in result.json"):
-        execute(Run.open(teacher), MACHINE)
+        execute(Run.open(teacher), RUNTIME)
     assert {path: path.stat().st_mtime_ns for path in teacher.iterdir()} == before
 
 
 def test_an_existing_directory_is_never_used(teacher, tmp_path):
-    for make in (lambda: new_training(TRAIN, teacher, MACHINE), lambda: new_run("student", teacher, teacher)):
+    for make in (lambda: new_training(TRAIN, teacher, RUNTIME), lambda: new_run("student", teacher, teacher)):
         with pytest.raises(InputError, match="exists: choose another --out"):
             make()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot make .*choose another --out"):
-        new_training(TRAIN, tmp_path / "file" / "run", MACHINE)
+        new_training(TRAIN, tmp_path / "file" / "run", RUNTIME)
 
 
 @pytest.mark.parametrize("name", ["cartpole", "student"])
@@ -243,12 +244,12 @@ def test_a_run_that_diverges_is_marked_failed_and_may_be_tried_again(name, teach
     config = CONFIGS[name]
     if isinstance(config, PPOConfig):
         config = replace(config, learning_rate=1e20, max_learning_rate=1e20)
-        run = new_training(config, tmp_path / "run", MACHINE)
+        run = new_training(config, tmp_path / "run", RUNTIME)
     else:
-        run = new_distillation(replace(config, learning_rate=1e39), teacher, tmp_path / "run", MACHINE)
+        run = new_distillation(replace(config, learning_rate=1e39), teacher, tmp_path / "run", RUNTIME)
     for _ in range(2):
         with pytest.raises(DivergedError, match="lower --learning-rate"):
-            execute(run, MACHINE)
+            execute(run, RUNTIME)
         result = json.loads(run.result_path.read_text())
         assert result["status"] == run.status == "failed"
         assert "--learning-rate" in result["error"]
@@ -260,7 +261,7 @@ def test_a_second_attempt_is_no_longer_failed(teacher, tmp_path, monkeypatch):
     run, during = new_run("cartpole", teacher, tmp_path / "run"), []
     run.write_result({"status": "failed", "kind": "train", "error": "the sun"})
     monkeypatch.setattr(telemetry.Metrics, "write", at_line(1, lambda: during.append(run.status)))
-    execute(run, MACHINE)
+    execute(run, RUNTIME)
     assert [*during, run.status] == ["running", "done"]
     assert "error" not in json.loads(run.result_path.read_text())
 
@@ -273,29 +274,29 @@ def test_a_run_does_not_go_on_with_another_teacher(teacher, tmp_path, monkeypatc
     tensors, document = checkpoints.load(teacher / "policy.safetensors")
     checkpoints.save(tmp_path / "teacher" / "policy.safetensors", tensors, document | {"provenance": {"seed": 9}})
     with pytest.raises(InputError, match="is no longer the teacher this run began with"):
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
     shutil.copy(tmp_path / "kept.safetensors", tmp_path / "teacher" / "policy.safetensors")
-    assert execute(run, MACHINE)["status"] == "done"
+    assert execute(run, RUNTIME)["status"] == "done"
 
 
 def test_students_of_one_teacher_share_the_data_that_the_first_one_made(teacher, tmp_path):
     made = []
     for seed in (0, 1):
         config = replace(CONFIGS["teacher"], seed=seed)
-        execute(new_distillation(config, teacher, tmp_path / str(seed), MACHINE), MACHINE)
+        execute(new_distillation(config, teacher, tmp_path / str(seed), RUNTIME), RUNTIME)
         made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")})
     assert made[0] == made[1]
     assert names(tmp_path) == ["0", "1", "data"]
     assert len(names(tmp_path / "data")) == 1
     noisy = replace(CONFIGS["teacher"], noise=0.5)
-    execute(new_distillation(noisy, teacher, tmp_path / "noisy", MACHINE), MACHINE, tmp_path / "data")
+    execute(new_distillation(noisy, teacher, tmp_path / "noisy", RUNTIME), RUNTIME, data_root=tmp_path / "data")
     assert len(names(tmp_path / "data")) == 2  # other play is other data
 
 
 def test_a_run_that_ends_with_other_threads_than_it_began_with_says_so(teacher, tmp_path, monkeypatch):
     run = new_run("cartpole", teacher, tmp_path / "run")
     stopped(run, 2, signal.SIGINT, monkeypatch)
-    record = execute(run, replace(MACHINE, threads=2))
+    record = execute(run, replace(RUNTIME, threads=2))
     now, begun = record["machine"].split("; begun on ")
     assert (record["threads"], begun) == (2, run.config["machine"])
     assert (now, "1 thread," in begun) == (begun.replace("1 thread,", "2 threads,"), True)
@@ -311,36 +312,34 @@ def test_a_recording_that_is_stopped_leaves_nothing_behind(teacher, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(distill, "record", stopping)
         with pytest.raises(Interrupted):
-            execute(run, MACHINE)
+            execute(run, RUNTIME)
     assert names(tmp_path / "data") == []
-    assert execute(run, MACHINE)["status"] == "done"
+    assert execute(run, RUNTIME)["status"] == "done"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("threads", -1), ("evaluate", -1), ("save_every", -1.0), ("save_every", float("nan"))]
-)
-def test_a_machine_with_nonsense_settings_is_refused(name, value):
+@pytest.mark.parametrize(("name", "value"), [("threads", -1), ("save_every", -1.0), ("save_every", float("nan"))])
+def test_a_runtime_with_nonsense_settings_is_refused(name, value):
     with pytest.raises(InputError, match=f"{name.replace('_', '-')} must be 0 or more, not {value}"):
-        Machine(**{name: value})
+        Runtime(**{name: value})
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_made(teacher, tmp_path):
     images = NetworkConfig(width="1/8", family="nature")
     with pytest.raises(InputError, match="reads images"):
-        new_training(replace(TRAIN, network=images), tmp_path / "run", MACHINE)
+        new_training(replace(TRAIN, network=images), tmp_path / "run", RUNTIME)
     with pytest.raises(InputError, match="reads images"):
-        new_distillation(replace(STUDENT, network=images), teacher, tmp_path / "run", MACHINE)
+        new_distillation(replace(STUDENT, network=images), teacher, tmp_path / "run", RUNTIME)
     with pytest.raises(InputError, match="has no sticky actions"):
-        new_training(replace(TRAIN, env=replace(TRAIN.env, sticky=0.25)), tmp_path / "run", MACHINE)
+        new_training(replace(TRAIN, env=replace(TRAIN.env, sticky=0.25)), tmp_path / "run", RUNTIME)
     with pytest.raises(InputError, match="device 'tpu' is unknown"):
-        new_training(TRAIN, tmp_path / "run", replace(MACHINE, device="tpu"))
+        new_training(TRAIN, tmp_path / "run", replace(RUNTIME, device="tpu"))
     assert names(tmp_path) == []
 
 
 def test_a_directory_with_a_config_of_something_else_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text('{"editor": "ed"}')
     with pytest.raises(InputError, match=r"is not a run of potstill's"):
-        execute(Run.open(tmp_path), MACHINE)
+        execute(Run.open(tmp_path), RUNTIME)
     assert names(tmp_path) == ["config.json"]
 
 
@@ -349,7 +348,7 @@ def test_a_damaged_save_is_refused_in_one_line(teacher, tmp_path, monkeypatch):
     stopped(run, 1, signal.SIGTERM, monkeypatch)
     run.resume_path.write_bytes(run.resume_path.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"resume.safetensors is truncated"):
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
 
 
 def test_a_save_that_lacks_what_this_version_keeps_is_refused_in_one_line(teacher, tmp_path, monkeypatch):
@@ -359,15 +358,15 @@ def test_a_save_that_lacks_what_this_version_keeps_is_refused_in_one_line(teache
     del document["rate_bound"]
     checkpoints.save(run.resume_path, tensors, document)
     with pytest.raises(InputError, match=r"saved by potstill 0\.1\.0.* and cannot go on with this one: 'rate_bound'"):
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
 
 
 def test_auto_precision_is_settled_when_the_run_is_made(tmp_path):
-    run = new_training(replace(TRAIN, precision="auto"), tmp_path / "run", MACHINE)
+    run = new_training(replace(TRAIN, precision="auto"), tmp_path / "run", RUNTIME)
     assert run.config["config"]["precision"] in ("float32", "bfloat16")
 
 
 def test_threads_of_torch_follow_the_machine(teacher, tmp_path):
     torch.set_num_threads(2)
-    execute(new_run("cartpole", teacher, tmp_path / "run"), MACHINE)
+    execute(new_run("cartpole", teacher, tmp_path / "run"), RUNTIME)
     assert torch.get_num_threads() == 1

@@ -12,25 +12,30 @@ import torch
 from potstill import evaluation, telemetry
 from potstill.envs import EnvConfig, with_sticky
 from potstill.errors import InputError
-from potstill.machine import Machine
+from potstill.evaluation import EvalConfig
 from potstill.networks import Policy
 from potstill.policies import LoadedPolicy, recorded_result
 from potstill.runs import Run, config_hash, read_document
+from potstill.training.runtime import Runtime
 
 KEYS = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")  # of the main match
 SAVE_EVERY = 5.0  # seconds between two notes of how many games were played
 
 
 def assess(
-    loaded: LoadedPolicy, machine: Machine, teacher: LoadedPolicy | None, run: Run | None = None
+    loaded: LoadedPolicy,
+    runtime: Runtime,
+    eval_config: EvalConfig,
+    teacher: LoadedPolicy | None,
+    run: Run | None = None,
 ) -> dict[str, Any]:
     """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher.
 
     Args:
         run: whose lock gets a sign of life with every game, and whose directory keeps what was played until it is done.
     """
-    policy, env, count = loaded.policy, loaded.env, machine.evaluate
-    beside = count if machine.beside_games is None else machine.beside_games
+    policy, env, count = loaded.policy, loaded.env, eval_config.episodes
+    beside = count if eval_config.beside_games is None else eval_config.beside_games
     known = recorded_result(teacher) if teacher is not None else None  # which many students need, none measured again
     matches = {"greedy": _Match(policy, env, "greedy", count)}
     if beside:
@@ -38,19 +43,19 @@ def assess(
     if beside and env.sticky:
         # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
         matches["not sticky"] = _Match(policy, with_sticky(env, 0.0), "greedy", min(beside, 30))
-    for steps in machine.starts:
-        matches[f"after {steps}"] = _Match(policy, env, "greedy", machine.start_games or count, steps)
+    for steps in eval_config.starts:
+        matches[f"after {steps}"] = _Match(policy, env, "greedy", eval_config.start_games or count, steps)
     if teacher is not None and not known:
         matches["teacher"] = _Match(teacher.policy, teacher.env, "greedy", count)
-    played = _play(matches, f"evaluate {env.id} {policy.config.width}", machine, run)
+    played = _play(matches, f"evaluate {env.id} {policy.config.width}", runtime, run)
 
     main = played["greedy"]
     record = {"score": main["mean"], **{key: main[key] for key in KEYS}}
     for key, match in (("score_sampled", "sampled"), ("score_nosticky", "not sticky")):
         record[key] = played[match]["mean"] if match in played else None
     record["beside_games"] = beside
-    if machine.starts:
-        scored = {0: main} | {steps: played[f"after {steps}"] for steps in machine.starts}
+    if eval_config.starts:
+        scored = {0: main} | {steps: played[f"after {steps}"] for steps in eval_config.starts}
         record["starts"] = {
             str(steps): {"score": games["mean"]} | {key: games[key] for key in ("point_win_rate", "episodes")}
             for steps, games in scored.items()
@@ -59,7 +64,7 @@ def assess(
         theirs = known or played["teacher"]
         score = theirs["score" if known else "mean"]
         record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
-        record |= evaluation.compare(policy, teacher.policy, env, threads=machine.cores)
+        record |= evaluation.compare(policy, teacher.policy, env, threads=runtime.cores)
     return record
 
 
@@ -82,7 +87,7 @@ class _Match(NamedTuple):
         return config_hash({"policy": weights.hexdigest(), **rest})
 
 
-def _play(matches: dict[str, _Match], title: str, machine: Machine, run: Run | None) -> dict[str, dict[str, Any]]:
+def _play(matches: dict[str, _Match], title: str, runtime: Runtime, run: Run | None) -> dict[str, dict[str, Any]]:
     """Plays the matches; those that an earlier process of the run came to the end of are not played again."""
     kept = _kept_matches(run) if run is not None else {}
     keys = {name: match.identity for name, match in matches.items()}
@@ -91,13 +96,13 @@ def _play(matches: dict[str, _Match], title: str, machine: Machine, run: Run | N
         return sum(match.episodes for name, match in matches.items() if keys[name] in kept)
 
     total, saved = sum(match.episodes for match in matches.values()), -math.inf
-    with telemetry.Progress(title, total, done(), machine.quiet, unit="games") as bar:
+    with telemetry.Progress(title, total, done(), runtime.quiet, unit="games") as bar:
         for name, (policy, env, actions, episodes, start_steps) in matches.items():
             if keys[name] in kept:
                 continue
             before, start = done(), evaluation.Start(start_steps)
             for so_far in evaluation.play(
-                policy, env, episodes=episodes, seed=1, actions=actions, start=start, threads=machine.cores
+                policy, env, episodes=episodes, seed=1, actions=actions, start=start, threads=runtime.cores
             ):
                 games = len(so_far.episodes)
                 bar.update(before + games, **{name: so_far.score})

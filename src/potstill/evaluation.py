@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
+from tyro.conf import arg
 
 from potstill.collect import Inputs, collect
 from potstill.envs import EnvConfig, Envs, Episode, check_seed
@@ -18,6 +19,33 @@ from potstill.networks import Policy, one_thread
 
 Actions = Literal["greedy", "sampled"]
 SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The games that score a run at its end. Not part of its identity: training does not depend on them."""
+
+    episodes: Annotated[int, arg(name="evaluate")] = 100
+    """Whole games, greedy; 0 leaves the evaluation out."""
+    starts: tuple[int, ...] = ()
+    """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
+    start_games: int = 0
+    """Games after each of these; 0 plays as many as of the main evaluation."""
+    beside_games: int | None = None
+    """Games with sampled actions, and games without stickiness (of these at most 30): the scores that stand beside the
+    main one; 0 leaves them out, None plays as many as of the main evaluation."""
+
+    def __post_init__(self) -> None:
+        for name, games in (("evaluate", self.episodes), ("start-games", self.start_games)):
+            if games < 0:
+                raise InputError(f"{name} must be 0 or more, not {games}")
+        if self.beside_games is not None and self.beside_games < 0:
+            raise InputError(f"beside-games must be 0 or more, not {self.beside_games}")
+        if any(steps < 1 for steps in self.starts):
+            raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
+
+
+NOT_EVALUATED = EvalConfig(episodes=0)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from potstill.arms import arm_of
 from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, Terminated
+from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.load.sb3 import load_sb3
-from potstill.machine import Machine, provenance
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.runs import LockLostError, Run, stop_on_signals
 from potstill.teaching import teacher_data
+from potstill.training.runtime import Runtime, provenance
 
 
 class Interrupted(Exception):
@@ -51,7 +52,7 @@ class _Progress(Protocol):
 def new_training(
     config: ppo.PPOConfig,
     out: Path,
-    machine: Machine,
+    runtime: Runtime,
     teacher: Path | None = None,
     initial: Path | None = None,
     labels: dict[str, str] | None = None,
@@ -75,15 +76,15 @@ def new_training(
             policies[role] = loaded.policy
     with closing(Envs(config.env, 1)) as envs:  # what does not fit is refused before anything is made
         ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
-    document = {"kind": "train", "config": resolved(config, machine), **origins}
-    return Run.create(out, document | provenance(machine) | (labels or {}))
+    document = {"kind": "train", "config": resolved(config, runtime), **origins}
+    return Run.create(out, document | provenance(runtime) | (labels or {}))
 
 
 def new_distillation(
     config: distill.DistillConfig,
     teacher: Path,
     out: Path,
-    machine: Machine,
+    runtime: Runtime,
     teacher_env: EnvConfig | None = None,
     labels: dict[str, str] | None = None,
 ) -> Run:
@@ -98,20 +99,24 @@ def new_distillation(
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     distill.start(config, loaded.policy, torch.device("cpu"))
-    document = {**origin, "teacher_hash": loaded.hash, "config": resolved(config, machine)}
-    return Run.create(out, {"kind": "distill", **document} | provenance(machine) | (labels or {}))
+    document = {**origin, "teacher_hash": loaded.hash, "config": resolved(config, runtime)}
+    return Run.create(out, {"kind": "distill", **document} | provenance(runtime) | (labels or {}))
 
 
-def resolved(config: ppo.PPOConfig | distill.DistillConfig, machine: Machine) -> dict[str, Any]:
+def resolved(config: ppo.PPOConfig | distill.DistillConfig, runtime: Runtime) -> dict[str, Any]:
     """The config as config.json holds it: with the precision that `auto` comes to here."""
-    dtype = resolve_precision(config.precision, resolve_device(machine.device))
+    dtype = resolve_precision(config.precision, resolve_device(runtime.device))
     named: Precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
     document: dict[str, Any] = json.loads(json.dumps(asdict(replace(config, precision=named))))
     return document
 
 
 def execute(
-    run: Run, machine: Machine, data_root: Path | None = None, origins: dict[str, Path] | None = None
+    run: Run,
+    runtime: Runtime,
+    eval_config: EvalConfig = NOT_EVALUATED,
+    data_root: Path | None = None,
+    origins: dict[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Does a run, or goes on with one, and returns its result.
 
@@ -127,7 +132,7 @@ def execute(
     kind = run.config.get("kind")
     if kind not in ("train", "distill"):
         raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
-    machine.settle()
+    runtime.settle()
     run = replace(run, config=run.config | {f"{role}_here": str(path) for role, path in (origins or {}).items()})
     with run.lock():
         if run.status == "done":
@@ -135,7 +140,9 @@ def execute(
             raise InputError(f"{run.path} is finished: its result is in result.json")
         run.result_path.unlink(missing_ok=True)  # of an attempt that failed
         try:
-            return _train(run, machine) if kind == "train" else _distill(run, machine, data_root)
+            return (
+                _train(run, runtime, eval_config) if kind == "train" else _distill(run, runtime, eval_config, data_root)
+            )
         except DivergedError as error:
             run.write_result({"status": "failed", "kind": kind, "error": str(error)})
             raise
@@ -143,16 +150,16 @@ def execute(
             raise Interrupted(run, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT) from stop
 
 
-def _train(run: Run, machine: Machine) -> dict[str, Any]:
+def _train(run: Run, runtime: Runtime, eval_config: EvalConfig) -> dict[str, Any]:
     config = rebuild(ppo.PPOConfig, run.config.get("config"))
-    device = resolve_device(machine.device)
+    device = resolve_device(runtime.device)
     roles = [role for role in ("teacher", "initial") if role in run.config]
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     policies = {role: loaded.policy for role, loaded in origins.items()}
     env = config.env
     for loaded in origins.values():  # its normalisation, which says what is hidden, is the run's
         env = replace(env, hidden_rows=loaded.env.hidden_rows)
-    with closing(Envs(env, config.num_envs, threads=machine.cores)) as envs:
+    with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
         observations, seconds = None, 0.0
         state = ppo.start(config, envs, device, **policies)
         if run.resume_path.exists():
@@ -160,13 +167,13 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
             resume.unpack(state, tensors, document)
             seconds = document["seconds"]
             if state.update < config.updates:
-                for shown in resume.replay(envs, tensors, document, machine.quiet):
+                for shown in resume.replay(envs, tensors, document, runtime.quiet):
                     observations = shown
                     run.touch_lock()
         steps = ppo.train(config, state, envs, observations, policies.get("teacher"))
         total, done = config.updates * config.batch_size, state.update * config.batch_size
         title = f"train {config.env.id} {config.network.width}"
-        seconds = _drive(run, machine, steps, done, total, title, seconds, partial(resume.pack, state, envs))
+        seconds = _drive(run, runtime, steps, done, total, title, seconds, partial(resume.pack, state, envs))
         probe = _probe(envs)
     provenance = _provenance_of(run, config.seed, total, seconds)
     save_policy(run.policy_path, state.average, env, probe, provenance)
@@ -182,12 +189,12 @@ def _train(run: Run, machine: Machine) -> dict[str, Any]:
         "training_macs": macs,
         "wall_seconds": seconds,
     }
-    return _finish(run, machine, record, origins.get("teacher"))
+    return _finish(run, runtime, eval_config, record, origins.get("teacher"))
 
 
-def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, Any]:
+def _distill(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path | None) -> dict[str, Any]:
     config = rebuild(distill.DistillConfig, run.config.get("config"))
-    device = resolve_device(machine.device)
+    device = resolve_device(runtime.device)
     teacher = _load_origin(run.config, "teacher", str(device))
     state = distill.start(config, teacher.policy, device)
     tensors: dict[str, Tensor] = {}
@@ -195,9 +202,9 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
     if run.resume_path.exists():
         tensors, document = checkpoints.load(run.resume_path)
         resume.unpack(state, tensors, document)
-    with closing(Envs(teacher.env, config.num_envs, threads=machine.cores)) as envs:
+    with closing(Envs(teacher.env, config.num_envs, threads=runtime.cores)) as envs:
         if config.lead == "teacher":
-            data = teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", machine.quiet)
+            data = teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", runtime.quiet)
             steps: Iterator[_Progress] = distill.distill_from(config, state, data)
         else:
             replayed = resume.past(envs, tensors, document) if tensors else None
@@ -214,7 +221,7 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
                 round(state.gradient_steps / config.gradient_steps * config.total_timesteps),
             )
         pack = partial(resume.pack, state, envs if config.lead != "teacher" else None)
-        seconds = _drive(run, machine, steps, done, total, title, document["seconds"], pack)
+        seconds = _drive(run, runtime, steps, done, total, title, document["seconds"], pack)
         probe = _probe(envs)
     acted = 0 if config.lead == "teacher" else total
     batch = config.num_envs if config.mode == "stepwise" else config.batch_size
@@ -233,11 +240,11 @@ def _distill(run: Run, machine: Machine, data_root: Path | None) -> dict[str, An
         + _training_macs(teacher.policy, total, 0),
         "wall_seconds": seconds,
     }
-    return _finish(run, machine, record, teacher)
+    return _finish(run, runtime, eval_config, record, teacher)
 
 
 def _drive(
-    run: Run, machine: Machine, steps: Iterator[_Progress], done: int, total: int, title: str, seconds: float, pack: Any
+    run: Run, runtime: Runtime, steps: Iterator[_Progress], done: int, total: int, title: str, seconds: float, pack: Any
 ) -> float:
     """Runs a training loop to its end: metrics, progress, saves, signals. Returns the seconds it has taken in all."""
     began = time.perf_counter() - seconds
@@ -245,9 +252,9 @@ def _drive(
     telemetry.truncate_after(run.metrics_path, done)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        bar = stack.enter_context(telemetry.Progress(title, total, done, machine.quiet))
+        bar = stack.enter_context(telemetry.Progress(title, total, done, runtime.quiet))
         metrics = stack.enter_context(telemetry.Metrics(run.metrics_path))
-        others = telemetry.sinks(machine.track, run.path, run.config, done)
+        others = telemetry.sinks(runtime.track, run.path, run.config, done)
         outputs: list[telemetry.Sink] = [metrics, *(stack.enter_context(closing(sink)) for sink in others)]
         for progress in _naming_the_step(steps, done):
             if progress.step <= done and not progress.metrics:  # played again, to go on from there
@@ -261,7 +268,7 @@ def _drive(
                 output.write(record | progress.metrics)
             score = None if np.isnan(progress.score) else progress.score
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
-            if stop.requested or time.perf_counter() - saved > machine.save_every or progress.step >= total:
+            if stop.requested or time.perf_counter() - saved > runtime.save_every or progress.step >= total:
                 tensors, document = pack()
                 document |= {"kind": "resume", "seconds": elapsed}
                 try:
@@ -295,7 +302,9 @@ def _naming_the_step(steps: Iterator[_Progress], done: int) -> Iterator[_Progres
         raise DivergedError(f"after {done:,} agent steps: {error}") from error
 
 
-def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedPolicy | None) -> dict[str, Any]:
+def _finish(
+    run: Run, runtime: Runtime, eval_config: EvalConfig, record: dict[str, Any], teacher: LoadedPolicy | None
+) -> dict[str, Any]:
     """Evaluates the policy as it lies on disk, writes result.json, and drops what only an unfinished run needs."""
     loaded = load_policy(run.policy_path)
     size = loaded.policy.size()
@@ -314,13 +323,13 @@ def _finish(run: Run, machine: Machine, record: dict[str, Any], teacher: LoadedP
         "bytes": size.bytes,
     }
     record |= evaluation.latency(loaded.policy)
-    here, begun = provenance(machine), run.config.get("machine")
+    here, begun = provenance(runtime), run.config.get("machine")
     record |= {key: run.config.get(key) for key in ("command", "commit")} | {"threads": here["threads"]}
     record["machine"] = here["machine"] + (f"; begun on {begun}" if begun not in (None, here["machine"]) else "")
     record |= {"precision": run.config["config"]["precision"]}
-    if machine.evaluate:
+    if eval_config.episodes:
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
-        record |= assess(loaded, machine, beside, run)
+        record |= assess(loaded, runtime, eval_config, beside, run)
     run.write_result(record)
     run.tidy()
     return record

@@ -2,7 +2,7 @@ import os
 import subprocess
 
 import pytest
-from processes import MACHINE, SUDO, TRAIN
+from processes import RUNTIME, SUDO, TRAIN
 
 from potstill.jobs import execute, new_training
 
@@ -10,8 +10,8 @@ from potstill.jobs import execute, new_training
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
     """The run directory of a CartPole expert, of sorts."""
-    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", MACHINE)
-    execute(run, MACHINE)
+    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", RUNTIME)
+    execute(run, RUNTIME)
     return run.path
 
 

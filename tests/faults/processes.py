@@ -16,16 +16,16 @@ from potstill.cli import main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
 from potstill.runs import Run
+from potstill.training.runtime import Runtime
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.study.commands", "torch._dynamo"])
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True, evaluate=0, save_every=0)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 OPTIONS = ["--device", "cpu", "--threads", "1", "--quiet", "--evaluate", "0", "--save-every", "0"]  # the same in words
 TRAIN = PPOConfig(
     env=PRESETS["cartpole"],
@@ -68,9 +68,9 @@ def new_run(name: str, teacher: Path, out: Path, **changes: object) -> Run:
     """A run of CONFIGS with other settings here and there; `teacher` counts where it has one."""
     config = replace(CONFIGS[name], **changes)
     if isinstance(config, DistillConfig):
-        return new_distillation(config, teacher, out, MACHINE)
+        return new_distillation(config, teacher, out, RUNTIME)
     origins = {"ppd": {"teacher": teacher}, "finetune": {"initial": teacher}}
-    return new_training(config, out, MACHINE, **origins.get(name, {}))
+    return new_training(config, out, RUNTIME, **origins.get(name, {}))
 
 
 def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
@@ -156,7 +156,7 @@ def go_on(path: Path, *blow) -> None:
     if blow:
         strike(*blow)
     try:
-        execute(Run.open(path), MACHINE)
+        execute(Run.open(path), RUNTIME)
     except Interrupted as stop:
         sys.exit(stop.code)
 

@@ -27,16 +27,17 @@ import polars as pl
 
 from potstill import jobs
 from potstill.envs import PRESETS
+from potstill.evaluation import EvalConfig
 from potstill.jobs import new_training
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig
 from potstill.presets import PPO_PRESETS
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.runs import Run
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
+from potstill.training.runtime import Runtime
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0, evaluate=4)  # saves after every update
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)  # saves after every update
 TIMES = ("seconds", "wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit")  # of a table: when, how fast
 # A run's first optimiser makes torch import its compiler, 80 MiB. Here that is done at once: what grows then is ours.
 DRIVER = "import torch._dynamo; from potstill.cli import main; main()"
@@ -83,8 +84,8 @@ class Here:
 
     returncode = 0
 
-    def __init__(self, run: Run, machine: Machine, data: Path) -> None:
-        jobs.execute(run, machine, data)
+    def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path) -> None:
+        jobs.execute(run, runtime, eval_config, data)
 
     def poll(self) -> int:
         return 0
@@ -176,7 +177,7 @@ def soak(folder: Path, runs: int, seed: int, workers: int = 2, minutes: float = 
     peace, storm = folder / "peace", folder / "storm"
     names = [cell.name for cell in read_plan(plan).cells()]
     soaked.planned = len(names)
-    for ended in run_study(read_plan(plan), peace, MACHINE, start=Here, workers=1):
+    for ended in run_study(read_plan(plan), peace, RUNTIME, start=Here, workers=1):
         assert ended.error is None, ended
     _Storm(soaked, plan, storm, seed, workers, began + 60 * minutes, quiet).rage()
     soaked.lost = [name for name in names if not _is_done(storm / f"{name}.json")]
@@ -339,7 +340,7 @@ def _prepare(folder: Path, runs: int) -> Path:
     config = replace(
         PPO_PRESETS["cartpole"], env=PRESETS["cartpole"], network=NetworkConfig(width="1/8"), total_timesteps=4_096
     )
-    jobs.execute(new_training(config, folder / "teacher", MACHINE), MACHINE)
+    jobs.execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, EvalConfig(episodes=4))
     parts = {"finetune": runs // 4, "teacher": runs // 4, "student": runs // 4}
     parts["rl"] = runs - sum(parts.values())
     seeds = {name: str(list(range(count))) for name, count in parts.items()}

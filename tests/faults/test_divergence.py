@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
-from processes import MACHINE, TRAIN, at, new_run
+from processes import RUNTIME, TRAIN, at, new_run
 
 from potstill import checkpoints, telemetry
 from potstill.envs import EnvConfig
@@ -47,7 +47,7 @@ def poisoned():
 
 def diverges(run) -> str:
     with pytest.raises(DivergedError) as error:
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
     result = json.loads(run.result_path.read_text())
     assert (result["status"], result["error"]) == ("failed", str(error.value))
     assert not run.policy_path.exists()
@@ -69,7 +69,7 @@ def diverges(run) -> str:
 )
 def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, said, poisoned, tmp_path):
     config = replace(TRAIN, env=poisoned(**poison), clip_rewards=False)  # 20 steps for the statistics, 64 per update
-    run = new_training(config, tmp_path / "run", MACHINE)
+    run = new_training(config, tmp_path / "run", RUNTIME)
     assert diverges(run).startswith(f"after 512 agent steps: {said}")
     assert [record["step"] for record in telemetry.read(run.metrics_path)] == [512]
     tensors, document = checkpoints.load(run.resume_path)
@@ -78,10 +78,10 @@ def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, 
 
 
 def test_a_learning_rate_of_1e20_stops_within_the_update_and_the_last_good_checkpoint_stands(tmp_path, monkeypatch):
-    run = new_training(TRAIN, tmp_path / "run", MACHINE)
+    run = new_training(TRAIN, tmp_path / "run", RUNTIME)
     at("potstill.checkpoints.save", 2, lambda: (_ for _ in ()).throw(KeyboardInterrupt), patch=monkeypatch.setattr)
     with pytest.raises(Exception, match="continue with --resume"):
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
     monkeypatch.undo()
     tensors, document = checkpoints.load(run.resume_path)
     checkpoints.save(run.resume_path, tensors, document | {"learning_rate": 1e20, "rate_bound": 1e20})

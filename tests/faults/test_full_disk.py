@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import MACHINE, OPTIONS, SUDO, at, call, fill, go_on, names, new_run, outcome, potstill
+from processes import OPTIONS, RUNTIME, SUDO, at, call, fill, go_on, names, new_run, outcome, potstill
 
 from potstill import checkpoints
 from potstill.errors import InputError
@@ -33,7 +33,7 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_again_the_run_ends_the_s
     name, what, teacher, disk, tmp_path, monkeypatch
 ):
     whole = new_run(name, teacher, tmp_path / "whole")
-    execute(whole, MACHINE)
+    execute(whole, RUNTIME)
     run = new_run(name, teacher, disk / "run")
     before = {}
 
@@ -43,22 +43,22 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_again_the_run_ends_the_s
 
     at(PLACES[what], 3 if what == "the save" else 1, fill_now, patch=monkeypatch.setattr)
     with pytest.raises(InputError) as error:
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
     monkeypatch.undo()
     file = run.path / FILES[what]
     assert str(error.value) == f"cannot write {file}: no space left on device; nothing was changed"
     assert contents(run.path) == {key: value for key, value in before.items() if key != "run.lock"}
     fill(disk)  # what the lock took is free again
     with pytest.raises(InputError, match=f"cannot lock {run.path}: no space left on device"):
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
     (disk / "full").unlink()
-    execute(run, MACHINE)
+    execute(run, RUNTIME)
     assert outcome(run) == outcome(whole)
 
 
 def test_a_line_of_metrics_that_a_full_disk_tears_is_written_again(disk, tmp_path, monkeypatch):
     whole, run = (new_run("cartpole", tmp_path, folder / "run") for folder in (tmp_path, disk))
-    execute(whole, MACHINE)
+    execute(whole, RUNTIME)
 
     def leave_a_few_bytes() -> None:
         with open(run.metrics_path, "ab") as file:  # up to the end of a page: the next line needs another
@@ -67,12 +67,12 @@ def test_a_line_of_metrics_that_a_full_disk_tears_is_written_again(disk, tmp_pat
 
     at("potstill.telemetry.Metrics.write", 2, leave_a_few_bytes, patch=monkeypatch.setattr)
     with pytest.raises(InputError, match=r"cannot write .*metrics.jsonl: no space left .*; earlier lines are intact"):
-        execute(run, MACHINE)
+        execute(run, RUNTIME)
     monkeypatch.undo()
     lines = run.metrics_path.read_bytes().split(b"\n")
     run.metrics_path.write_bytes(b"\n".join([lines[0], *lines[2:]]))  # the padding goes, the torn line stays
     (disk / "full").unlink()
-    execute(run, MACHINE)
+    execute(run, RUNTIME)
     assert outcome(run) == outcome(whole)
 
 
@@ -96,7 +96,7 @@ def test_a_run_is_not_half_made_on_a_full_disk(disk, tmp_path):
 @pytest.mark.parametrize("name", ["cartpole", "student"])
 def test_a_limit_of_file_sizes_is_one_clear_line_too_and_what_was_saved_stands(name, teacher, tmp_path):
     whole, run = (new_run(name, teacher, tmp_path / out) for out in ("whole", "run"))
-    execute(whole, MACHINE)
+    execute(whole, RUNTIME)
     assert (
         call(go_on, run.path, "potstill.telemetry.Metrics.write", 1, signal.SIGTERM, output=tmp_path / "log")[0] == 143
     )
@@ -105,14 +105,14 @@ def test_a_limit_of_file_sizes_is_one_clear_line_too_and_what_was_saved_stands(n
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["resume.safetensors"]), hard))
     try:
         with pytest.raises(InputError) as error:
-            execute(run, MACHINE)
+            execute(run, RUNTIME)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(error.value) == f"cannot write {run.resume_path}: file too large; nothing was changed"
     after = contents(run.path)
     assert after.pop("metrics.jsonl").startswith(before.pop("metrics.jsonl"))
     assert after == before
-    execute(run, MACHINE)
+    execute(run, RUNTIME)
     assert outcome(run) == outcome(whole)
 
 
@@ -139,13 +139,13 @@ def train_without_rights(out: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_any_more_is_one_line_and_the_run_goes_on_when_it_may(tmp_path):
     whole, run = (new_run("cartpole", tmp_path, tmp_path / out) for out in ("whole", "run"))
-    execute(whole, MACHINE)
+    execute(whole, RUNTIME)
     code, said = call(forbid_and_go_on, run.path, output=tmp_path / "log")
     run.path.chmod(0o700)
     assert (code, said) == (2, f"potstill: cannot write {run.resume_path}: permission denied; nothing was changed\n")
     assert checkpoints.load_document(run.resume_path)["update"] == 1
     assert run.status == "interrupted"
-    execute(run, MACHINE)
+    execute(run, RUNTIME)
     assert outcome(run) == outcome(whole)
 
 

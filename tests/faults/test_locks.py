@@ -6,14 +6,14 @@ import signal
 import socket
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import MACHINE, OPTIONS, Child, at, call, go_on, names, new_run, outcome, potstill, until
+from processes import OPTIONS, RUNTIME, Child, at, call, go_on, names, new_run, outcome, potstill, until
 
 from potstill import distill, evaluation, resume, runs
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.jobs import execute
 from potstill.runs import Run
 from potstill.study import records
@@ -106,11 +106,11 @@ def test_a_run_that_has_lost_its_lock_saves_beside_and_says_where(tmp_path, teac
     with monkeypatch.context() as patch:
         at(LINE, 2, lambda: take(run.lock_path, told), patch=patch.setattr)
         with pytest.raises(InputError, match=r"was taken over by process \d+ .*: continue it with") as error:
-            execute(run, MACHINE)
+            execute(run, RUNTIME)
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     beside = Run.open(Path(str(error.value).rpartition("--resume ")[2]))
-    execute(whole, MACHINE)
-    execute(beside, MACHINE)
+    execute(whole, RUNTIME)
+    execute(beside, RUNTIME)
     assert outcome(beside) == outcome(whole)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
     told[0].close()
@@ -168,7 +168,7 @@ def test_a_lock_gets_signs_of_life_whatever_a_run_does(name, expected, teacher, 
 
     for module, phase in ((distill, "record"), (distill, "distill"), (resume, "replay"), (evaluation, "play")):
         watch(module, phase)
-    execute(run, replace(MACHINE, evaluate=2))
+    execute(run, RUNTIME, EvalConfig(episodes=2))
     # The last yield of each is followed by none. 4 of a recording; 1 again and 3 more lines; 65 steps of 8 games.
     assert signs[expected] >= {"record": 3, "distill": 3, "replay": 64}[expected]
     assert signs["play"] >= 2

@@ -9,15 +9,15 @@ from polars.testing import assert_frame_equal
 from ray.cluster_utils import Cluster
 from soak import TIMES, Here
 
-from potstill.machine import Machine
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.study import cluster
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study, status
+from potstill.training.runtime import Runtime
 
 pytestmark = pytest.mark.timeout(600)
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)
 LONG, SHORT = "rl_width-1_32_seed-0", "student_width-1_32_teacher-expert_seed-0"
 PLAN = """\
 env = "cartpole"
@@ -60,9 +60,9 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
     plan, out = read_plan(tmp_path / "plan.toml"), tmp_path / "ray"
     lost = []
 
-    def start(run, machine, data):
+    def start(run, runtime, eval_config, data):
         """The long run's first process is killed when a save of its has arrived, its second loses the machine."""
-        began, process = time.time_ns(), cluster.RemoteProcess(run, machine, data)
+        began, process = time.time_ns(), cluster.RemoteProcess(run, runtime, eval_config, data)
         poll = process.poll
 
         def poll_and_lose():
@@ -81,11 +81,11 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
         process.poll = poll_and_lose
         return process
 
-    ended = list(run_study(plan, out, MACHINE, workers=2, start=start, retries=3))
+    ended = list(run_study(plan, out, RUNTIME, workers=2, start=start, retries=3))
     assert {each.cell.name: each.error for each in ended} == {LONG: None, SHORT: None}
     assert len(lost) == 2
     assert capfd.readouterr().err.count(f"study  {LONG}: killed by SIGKILL") == 2
-    list(run_study(plan, tmp_path / "here", MACHINE, workers=1, start=Here))
+    list(run_study(plan, tmp_path / "here", RUNTIME, workers=1, start=Here))
     for table in (runs_table, episodes_table, curves_table):
         there, here = (table(tmp_path / name).drop(TIMES, strict=False) for name in ("ray", "here"))
         assert_frame_equal(there, here)

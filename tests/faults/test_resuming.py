@@ -5,8 +5,9 @@ import signal
 from dataclasses import replace
 
 import pytest
-from processes import CONFIGS, MACHINE, STUDENT, Child, call, go_on, gone, names, new_run, outcome, until
+from processes import CONFIGS, RUNTIME, STUDENT, Child, call, go_on, gone, names, new_run, outcome, until
 
+from potstill.evaluation import EvalConfig
 from potstill.jobs import execute
 from potstill.networks import NetworkConfig
 from potstill.runs import Run
@@ -28,7 +29,7 @@ CUTS = [
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_cut_at_several_points_ends_with_the_same_bits_as_one_that_was_not(name, teacher, tmp_path):
     whole = new_run(name, teacher, tmp_path / "whole")
-    execute(whole, MACHINE)
+    execute(whole, RUNTIME)
     expected = outcome(whole)
     assert len(expected[1]) == 4
 
@@ -47,7 +48,7 @@ def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(name, teac
     ended = []
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         run = new_run(name, teacher, tmp_path / out, seed=seed)
-        result = execute(run, replace(MACHINE, evaluate=4))
+        result = execute(run, RUNTIME, EvalConfig(episodes=4))
         measured = ("wall_seconds", "latency_ms", "latency_p95_ms")
         ended.append((outcome(run), {key: value for key, value in result.items() if key not in measured}))
     first, again, other = ended
@@ -61,14 +62,14 @@ def study(teacher):
 
 
 def drive(folder, teacher):
-    for ended in execute_study(study(teacher), folder, MACHINE, workers=1):
+    for ended in execute_study(study(teacher), folder, RUNTIME, workers=1):
         assert ended.error is None, ended.error
 
 
 @pytest.mark.timeout(300)
 def test_a_study_cut_by_sigterm_and_by_sigkill_ends_with_the_same_bits_as_one_that_was_not(teacher, tmp_path):
-    whole = open_or_create(study(teacher)[0], tmp_path / "whole", MACHINE)
-    execute(whole, MACHINE)
+    whole = open_or_create(study(teacher)[0], tmp_path / "whole", RUNTIME)
+    execute(whole, RUNTIME)
 
     path = tmp_path / "cut" / "student"
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -15,15 +15,15 @@ from processes import fill
 from soak import Here
 
 from potstill.errors import InputError
-from potstill.machine import Machine
 from potstill.runs import Run, is_alive
 from potstill.study import local
 from potstill.study.execute import StudyInterrupted, open_or_create
 from potstill.study.local import LocalProcess
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study, status
+from potstill.training.runtime import Runtime
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True, save_every=0.0)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)
 STUDENT, RL = "student_width-1_32_teacher-expert_seed-0", "rl_width-1_32_seed-0"
 PLAN = """\
 env = "cartpole"
@@ -55,7 +55,7 @@ def peace(tmp_path_factory, save_teacher):
     save_teacher(folder / "expert")
     (folder / "plan.toml").write_text(PLAN)
     plan, out = read_plan(folder / "plan.toml"), folder / "peace"
-    assert [ended.error for ended in run_study(plan, out, MACHINE, start=Here, workers=1)] == [None, None]
+    assert [ended.error for ended in run_study(plan, out, RUNTIME, start=Here, workers=1)] == [None, None]
     return SimpleNamespace(folder=folder, plan=plan, out=out, outcome=outcome(out))
 
 
@@ -73,8 +73,8 @@ def disturbed(deeds):
     """A study's `start`: what `deeds` has for a run is done to its first worker once that has saved."""
     left = dict(deeds)
 
-    def start(run, machine, data):
-        process = LocalProcess(run, machine, data)
+    def start(run, runtime, eval_config, data):
+        process = LocalProcess(run, runtime, eval_config, data)
         poll, name = process.poll, run.path.name
 
         def poll_and_disturb():
@@ -116,7 +116,7 @@ def test_a_killed_and_a_hung_worker_are_named_and_go_on_from_their_last_save(pea
         process.last_sign = lambda: LocalProcess.last_sign(process) - 900
 
     start = disturbed({RL: kill, STUDENT: stop})
-    assert [ended.error for ended in run_study(peace.plan, tmp_path, MACHINE, workers=2, start=start)] == [None, None]
+    assert [ended.error for ended in run_study(peace.plan, tmp_path, RUNTIME, workers=2, start=start)] == [None, None]
     lines = capfd.readouterr().err.splitlines()
     assert f"study  {RL}: killed by SIGKILL; started again" in lines
     assert f"study  {STUDENT}: no sign of life for 900 s; started again" in lines
@@ -130,7 +130,7 @@ def test_a_killed_and_a_hung_worker_are_named_and_go_on_from_their_last_save(pea
 def test_a_run_whose_directory_vanishes_is_made_again(peace, tmp_path, capfd):
     # Moved away, which takes one moment: while it is emptied file by file its worker may put another one there.
     start = disturbed({RL: lambda process: process.run.path.rename(tmp_path / "gone")})
-    assert [ended.error for ended in run_study(peace.plan, tmp_path, MACHINE, workers=1, start=start)] == [None, None]
+    assert [ended.error for ended in run_study(peace.plan, tmp_path, RUNTIME, workers=1, start=start)] == [None, None]
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"study  {RL}: exit code 1")
     assert line.endswith("; started again")
@@ -138,10 +138,10 @@ def test_a_run_whose_directory_vanishes_is_made_again(peace, tmp_path, capfd):
 
 
 def test_a_log_that_is_a_link_is_not_written_through_and_the_other_runs_go_on(peace, tmp_path):
-    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", MACHINE)
+    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", RUNTIME)
     (tmp_path / "theirs").touch()
     (run.path / "log.txt").symlink_to(tmp_path / "theirs")
-    refused, done = run_study(peace.plan, tmp_path, MACHINE, workers=1)
+    refused, done = run_study(peace.plan, tmp_path, RUNTIME, workers=1)
     assert refused.error == f"cannot write {run.path / 'log.txt'}: too many levels of symbolic links"
     assert (done.cell.name, done.error) == (RL, None)
     assert status(peace.plan, tmp_path)["failures"] == {STUDENT: refused.error}
@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes
     assert said.splitlines()[-1] == f"potstill: cannot write {out / RL}.json: {full}"
     before = (out / f"{STUDENT}.json").read_bytes()
     (disk / "full").unlink()
-    assert [ended.error for ended in run_study(peace.plan, out, MACHINE, workers=1, start=Here)] == [None]
+    assert [ended.error for ended in run_study(peace.plan, out, RUNTIME, workers=1, start=Here)] == [None]
     assert (out / f"{STUDENT}.json").read_bytes() == before
     assert outcome(out) == peace.outcome
 
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes
 def test_a_worker_that_never_shows_life_is_killed_and_named(peace, tmp_path, monkeypatch):
     sleeper = [sys.executable, "-c", "import time; time.sleep(100)"]
     monkeypatch.setattr(local, "launch", lambda *_: subprocess.Popen(sleeper))
-    ended = list(run_study(peace.plan, tmp_path, MACHINE, retries=0, patience=1))
+    ended = list(run_study(peace.plan, tmp_path, RUNTIME, retries=0, patience=1))
     assert [each.error for each in ended] == ["no sign of life for 1 s"] * 2
     assert outcome(tmp_path)[RL]["error"] == "no sign of life for 1 s"
     assert set(status(peace.plan, tmp_path)["failures"].values()) == {"no sign of life for 1 s"}
@@ -212,7 +212,7 @@ def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_
     assert (report["done"], report["interrupted"], report["running"]) == (1, 1, 0)
     assert (tmp_path / "run.lock").exists()  # of the driver that is no more
     written = record.stat().st_mtime_ns
-    (ended,) = run_study(peace.plan, tmp_path, MACHINE, workers=1, start=Here)
+    (ended,) = run_study(peace.plan, tmp_path, RUNTIME, workers=1, start=Here)
     assert (ended.cell.name, ended.error) == (RL, None)
     assert record.stat().st_mtime_ns == written
     assert outcome(tmp_path) == peace.outcome
@@ -220,8 +220,8 @@ def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_
 
 
 def test_what_a_worker_of_a_killed_study_still_holds_is_waited_for(peace, tmp_path):
-    first = open_or_create(peace.plan.cells()[0], tmp_path / "runs", MACHINE)
-    ended = run_study(peace.plan, tmp_path, MACHINE, workers=1, start=Here)  # to begin a run that is held is refused
+    first = open_or_create(peace.plan.cells()[0], tmp_path / "runs", RUNTIME)
+    ended = run_study(peace.plan, tmp_path, RUNTIME, workers=1, start=Here)  # to begin a run that is held is refused
     with first.lock():
         assert next(ended).cell.name == RL
     assert next(ended).cell.name == STUDENT
@@ -241,7 +241,7 @@ def test_a_worker_that_does_not_stop_when_asked_does_not_keep_the_study_from_sto
 
     monkeypatch.setattr(local, "launch", launch)
     with pytest.raises(StudyInterrupted):
-        list(run_study(peace.plan, tmp_path, MACHINE, workers=1, patience=2))
+        list(run_study(peace.plan, tmp_path, RUNTIME, workers=1, patience=2))
     deaf[0].stdout.close()
     assert [process.returncode for process in deaf] == [-signal.SIGKILL]
 
@@ -255,7 +255,7 @@ def test_a_result_whose_study_was_killed_before_it_was_recorded_is_recorded_and_
     for path in left:
         path.write_text('{"pid": 4194305, "host": "', "ascii")
     os.utime(left[2], (0, 0))
-    (ended,) = run_study(peace.plan, out, MACHINE, start=None)
+    (ended,) = run_study(peace.plan, out, RUNTIME, start=None)
     assert (ended.cell.name, ended.error) == (RL, None)
     assert outcome(out) == peace.outcome
     assert not any(path.exists() for path in left)
@@ -265,15 +265,15 @@ def test_a_directory_that_a_killed_study_had_only_just_made_is_used_and_any_othe
     cell = peace.plan.cells()[0]
     (tmp_path / STUDENT).mkdir()
     (tmp_path / STUDENT / ".config.json.0.tmp").write_text("{")
-    assert Run.open(open_or_create(cell, tmp_path, MACHINE).path).status == "new"
+    assert Run.open(open_or_create(cell, tmp_path, RUNTIME).path).status == "new"
     assert sorted(path.name for path in (tmp_path / STUDENT).iterdir()) == ["config.json"]
     (tmp_path / STUDENT / "config.json").rename(tmp_path / STUDENT / "notes.txt")
     with pytest.raises(InputError, match="is not a run directory: it has no config"):
-        open_or_create(cell, tmp_path, MACHINE)
+        open_or_create(cell, tmp_path, RUNTIME)
     assert (tmp_path / STUDENT / "notes.txt").exists()
 
 
 def test_the_reason_of_a_failure_is_known_before_it_is_recorded(peace, tmp_path):
-    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", MACHINE)
+    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", RUNTIME)
     run.write_result({"status": "failed", "kind": "distill", "error": "the loss is not finite"})
     assert status(peace.plan, tmp_path)["failures"] == {STUDENT: "the loss is not finite"}

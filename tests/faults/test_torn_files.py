@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from processes import MACHINE, OPTIONS, call, go_on, new_run, outcome, potstill
+from processes import OPTIONS, RUNTIME, call, go_on, new_run, outcome, potstill
 
 from potstill.errors import InputError
 from potstill.jobs import execute
@@ -26,10 +26,10 @@ def cut(tmp_path):
 
 def test_a_torn_last_line_is_dropped_and_the_run_ends_the_same(cut, tmp_path):
     whole = new_run("cartpole", tmp_path, tmp_path / "whole")
-    execute(whole, MACHINE)
+    execute(whole, RUNTIME)
     with open(cut.metrics_path, "ab") as file:
         file.write(cut.metrics_path.read_bytes()[:100])
-    execute(cut, MACHINE)
+    execute(cut, RUNTIME)
     assert outcome(cut) == outcome(whole)
 
 
@@ -60,7 +60,7 @@ READERS = {
     "config.json": lambda run: Run.open(run.path),
     "result.json": lambda run: read_runs(run.path),
     "policy.safetensors": lambda run: load_policy(run.path),
-    "resume.safetensors": lambda run: execute(run, MACHINE),
+    "resume.safetensors": lambda run: execute(run, RUNTIME),
 }
 
 
@@ -69,7 +69,7 @@ READERS = {
 def test_a_file_of_a_format_that_is_not_known_is_refused_by_name(name, version, words, cut, teacher):
     run = cut
     if name in ("result.json", "policy.safetensors"):
-        execute(cut, MACHINE)
+        execute(cut, RUNTIME)
     rewrite(run.path / name, format=version)
     with pytest.raises(InputError, match=f"{run.path / name} has format {version}, .*{words}"):
         READERS[name](run)
@@ -90,7 +90,7 @@ def test_a_record_of_a_study_of_a_newer_format_is_refused_by_name(tmp_path):
 
 
 def test_the_first_config_and_result_which_did_not_say_their_format_are_read(cut):
-    execute(cut, MACHINE)
+    execute(cut, RUNTIME)
     for path in (cut.path / "config.json", cut.result_path):
         document = json.loads(path.read_bytes())
         assert document.pop("format") == 1
@@ -100,7 +100,7 @@ def test_the_first_config_and_result_which_did_not_say_their_format_are_read(cut
 
 
 def test_a_teachers_result_of_a_newer_format_is_not_taken_for_its_score(cut):
-    execute(cut, MACHINE)
+    execute(cut, RUNTIME)
     rewrite(cut.result_path, score=1.0)
     assert recorded_result(load_policy(cut.path)) is not None
     rewrite(cut.result_path, format=2)
@@ -111,7 +111,7 @@ def test_a_config_with_a_setting_of_a_newer_version_is_refused_by_its_name(cut):
     config = json.loads((cut.path / "config.json").read_bytes())["config"]
     rewrite(cut.path / "config.json", config=config | {"momentum": 0.9})
     with pytest.raises(InputError, match="PPOConfig has no field 'momentum': was it written by a newer potstill"):
-        execute(Run.open(cut.path), MACHINE)
+        execute(Run.open(cut.path), RUNTIME)
 
 
 def test_a_plan_with_a_setting_of_a_newer_version_is_refused_with_its_line(tmp_path):

@@ -27,15 +27,15 @@ from potstill.compress.search import Search
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.load.sb3 import as_sb3
-from potstill.machine import Machine
 from potstill.policies import load_policy
+from potstill.training.runtime import Runtime
 
 CARTPOLE = as_sb3(PRESETS["cartpole"])
 EXAMPLE = Path(__file__).parents[2] / "examples" / "play_onnx.py"
-MACHINE = ["--device", "cpu", "--threads", "1"]
+RUNTIME = ["--device", "cpu", "--threads", "1"]
 SEARCH = ["--keep", "0.5", "--games", "8", "--confirm-games", "16", "--max-parameters", "20", "--budget", "10"]
 SEARCH += ["--total-timesteps", "4096", "--num-envs", "8", "--batch-size", "64", "--warmup-steps", "256"]
-SEARCH += ["--learning-rate", "0.01", "--updates-per-step", "2", "--precision", "float32", "--quiet", *MACHINE]
+SEARCH += ["--learning-rate", "0.01", "--updates-per-step", "2", "--precision", "float32", "--quiet", *RUNTIME]
 
 
 def call(*words):
@@ -59,7 +59,7 @@ def road(tmp_path_factory):
     task = ["--env", "cartpole"]
     done = {
         "import-sb3": call("import-sb3", file, *task, "--out", folder / "imported"),
-        "evaluate": call("evaluate", file, *task, "--episodes", 8, "--json", *MACHINE),
+        "evaluate": call("evaluate", file, *task, "--episodes", 8, "--json", *RUNTIME),
         "compress": call("compress", file, *task, "--out", folder / "small", *SEARCH),
         "export": call("export", folder / "small", "--out", folder / "small.onnx", "--json", "--threads", 1),
     }
@@ -113,7 +113,7 @@ def test_a_pong_zip_and_its_student_are_scored_on_the_zips_own_task(tmp_path, mo
     PPO("CnnPolicy", pong, n_steps=8, batch_size=8, device="cpu", seed=0).save(tmp_path / "pong.zip")
     pong.close()
     base = DistillConfig(total_timesteps=64, num_envs=2, batch_size=8, warmup_steps=8, precision="float32")
-    config, machine = CompressConfig(base=base), Machine(device="cpu", threads=1, quiet=True)
+    config, machine = CompressConfig(base=base), Runtime(device="cpu", threads=1, quiet=True)
     task, played = as_sb3(PRESETS["pong"]), []
     run = outcome.open_compression(tmp_path / "pong.zip", config, tmp_path / "out", machine, task)
     state = Search(run, config, machine)

@@ -616,14 +616,14 @@ def test_the_lines_of_the_document_fold_the_statistics_into_the_weights(tmp_path
 # The command line
 
 
-MACHINE = ["--device", "cpu", "--threads", "1"]
+RUNTIME = ["--device", "cpu", "--threads", "1"]
 TINY = ["--total-timesteps", 256, "--num-envs", 4, "--batch-size", 16, "--warmup-steps", 16]
-TINY += ["--precision", "float32", "--quiet", *MACHINE]
+TINY += ["--precision", "float32", "--quiet", *RUNTIME]
 
 
 def test_evaluate_plays_a_zip_like_the_policy_imported_from_it(call, zips, tmp_path):
     assert call("import-sb3", zips / "dqn.zip", "--env", "cartpole", "--out", tmp_path / "dqn")[0] == 0
-    words = ["--episodes", 4, "--json", *MACHINE]
+    words = ["--episodes", 4, "--json", *RUNTIME]
     code, out, _ = call("evaluate", zips / "dqn.zip", "--env", "cartpole", *words)
     direct, imported = json.loads(out), json.loads(call("evaluate", tmp_path / "dqn", *words)[1])
     assert code == 0
@@ -671,7 +671,7 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
     code, _, err = call("distill", "--resume", run)
     assert (code, err) == (2, f"potstill: {file} is no longer the teacher this run began with\n")
     shutil.copy(zips / "ppo.zip", file)
-    assert call("distill", "--resume", run, "--evaluate", 0, "--quiet", *MACHINE)[0] == 0
+    assert call("distill", "--resume", run, "--evaluate", 0, "--quiet", *RUNTIME)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -139,11 +139,11 @@ def test_an_imported_policy_loads_as_any_other(zips, tmp_path):
     assert torch.equal(loaded.policy(seen)[0], load_sb3(zips / "aim.zip", TASKS["aim"]).policy(seen)[0])
 
 
-MACHINE = ["--device", "cpu", "--threads", "1"]
+RUNTIME = ["--device", "cpu", "--threads", "1"]
 
 
 def test_evaluate_scores_a_zip_as_sb3_plays_it(call, zips, models):
-    words = ["evaluate", zips / "ppo.zip", "--env", "pendulum", "--episodes", 2, "--seed", 3, "--json", *MACHINE]
+    words = ["evaluate", zips / "ppo.zip", "--env", "pendulum", "--episodes", 2, "--seed", 3, "--json", *RUNTIME]
     code, out, _ = call(*words)
     assert code == 0
     envs, scores = Envs(PENDULUM, 2), []
@@ -159,7 +159,7 @@ def test_evaluate_scores_a_zip_as_sb3_plays_it(call, zips, models):
 
 def test_distill_takes_over_the_deviations_and_learns_the_means(call, zips, tmp_path):
     words = ["distill", zips / "ppo.zip", "--env", "pendulum", "--total-timesteps", 2048, "--num-envs", 8]
-    words += ["--batch-size", 64, "--warmup-steps", 64, "--width", "1/4", "--precision", "float32", "--quiet", *MACHINE]
+    words += ["--batch-size", 64, "--warmup-steps", 64, "--width", "1/4", "--precision", "float32", "--quiet", *RUNTIME]
     assert call(*words, "--evaluate", 2, "--out", tmp_path / "run")[0] == 0
     student, teacher = load_policy(tmp_path / "run").policy, load_sb3(zips / "ppo.zip", PENDULUM).policy
     assert torch.allclose(student.log_std, teacher.log_std, atol=0.2)

@@ -14,16 +14,16 @@ import ray
 from ray.cluster_utils import Cluster
 
 from potstill.errors import InputError
-from potstill.machine import Machine
 from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 from potstill.study.remote import KEPT, RemoteRun
+from potstill.training.runtime import Runtime
 
 pytestmark = pytest.mark.timeout(300)
 
-MACHINE = Machine(device="cpu", quiet=True, save_every=0.0)
+RUNTIME = Runtime(device="cpu", quiet=True, save_every=0.0)
 PLAN = """\
 env = "cartpole"
 widths = ["1/32"]
@@ -92,7 +92,7 @@ def records(out):
 
 
 def on_ray(plan, out, **options):
-    return list(run_study(plan, out, MACHINE, workers=2, start=cluster.RemoteProcess, **options))
+    return list(run_study(plan, out, RUNTIME, workers=2, start=cluster.RemoteProcess, **options))
 
 
 def wait_for(path, seconds=200.0):
@@ -106,7 +106,7 @@ def test_a_study_on_two_machines_comes_to_the_same_records_as_here(folder, two_m
     before = left_behind()
     plan = plan_of(folder, PLAN, "small")
     assert [ended.error for ended in on_ray(plan, tmp_path / "ray")] == [None, None]
-    list(run_study(plan, tmp_path / "here", MACHINE, workers=1))
+    list(run_study(plan, tmp_path / "here", RUNTIME, workers=1))
     there, here = records(tmp_path / "ray"), records(tmp_path / "here")
     assert there.keys() == here.keys()
     for name in here:
@@ -155,7 +155,7 @@ def test_a_cluster_that_does_not_answer_is_refused():
 def test_the_process_of_a_stopped_study_leaves_nothing_behind(folder, two_machines, tmp_path):
     before = left_behind()
     plan = plan_of(folder, LONG.replace("81920", "100_000_000"), "endless")
-    generator = run_study(plan, tmp_path / "ray", MACHINE, workers=1, start=cluster.RemoteProcess)
+    generator = run_study(plan, tmp_path / "ray", RUNTIME, workers=1, start=cluster.RemoteProcess)
     resume = tmp_path / "ray/runs/rl_width-1_32_seed-0/resume.safetensors"
 
     def interrupt():

@@ -19,8 +19,8 @@ from potstill.cli import main
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.jobs import new_distillation
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
 from potstill.runs import Run
@@ -29,6 +29,7 @@ from potstill.study import execute as study
 from potstill.study.execute import StudyInterrupted
 from potstill.study.execute import execute as generate
 from potstill.study.grid import Grid
+from potstill.training.runtime import Runtime
 
 
 def execute(*arguments, **options):
@@ -36,7 +37,8 @@ def execute(*arguments, **options):
     return [ended.cell.name for ended in generate(*arguments, **options) if ended.error is not None]
 
 
-MACHINE = Machine(device="cpu", threads=2, quiet=True, evaluate=2)
+RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
+GAMES = EvalConfig(episodes=2)
 BASE = DistillConfig(total_timesteps=1_024, num_envs=8, batch_size=32, warmup_steps=64, precision="float32")
 NAMES = ["width-1_32_student_seed-0", "width-1_16_student_seed-0"]
 FIGURES = {"size_score.png", "learning_curves.png", "score_distributions.png", "agreement_score.png"}
@@ -210,12 +212,12 @@ def test_a_precision_once_measured_is_kept(comparison, teacher, monkeypatch):
     measured = {"auto": torch.bfloat16, "float32": torch.float32}
     monkeypatch.setattr("potstill.jobs.resolve_precision", lambda precision, device: measured[precision])
     plan = make_plan(teacher, base=replace(BASE, precision="auto"))
-    assert execute(plan.cells(), comparison.out, MACHINE, workers=2) == []
+    assert execute(plan.cells(), comparison.out, RUNTIME, GAMES, workers=2) == []
 
 
 def test_without_scores_the_table_stands_and_the_figures_are_missed_aloud(comparison, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "execute", lambda *_, **__: [])
-    run = new_distillation(BASE, teacher, tmp_path / "out" / "run", MACHINE)
+    run = new_distillation(BASE, teacher, tmp_path / "out" / "run", RUNTIME)
     run.write_result({"status": "done", "env": "CartPole-v1"})
     done = compare("--teachers", teacher, "--out", tmp_path / "out")
     assert done.code == 0
@@ -250,11 +252,11 @@ def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_complete
         patch.setattr(study, "_progress", terminating_progress)
         patch.setattr(study.time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 10))
         with pytest.raises(StudyInterrupted, match="stopped by SIGTERM; the same command goes on with it") as stop:
-            execute(cells, tmp_path, MACHINE, workers=2)
+            execute(cells, tmp_path, RUNTIME, GAMES, workers=2)
     assert stop.value.code == 143
     assert Run.open(run_path).status == "interrupted"  # so the worker has saved
     assert "stopped by SIGTERM" in (run_path / "log.txt").read_text()
-    assert execute(cells, tmp_path, MACHINE, workers=2) == []
+    assert execute(cells, tmp_path, RUNTIME, GAMES, workers=2) == []
     assert Run.open(run_path).status == "done"
 
 
@@ -268,7 +270,7 @@ def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_complete
     ],
 )
 def test_a_run_at_its_games_says_how_many_are_played(games, words, teacher, tmp_path):
-    run = study.open_or_create(make_plan(teacher).cells()[0], tmp_path, MACHINE)
+    run = study.open_or_create(make_plan(teacher).cells()[0], tmp_path, RUNTIME)
     metrics = {"step": run.config["config"]["total_timesteps"], "agreement": 0.75}
     run.metrics_path.write_text(json.dumps(metrics) + "\n")
     run.games_path.write_text(games)
@@ -300,7 +302,7 @@ def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatc
     monkeypatch.setattr(local, "launch", remembering_start)
     monkeypatch.setattr(study, "_progress", failing_progress)
     with pytest.raises(InputError, match="the metrics are damaged"):
-        execute(make_plan(teacher).cells(), tmp_path, MACHINE, workers=2)
+        execute(make_plan(teacher).cells(), tmp_path, RUNTIME, GAMES, workers=2)
     assert [process.poll() is None for process in processes] == [False, False]
 
 
@@ -314,6 +316,6 @@ def test_a_worker_that_does_not_stop_when_time_is_up_is_killed_and_can_be_run_ag
         return processes[-1]
 
     monkeypatch.setattr(study, "SAVING", 0.3)
-    assert execute(cells, tmp_path, MACHINE, until=time.monotonic() + 500.0, start=suspended) == []
+    assert execute(cells, tmp_path, RUNTIME, GAMES, until=time.monotonic() + 500.0, start=suspended) == []
     assert [process.returncode for process in processes] == [-signal.SIGKILL]
     assert Run.open(tmp_path / cells[0].name).status == "new"

@@ -10,13 +10,13 @@ from potstill import distill
 from potstill.arms import ARMS
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
-from potstill.machine import Machine
 from potstill.policies import load_policy, save_policy
 from potstill.study.execute import open_or_create, taught_by
 from potstill.study.plan import Part
 from potstill.study.planfile import line_of, read_plan
+from potstill.training.runtime import Runtime
 
-MACHINE = Machine(device="cpu", threads=1, quiet=True)
+RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
 PLAN = """\
 env = "cartpole"
 widths = ["1/8", "1/16"]
@@ -254,6 +254,6 @@ def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(pl
             teacher = load_policy(cell.start_from.teacher)
             student = distill.start(cell.start_from.config, teacher.policy, torch.device("cpu")).student
             probe = np.zeros((1, *student.observation_shape), dtype=np.uint8)
-            begun = open_or_create(cell.start_from, tmp_path, MACHINE)
+            begun = open_or_create(cell.start_from, tmp_path, RUNTIME)
             save_policy(begun.policy_path, student, teacher.env, probe, {})
-        assert open_or_create(cell, tmp_path, MACHINE).status == "new"
+        assert open_or_create(cell, tmp_path, RUNTIME).status == "new"

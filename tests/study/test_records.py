@@ -13,7 +13,6 @@ import pytest
 
 from potstill.cli import main
 from potstill.errors import InputError
-from potstill.machine import Machine
 from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
 from potstill.study import execute
 from potstill.study.local import LocalProcess
@@ -21,9 +20,10 @@ from potstill.study.plan import Part
 from potstill.study.planfile import read_plan
 from potstill.study.records import make_record, recorded, run_study, status
 from potstill.study.tune import tuning_plan
+from potstill.training.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
-MACHINE = Machine(device="cpu", threads=2, quiet=True)
+RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
 NAMES = [
     "rl_width-1_32_seed-0",
     "student_width-1_32_teacher-expert_seed-0",
@@ -181,13 +181,13 @@ def test_each_run_has_as_many_threads_as_are_asked_for_and_records_them(done, tm
 def test_runs_of_two_threads_go_one_after_the_other_on_two_cores(done, tmp_path):
     alive = []
 
-    def start(run, machine, data):
+    def start(run, runtime, eval_config, data):
         assert [process for process in alive if process.poll() is None] == []
-        alive.append(LocalProcess(run, machine, data))
+        alive.append(LocalProcess(run, runtime, eval_config, data))
         return alive[-1]
 
     part = Part(arms=("rl", "student"))
-    ended = list(run_study(read_plan(done.plan), tmp_path, MACHINE, part=part, threads=2, start=start))
+    ended = list(run_study(read_plan(done.plan), tmp_path, RUNTIME, part=part, threads=2, start=start))
     assert [(each.error, each.run.config["threads"]) for each in ended] == [(None, 2)] * 2
     assert len(alive) == 2
 
@@ -196,7 +196,7 @@ def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done
     (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
     save_teacher(tmp_path / "expert")
     plan = read_plan(write(tmp_path, PLAN.replace("[arms.rl]", "[arms.rl]\nseeds = [9]")))
-    names = [ended.cell.name for ended in run_study(plan, tmp_path, MACHINE, workers=2) if ended.cell.arm != "rl"]
+    names = [ended.cell.name for ended in run_study(plan, tmp_path, RUNTIME, workers=2) if ended.cell.arm != "rl"]
     assert names == NAMES[1:]
 
 

@@ -12,8 +12,8 @@ from tyro.conf import Positional, arg
 from potstill.commands.origins import load, zip_env
 from potstill.envs import find_env
 from potstill.load import sb3
-from potstill.machine import Machine
 from potstill.options import describe, describe_value, parse
+from potstill.training.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def export(arguments: Sequence[str]) -> None:
     from potstill.export import onnx
 
     options = parse(_Export, arguments, "export")
-    machine = Machine(threads=options.threads)
-    machine.settle()
+    runtime = Runtime(threads=options.threads)
+    runtime.settle()
     record = onnx.export(
         load(options.policy, zip_env(options.env, options.policy), "cpu"),
         options.out,
         int8=options.int8,
         episodes=options.episodes,
         seed=options.seed,
-        threads=machine.cores,
+        threads=runtime.cores,
         quiet=options.json and not sys.stderr.isatty(),
     )
     if options.json:

@@ -13,13 +13,14 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.envs import PRESETS, find_env
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
-from potstill.machine import Machine
 from potstill.options import describe, parse, peek
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig
 from potstill.presets import PPO_PRESETS
 from potstill.runs import Run, next_directory
+from potstill.training.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class _Train:
     """A policy whose weights to begin with, such as a distilled student: fine-tuning. Its task, its shape and how it
     normalises inputs, hidden rows included, are the run's."""
     config: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
-    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    runtime: OmitArgPrefixes[Runtime] = field(default_factory=Runtime)
+    evaluation: OmitArgPrefixes[EvalConfig] = field(default_factory=EvalConfig)
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -60,8 +62,8 @@ def train(arguments: Sequence[str]) -> None:
         run = _resumed(options.resume, options.out)
     else:
         out = options.out or next_directory(Path(f"{name.replace('/', '-')}_run"), f"seed-{options.config.seed}")
-        run = new_training(options.config, out, options.machine, options.teacher, options.start_from)
-    _run(run, options.machine)
+        run = new_training(options.config, out, options.runtime, options.teacher, options.start_from)
+    _run(run, options.runtime, options.evaluation)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class _Distill:
     data: Path | None = None
     """Where teacher-led runs keep the data sets they share. Default: `data` beside the run's directory."""
     config: OmitArgPrefixes[DistillConfig] = field(default_factory=DistillConfig)
-    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    runtime: OmitArgPrefixes[Runtime] = field(default_factory=Runtime)
+    evaluation: OmitArgPrefixes[EvalConfig] = field(default_factory=EvalConfig)
 
 
 def distill(arguments: Sequence[str]) -> None:
@@ -95,8 +98,8 @@ def distill(arguments: Sequence[str]) -> None:
         )
         out = options.out or next_directory(Path("distill_run"), stem)
         teacher_env = zip_env(options.env, options.teacher)
-        run = new_distillation(options.config, options.teacher, out, options.machine, teacher_env)
-    _run(run, options.machine, options.data)
+        run = new_distillation(options.config, options.teacher, out, options.runtime, teacher_env)
+    _run(run, options.runtime, options.evaluation, options.data)
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,14 @@ def compress(arguments: Sequence[str]) -> None:
         raise InputError("--width is what compress looks for: bound it with --max-parameters")
     options = parse(_Compress, arguments, "compress")
     out = options.out or next_directory(Path("distill_run"), "compression")
-    machine = Machine(device=options.device, threads=options.threads, quiet=options.quiet)
-    run = outcome.open_compression(options.teacher, options.config, out, machine, zip_env(options.env, options.teacher))
+    runtime = Runtime(device=options.device, threads=options.threads, quiet=options.quiet)
+    run = outcome.open_compression(options.teacher, options.config, out, runtime, zip_env(options.env, options.teacher))
     try:
         with run.lock():
-            for news in outcome.search(run, options.config, machine, began):
+            for news in outcome.search(run, options.config, runtime, began):
                 if not options.quiet:
                     print(news.words, file=sys.stderr, flush=True)
-            record = outcome.finish(run, machine)
+            record = outcome.finish(run, runtime)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
@@ -149,9 +152,9 @@ def _resumed(path: Path, out: Path | None) -> Run:
     return Run.open(path)
 
 
-def _run(run: Run, machine: Machine, data_root: Path | None = None) -> None:
+def _run(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path | None = None) -> None:
     try:
-        result = execute(run, machine, data_root)
+        result = execute(run, runtime, eval_config, data_root)
     except Interrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)

@@ -14,10 +14,10 @@ from potstill.commands.origins import load, zip_env
 from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import Start
-from potstill.machine import Machine, processor
 from potstill.networks import resolve_device
 from potstill.options import describe, parse
 from potstill.policies import load_policy
+from potstill.training.runtime import Runtime, processor
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.actions not in ("greedy", "sampled"):
         raise InputError(f"actions are greedy or sampled, not {options.actions!r}")
     device = str(resolve_device(options.device))
-    machine = Machine(threads=options.threads)
-    machine.settle()
-    threads = machine.cores
+    runtime = Runtime(threads=options.threads)
+    runtime.settle()
+    threads = runtime.cores
     task = zip_env(options.env, options.policy, options.teacher)
     loaded = load(options.policy, task, device)
     teacher = load(options.teacher, task, device) if options.teacher else None
@@ -184,7 +184,7 @@ def info(arguments: Sequence[str]) -> None:
         except metadata.PackageNotFoundError:
             print(f"{package:<11} not installed (optional)")
     print(f"processor   {processor()}")
-    print(f"cores       {Machine().cores}")
+    print(f"cores       {Runtime().cores}")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     print(f"device      {resolve_device('auto')} (cuda {cuda}, mps {mps})")
     print(f"precision   {str(resolve_precision('auto', cpu)).removeprefix('torch.')} on the CPU, as measured just now")

@@ -8,9 +8,9 @@ from dataclasses import replace
 from potstill import distill
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
-from potstill.machine import Machine
 from potstill.networks import Policy, one_thread, resolve_device
 from potstill.policies import LoadedPolicy
+from potstill.training.runtime import Runtime
 
 
 class TimeUp(Exception):
@@ -35,10 +35,10 @@ def minded(policy: Policy, until: float) -> Iterator[None]:
         handle.remove()
 
 
-def training_seconds(config: DistillConfig, teacher: LoadedPolicy, machine: Machine) -> float:
+def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runtime) -> float:
     """About how long a distillation takes on one core: its first steps, gradient steps among them, are timed."""
     first = replace(config, lead="student", noise=0.0, warmup_steps=config.batch_size)
-    device = resolve_device(machine.device)
+    device = resolve_device(runtime.device)
     try:
         taught = teacher.policy.to(device)
         state = distill.start(first, taught, device)

@@ -21,10 +21,10 @@ from potstill.errors import InputError
 from potstill.export import onnx
 from potstill.files import read_json
 from potstill.load.sb3 import import_sb3, load_sb3
-from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.report import compression
 from potstill.runs import Run
+from potstill.training.runtime import Runtime
 from potstill.watch import film
 
 ARTEFACTS = ("report.html", "card.md", "game.mp4", "policy.onnx", "policy.safetensors", "result.json")
@@ -32,7 +32,7 @@ FILM_STEPS = 900  # agent steps, a minute of Atari
 
 
 def open_compression(
-    teacher: Path, config: CompressConfig, out: Path, machine: Machine, teacher_env: EnvConfig | None = None
+    teacher: Path, config: CompressConfig, out: Path, runtime: Runtime, teacher_env: EnvConfig | None = None
 ) -> Run:
     """The directory of a compression: a new one, or one begun with the same settings, whose budget may have grown.
 
@@ -59,7 +59,7 @@ def open_compression(
         if {key: run.config.get(key) for key in document} != json.loads(json.dumps(document)):
             raise InputError(f"{out} is a compression with other settings or another teacher: choose another --out")
     else:
-        minutes = training_seconds(student_config(config, loaded, widths[0][0]), loaded, machine) / 60
+        minutes = training_seconds(student_config(config, loaded, widths[0][0]), loaded, runtime) / 60
         if minutes > config.budget:
             raise InputError(
                 f"a budget of {config.budget:g} minutes is too short: the smallest student alone takes {minutes:.1f} to"
@@ -71,7 +71,7 @@ def open_compression(
     return run
 
 
-def search(run: Run, config: CompressConfig, machine: Machine, began: float | None = None) -> Iterator[News]:
+def search(run: Run, config: CompressConfig, runtime: Runtime, began: float | None = None) -> Iterator[News]:
     """Searches, unless that is done; at the end, result.json says what was found. The caller holds the run's lock.
 
     Args:
@@ -86,8 +86,8 @@ def search(run: Run, config: CompressConfig, machine: Machine, began: float | No
         return
     for name in ARTEFACTS:
         (run.path / name).unlink(missing_ok=True)
-    machine.settle()
-    state = Search(run, config, machine, began)
+    runtime.settle()
+    state = Search(run, config, runtime, began)
     try:
         yield from steps(state)
     finally:
@@ -152,7 +152,7 @@ def _trial(state: Search, width: str, parameters: int) -> dict[str, Any]:
     return trial
 
 
-def finish(run: Run, machine: Machine) -> dict[str, Any]:
+def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
     """Writes what the search found, the page last; what is there already is left alone. Returns result.json.
 
     Of a search that reached nothing, card and page only. The film is cut where it would take longer than the share of
@@ -172,12 +172,12 @@ def finish(run: Run, machine: Machine) -> dict[str, Any]:
         shutil.copyfile(run.path / chosen["run"] / "policy.safetensors", temporary)
         os.replace(temporary, run.policy_path)
         student = load_policy(run.policy_path)
-        exported = onnx.export(student, run.path / "policy.onnx", threads=machine.cores, quiet=machine.quiet)
+        exported = onnx.export(student, run.path / "policy.onnx", threads=runtime.cores, quiet=runtime.quiet)
         own = run.path / "teacher"
         teacher = load_policy(own if own.exists() else Path(run.config["teacher"]))
         try:
             pair = [("teacher", teacher), ("student", student)]
-            film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, until=until, quiet=machine.quiet)
+            film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, until=until, quiet=runtime.quiet)
             moving = (run.path / "game.mp4").read_bytes()
         except InputError as error:  # a task that draws no pictures: the student stands without
             missing = str(error)

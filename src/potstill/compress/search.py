@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +19,12 @@ from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
 from potstill.files import read_json
-from potstill.machine import Machine
 from potstill.networks import resolve_device
 from potstill.policies import load_policy
 from potstill.runs import Run
 from potstill.study.execute import execute
 from potstill.study.grid import Grid
+from potstill.training.runtime import Runtime
 from potstill.watch import TWO_SIDED
 
 SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: no student is confirmed by those it saw
@@ -40,9 +39,9 @@ class Search:
         began: when this call began, as `time.monotonic()` counts; its budget runs from there. Default: now.
     """
 
-    def __init__(self, run: Run, config: CompressConfig, machine: Machine, began: float | None = None) -> None:
+    def __init__(self, run: Run, config: CompressConfig, runtime: Runtime, began: float | None = None) -> None:
         own = run.path / "teacher"
-        self.run, self.config, self.machine = run, config, replace(machine, evaluate=0)
+        self.run, self.config, self.runtime = run, config, runtime
         self.teacher_path = own if own.exists() else Path(run.config["teacher"])
         self.teacher = load_policy(self.teacher_path)
         self.ladder = ladder(self.teacher.policy, config.max_parameters)
@@ -83,15 +82,15 @@ class Search:
         if name in self.games:
             return self.games[name]
         path = self.run.path / "runs" / self.cell_name(width) if width else self.teacher_path
-        loaded = load_policy(path, str(resolve_device(self.machine.device)))
+        loaded = load_policy(path, str(resolve_device(self.runtime.device)))
         episodes = self.config.games if kind in ("screen", "random") else self.config.confirm_games
         began = time.monotonic()
         start = evaluation.Start(self.teacher.env.max_frames) if kind == "random" else None  # to the end of any game
         games = evaluation.play(
-            loaded.policy, loaded.env, episodes=episodes, seed=SEEDS[kind], start=start, threads=self.machine.cores
+            loaded.policy, loaded.env, episodes=episodes, seed=SEEDS[kind], start=start, threads=self.runtime.cores
         )
         with (
-            telemetry.Progress(f"play {name}", episodes, quiet=self.machine.quiet, unit="games") as bar,
+            telemetry.Progress(f"play {name}", episodes, quiet=self.runtime.quiet, unit="games") as bar,
             minded(loaded.policy, self.until(keep)),
         ):
             for so_far in games:
@@ -112,7 +111,7 @@ class Search:
         began, folder = time.monotonic(), self.run.path / "runs"
         cells = self._grid(widths).cells()
         begun = any((folder / cell.name).exists() for cell in cells)  # by an earlier call: the clock tells nothing
-        for ended in execute(cells, folder, self.machine, study=self.run, until=self.until(keep)):
+        for ended in execute(cells, folder, self.runtime, study=self.run, until=self.until(keep)):
             if ended.error is not None:
                 self.errors[ended.cell.config.network.width] = ended.error
         if not all(width in self.errors or self.trained(width) for width in widths):
@@ -175,7 +174,7 @@ class Search:
         Args:
             known: whether a larger width will do.
         """
-        for places, count in product(range(len(undecided), 0, -1), range(self.machine.cores, 0, -1)):
+        for places, count in product(range(len(undecided), 0, -1), range(self.runtime.cores, 0, -1)):
             widths = [undecided[place] for place in spread(places, count, known)]
             playing = self.pace["game"] * (self.config.games * len(widths) + self.config.confirm_games)
             foreseen = max(self.foresee(width) for width in widths)
@@ -194,7 +193,7 @@ class Search:
         ends = (self.ladder[0], self.ladder[-1])
         if not self._foreseen:
             configs = (student_config(self.config, self.teacher, end) for end, _ in ends)
-            self._foreseen = [training_seconds(config, self.teacher, self.machine) for config in configs]
+            self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in configs]
         if self.trained(width):
             return 0.0
         return float(np.interp(dict(self.ladder)[width], [size for _, size in ends], self._foreseen))

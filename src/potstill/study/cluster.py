@@ -16,10 +16,11 @@ from typing import Any
 
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError
-from potstill.machine import Machine
+from potstill.evaluation import EvalConfig
 from potstill.policies import load_policy
 from potstill.runs import Run
 from potstill.study.remote import KEPT, RemoteRun
+from potstill.training.runtime import Runtime
 
 POLL_SECONDS = 1.0
 
@@ -53,7 +54,7 @@ def connect(address: str | None) -> int:
 class RemoteProcess:
     """A run on the cluster, seen from here; as `local.LocalProcess`."""
 
-    def __init__(self, run: Run, machine: Machine, data: Path) -> None:
+    def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path) -> None:
         import ray
 
         self.run = run
@@ -71,8 +72,8 @@ class RemoteProcess:
                     origins[role]["result.json"] = (policy.parent / "result.json").read_bytes()
         # Its own threads are the worker process's; a lost machine is ours to answer, from the last save.
         remote: Any = ray.remote(RemoteRun)
-        self._actor = remote.options(num_cpus=machine.threads, max_restarts=0).remote()
-        self._begun = self._actor.start.remote(files, origins, asdict(machine))
+        self._actor = remote.options(num_cpus=runtime.threads, max_restarts=0).remote()
+        self._begun = self._actor.start.remote(files, origins, asdict(runtime), asdict(eval_config))
         self._asked: Any = None
         self._next = 0.0
 
@@ -94,7 +95,7 @@ class RemoteProcess:
                 self.run.touch_lock()
                 self.returncode = code
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
-            self.returncode = -signal.SIGKILL  # its machine, or its process there, is gone
+            self.returncode = -signal.SIGKILL  # its runtime, or its process there, is gone
         except ray.exceptions.RayTaskError as error:  # a full disk there, for instance
             with (self.run.path / "log.txt").open("a") as log:
                 log.write(f"on the cluster: {str(error.cause).strip()}\n")
@@ -102,7 +103,7 @@ class RemoteProcess:
         return self.returncode
 
     def last_sign(self) -> float:
-        """Seconds since 1970 of the last sign of life; while it waits for a machine, now."""
+        """Seconds since 1970 of the last sign of life; while it waits for a runtime, now."""
         import ray
 
         return self._seen if ray.wait([self._begun], timeout=0)[0] else time.time()
@@ -118,7 +119,7 @@ class RemoteProcess:
         """Waits for the end, `patience` seconds at most, fetches what is left, and gives the machine back."""
         import ray
 
-        if ray.wait([self._begun], timeout=0)[0]:  # else it still waits for a machine, and has nothing to save
+        if ray.wait([self._begun], timeout=0)[0]:  # else it still waits for a runtime, and has nothing to save
             deadline = time.monotonic() + patience
             while self.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)

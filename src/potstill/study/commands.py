@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
-from potstill.machine import Machine
+from potstill.evaluation import EvalConfig
 from potstill.options import describe_value, parse, peek
 from potstill.report import figures
 from potstill.results import curves_table, episodes_table, runs_table, write_tables
@@ -25,6 +25,7 @@ from potstill.study.execute import StudyInterrupted, execute
 from potstill.study.grid import Grid
 from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
+from potstill.training.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class _Compare:
     workers: int = 0
     """Runs at a time, each on one core; 0 takes all cores."""
     grid: OmitArgPrefixes[Grid] = field(default_factory=Grid)
-    machine: OmitArgPrefixes[Machine] = field(default_factory=Machine)
+    runtime: OmitArgPrefixes[Runtime] = field(default_factory=Runtime)
+    evaluation: OmitArgPrefixes[EvalConfig] = field(default_factory=EvalConfig)
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -48,7 +50,8 @@ def compare(arguments: Sequence[str]) -> None:
     failed = {}
     try:
         with working_in(out) as folder:
-            for ended in execute(cells, out, options.machine, workers=options.workers, study=folder):
+            runs = execute(cells, out, options.runtime, options.evaluation, workers=options.workers, study=folder)
+            for ended in runs:
                 if ended.error is not None:
                     failed[ended.cell.name] = ended.error
     except StudyInterrupted as stop:
@@ -74,17 +77,17 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _StudyMachine:
-    """What of `Machine` a study leaves open: its evaluation is the plan's."""
+class _StudyRuntime:
+    """What of `Runtime` a study leaves open: threads are those of each run."""
 
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
-    track: bool = False
-    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
-    quiet: bool = False
-    """Show no progress."""
     save_every: float = 60.0
     """Seconds between two saves of a run's resume state."""
+    quiet: bool = False
+    """Show no progress."""
+    track: bool = False
+    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class _StudyTune:
     """Where runs go: the cores of this machine, or a Ray cluster."""
     ray_address: str | None = None
     """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
-    machine: OmitArgPrefixes[_StudyMachine] = field(default_factory=_StudyMachine)
+    runtime: OmitArgPrefixes[_StudyRuntime] = field(default_factory=_StudyRuntime)
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
-    machine = Machine(**vars(options.machine))
+    runtime = Runtime(**vars(options.runtime))
     failed, ran = {}, 0
     limits: dict[str, Any] = {name: getattr(options, name) for name in ("workers", "threads", "retries", "patience")}
     if options.executor == "ray":
@@ -172,7 +175,7 @@ def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> di
         }
     elif options.ray_address is not None:
         raise InputError("--ray-address goes with --executor ray")
-    runs = records.run_study(plan, out, machine, part=part, **limits)
+    runs = records.run_study(plan, out, runtime, part=part, **limits)
     try:
         for ended in runs:
             ran += 1

@@ -19,14 +19,15 @@ from rich.text import Text
 from potstill import telemetry
 from potstill.distill import DistillConfig
 from potstill.errors import InputError, printable
+from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.files import open_regular, read_json
 from potstill.jobs import new_distillation, new_training, resolved
-from potstill.machine import Machine
 from potstill.policies import load_policy
 from potstill.runs import Run, StopRequested, stop_on_signals, sweep
 from potstill.study.local import LocalProcess, Process
 from potstill.study.pace import Pace, Underway
 from potstill.study.plan import Cell
+from potstill.training.runtime import Runtime
 
 SAVING = 30.0  # seconds a worker has to save when time is up
 LOG_TAIL = 1 << 16  # bytes of a log that are searched for its last line
@@ -74,7 +75,8 @@ class _Worker:
 def execute(
     cells: Sequence[Cell],
     folder: Path,
-    machine: Machine,
+    runtime: Runtime,
+    eval_config: EvalConfig = NOT_EVALUATED,
     *,
     workers: int = 0,
     threads: int = 1,
@@ -83,7 +85,7 @@ def execute(
     done: Collection[str] = (),
     study: Run | None = None,
     until: float = math.inf,
-    start: Callable[[Run, Machine, Path], Process] = LocalProcess,
+    start: Callable[[Run, Runtime, EvalConfig, Path], Process] = LocalProcess,
 ) -> Iterator[Ended]:
     """Runs all cells that are not done yet, at most `workers` at a time (0: as many as fill the cores).
 
@@ -116,8 +118,8 @@ def execute(
             raise InputError(f"{name} must be 0 or more, not {value}")
     if threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
-    workers = workers or max(1, machine.cores // threads)
-    each = replace(machine, threads=threads)
+    workers = workers or max(1, runtime.cores // threads)
+    each = replace(runtime, threads=threads)
     waiting = _due(cells, folder, done)
     runs = {
         cell.name: open_or_create(cell, folder, each)
@@ -169,7 +171,7 @@ def execute(
                     starts[cell.name] = starts.get(cell.name, 0) + 1
                     before = _progress(run).trained
                     try:
-                        process = start(run, each, folder / "data")
+                        process = start(run, each, eval_config, folder / "data")
                         active.append(_Worker(cell, run, process, time.monotonic(), before))
                     except InputError as error:  # its log is a link, say: the others go on
                         over[cell.name] = str(error)
@@ -203,7 +205,7 @@ def execute(
                 left = telemetry.clock(seconds) if math.isfinite(seconds) else "--:--"
                 if console.is_terminal:
                     live.update(_table(active, looks, len(done), total, len(waiting), failed, left), refresh=True)
-                elif time.monotonic() - printed > 30 and not machine.quiet:
+                elif time.monotonic() - printed > 30 and not runtime.quiet:
                     printed = time.monotonic()
                     words = "  ".join(f"{w.cell.name} {seen.words}" for w, seen in zip(active, looks, strict=True))
                     counts = f"{len(over) - failed}/{total} done, {failed} failed"
@@ -217,7 +219,7 @@ def execute(
             raise StudyInterrupted(stop)
 
 
-def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
+def open_or_create(cell: Cell, folder: Path, runtime: Runtime) -> Run:
     """The run directory of a cell in `folder`.
 
     Raises:
@@ -233,14 +235,14 @@ def open_or_create(cell: Cell, folder: Path, machine: Machine) -> Run:
         labels = {"arm": cell.arm, "identity": identity(cell, {})}
         if isinstance(cell.config, DistillConfig):
             assert cell.teacher is not None
-            return new_distillation(cell.config, cell.teacher, path, machine, labels=labels)
-        return new_training(cell.config, path, machine, cell.teacher, initial, labels)
+            return new_distillation(cell.config, cell.teacher, path, runtime, labels=labels)
+        return new_training(cell.config, path, runtime, cell.teacher, initial, labels)
     run = Run.open(path)
     stored = run.config.get("config", {})
     config = cell.config
     if config.precision == "auto":  # measuring it again might come to something else
         config = replace(config, precision=stored.get("precision", "auto"))
-    if stored != resolved(config, machine):
+    if stored != resolved(config, runtime):
         raise InputError(f"{path} is a run with other settings: choose another --out")
     if cell.teacher is not None and run.config.get("teacher_hash") != load_policy(cell.teacher).hash:
         raise InputError(f"{path} is a run with another teacher: choose another --out")

@@ -17,7 +17,8 @@ from potstill.files import open_append
 from potstill.runs import Run
 
 if TYPE_CHECKING:  # which brings torch along
-    from potstill.machine import Machine
+    from potstill.evaluation import EvalConfig
+    from potstill.training.runtime import Runtime
 
 
 class Process(Protocol):
@@ -32,14 +33,16 @@ class Process(Protocol):
     def close(self, patience: float) -> None: ...
 
 
-def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str, Path]) -> "subprocess.Popen[bytes]":
+def launch(
+    run: Path, runtime: dict[str, Any], eval_config: dict[str, Any], data: Path, origins: Mapping[str, Path]
+) -> "subprocess.Popen[bytes]":
     """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory.
 
     Raises:
         InputError: that cannot be written, or is a link.
     """
     places = {role: str(path) for role, path in origins.items()}
-    job = {"run": str(run), "machine": machine, "data": str(data), "origins": places}
+    job = {"run": str(run), "runtime": runtime, "eval": eval_config, "data": str(data), "origins": places}
     try:
         log = open_append(run / "log.txt")
     except OSError as error:
@@ -51,7 +54,7 @@ def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str,
             stdout=log,
             stderr=log,
             stdin=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": str(machine["threads"])},
+            env=os.environ | {"OMP_NUM_THREADS": str(runtime["threads"])},
             start_new_session=True,
         )
     assert process.stdin is not None
@@ -64,10 +67,10 @@ def launch(run: Path, machine: dict[str, Any], data: Path, origins: Mapping[str,
 class LocalProcess:
     """A worker on this machine."""
 
-    def __init__(self, run: Run, machine: "Machine", data: Path) -> None:
+    def __init__(self, run: Run, runtime: "Runtime", eval_config: "EvalConfig", data: Path) -> None:
         self.run = run
         self.began = time.time()
-        self.process = launch(run.path, asdict(machine), data, {})
+        self.process = launch(run.path, asdict(runtime), asdict(eval_config), data, {})
 
     @property
     def returncode(self) -> int | None:

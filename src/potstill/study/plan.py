@@ -9,6 +9,7 @@ from potstill.arms import Method
 from potstill.distill import DistillConfig
 from potstill.envs import find_env
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.presets import PPO_PRESETS
@@ -45,20 +46,6 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How every run of a study is scored."""
-
-    episodes: int = 100
-    """Whole games, greedy."""
-    starts: tuple[int, ...] = ()
-    """Also score greedy play after this many steps of a random policy."""
-    start_games: int = 0
-    """Games after each of these; a plan that does not say plays `episodes`."""
-    beside_games: int = 0
-    """Games with sampled actions, and without stickiness; a plan that does not say plays `episodes`, trials none."""
-
-
-@dataclass(frozen=True)
 class PlannedArm:
     """One way to make a policy, at some widths, from some seeds and teachers."""
 
@@ -89,7 +76,7 @@ class Plan:
 
     name: str
     env: str
-    evaluation: Evaluation
+    evaluation: EvalConfig
     arms: tuple[PlannedArm, ...]
     text: str
     pairing: Literal["cross", "cycle"] = "cross"

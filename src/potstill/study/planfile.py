@@ -28,11 +28,12 @@ from potstill.arms import ARMS, Method
 from potstill.distill import DistillConfig
 from potstill.envs import find_env
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.files import read_bytes
 from potstill.imports import import_modules
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
-from potstill.study.plan import NETWORK, Evaluation, Plan, PlannedArm, make_config
+from potstill.study.plan import NETWORK, Plan, PlannedArm, make_config
 
 PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
 MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB
@@ -99,7 +100,7 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
     pairing = _choice(document, "pairing", ("cross", "cycle"), "cross")
     scored = _table(document, "evaluation", ())
-    _known(scored, tuple(known.name.replace("_", "-") for known in fields(Evaluation)), ("evaluation",))
+    _known(scored, tuple(known.name.replace("_", "-") for known in fields(EvalConfig)), ("evaluation",))
     starts = _list(scored, "starts", int, ("evaluation",), ())
     episodes = _value(scored.get("episodes", 100), int, ("evaluation", "episodes"))
     start_games = _value(scored.get("start-games", episodes), int, ("evaluation", "start-games"))
@@ -113,7 +114,7 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     for arm in made:
         if arm.origin is not None and next((a.method for a in made if a.name == arm.origin), None) != "distill":
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
-    evaluation = Evaluation(episodes, starts, start_games, beside_games)
+    evaluation = EvalConfig(episodes, starts, start_games, beside_games)
     return Plan(name, env, evaluation, made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,18 @@ from potstill.checkpoints import write_atomically
 from potstill.envs import Envs, find_env
 from potstill.errors import InputError
 from potstill.files import read_json
-from potstill.machine import Machine
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result
 from potstill.results import as_record, read_runs
 from potstill.runs import FORMAT_VERSION, Run, read_document, working_in
 from potstill.study.execute import Ended, execute, identity, taught_by
 from potstill.study.plan import WHOLE, Cell, Part, Plan
+from potstill.training.runtime import Runtime
 
 _COSTS = ("env_steps", "gradient_steps", "training_macs")
 
 
-def run_study(plan: Plan, out: Path, machine: Machine, *, part: Part = WHOLE, **options: Any) -> Iterator[Ended]:
+def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **options: Any) -> Iterator[Ended]:
     """Runs what the plan asks for and `out` does not hold yet; every run that ends leaves its record in `out`.
 
     A run that is recorded as done is never run again. What failed is run again by the next call.
@@ -42,23 +41,16 @@ def run_study(plan: Plan, out: Path, machine: Machine, *, part: Part = WHOLE, **
     """
     cells = plan.cells()
     wanted = plan.cells_of(part)
-    scored = plan.evaluation
-    machine = replace(
-        machine,
-        evaluate=scored.episodes,
-        starts=scored.starts,
-        start_games=scored.start_games,
-        beside_games=scored.beside_games,
-    )
     with working_in(out) as folder:
         done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
         document = {"name": plan.name, "plan": plan.text, "potstill": __version__, "planned": len(cells)}
-        document["random_score"] = _random_score(plan, out, machine, folder)
+        document["random_score"] = _random_score(plan, out, runtime, folder)
         write_atomically(out / "study.json", _json(document))
         for ended in execute(
             wanted,
             out / "runs",
-            machine,
+            runtime,
+            plan.evaluation,
             done=done,
             study=folder,
             **options,
@@ -128,7 +120,7 @@ def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
     return record
 
 
-def _random_score(plan: Plan, out: Path, machine: Machine, folder: Run) -> float:
+def _random_score(plan: Plan, out: Path, runtime: Runtime, folder: Run) -> float:
     """Mean score of a uniformly random policy over 32 games, measured once per study."""
     with suppress(InputError, KeyError, ValueError, TypeError):
         return float(read_json(out / "study.json")["random_score"])
@@ -136,7 +128,7 @@ def _random_score(plan: Plan, out: Path, machine: Machine, folder: Run) -> float
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions, envs.continuous)
     start = evaluation.Start(steps=1 << 40)  # it never takes over
-    for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=machine.cores):
+    for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=runtime.cores):
         last = so_far
         folder.touch_lock()
     return float(last.summary()["mean"])

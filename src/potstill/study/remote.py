@@ -23,7 +23,13 @@ class RemoteRun:
         self.sent: dict[str, tuple[int, int]] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, files: dict[str, bytes], origins: dict[str, dict[str, bytes]], machine: dict[str, Any]) -> None:
+    def start(
+        self,
+        files: dict[str, bytes],
+        origins: dict[str, dict[str, bytes]],
+        runtime: dict[str, Any],
+        eval_config: dict[str, Any],
+    ) -> None:
         """Begins, or goes on with, the run whose directory holds `files`."""
         self.path.mkdir()
         for name, content in files.items():
@@ -35,7 +41,7 @@ class RemoteRun:
             for name, content in contents.items():
                 (places[role] / name).write_bytes(content)
         self.sent = {name: self._version(name) for name in files if name in KEPT}
-        self.process = launch(self.path, machine, self.folder / "data", places)
+        self.process = launch(self.path, runtime, eval_config, self.folder / "data", places)
 
     def poll(self) -> tuple[int | None, dict[str, bytes], float]:
         """Exit code or None, the files that changed in the order to write them, and the seconds since the last sign of

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from potstill.errors import InputError
+from potstill.evaluation import EvalConfig
 from potstill.networks import parse_width
-from potstill.study.plan import Evaluation, Plan, PlannedArm
+from potstill.study.plan import Plan, PlannedArm
 from potstill.study.planfile import read_settings
 
 Setting = dict[str, Any]
@@ -93,7 +94,7 @@ def tuning_plan(plan: Plan) -> Plan:
             raise InputError(f"tune.widths must name widths of arm {arm.name}: {', '.join(arm.widths)}")
         whole = arm.settings | read_settings(trial.setting, arm.method)
         arms.append(PlannedArm(trial.name, arm.method, whole, widths, seeds, arm.teachers))
-    scored = Evaluation(int(plan.tune.get("episodes", 32)))
+    scored = EvalConfig(int(plan.tune.get("episodes", 32)), beside_games=0)
     return replace(plan, name=f"{plan.name}-tune", arms=tuple(arms), evaluation=scored, tune={})
 
 

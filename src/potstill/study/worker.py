@@ -1,7 +1,7 @@
 """One run in a process of its own, for as long as the study that started it lives: `python -m potstill.study.worker`.
 
-Reads one JSON line on stdin: {"run": directory, "machine": settings, "data": folder, "origins": {role: policy}}. The
-study keeps the other end of stdin open; when it closes, however the study ended, the run saves and stops.
+Reads one JSON line on stdin: {"run": directory, "runtime": settings, "eval": games, "data": folder, "origins": {role:
+policy}}. The study keeps the other end of stdin open; when it closes, however the study ended, the run saves and stops.
 """
 
 import json
@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 from potstill.errors import DivergedError, InputError, Terminated, printable, reason
+from potstill.evaluation import EvalConfig
 from potstill.imports import VARIABLE, import_modules
 from potstill.jobs import Interrupted, execute
-from potstill.machine import Machine
 from potstill.policies import rebuild
 from potstill.runs import Run
+from potstill.training.runtime import Runtime
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     try:
         import_modules(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)), VARIABLE)
         origins = {role: Path(path) for role, path in job["origins"].items()}
-        execute(Run.open(Path(job["run"])), rebuild(Machine, job["machine"]), Path(job["data"]), origins)
+        runtime, eval_config = rebuild(Runtime, job["runtime"]), rebuild(EvalConfig, job["eval"])
+        execute(Run.open(Path(job["run"])), runtime, eval_config, Path(job["data"]), origins)
     except Interrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)

@@ -1,4 +1,4 @@
-"""The machine a run uses: threads, device, memory; and what a run records of where it was made."""
+"""What a run may use: device, threads, memory; and what it records of where it was made."""
 
 import ctypes
 import os
@@ -20,37 +20,24 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
-class Machine:
+class Runtime:
     """How a run uses the machine. Not part of its identity, but recorded: threads can change the last bits."""
 
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
     threads: int = 0
     """CPU threads for emulator and network; 0 takes all cores."""
-    track: bool = False
-    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
-    quiet: bool = False
-    """Show no progress."""
-    evaluate: int = 100
-    """Games per evaluation at the end of the run; 0 leaves the evaluation out."""
-    starts: tuple[int, ...] = ()
-    """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
-    start_games: int = 0
-    """Games after each of these; 0 plays as many as --evaluate."""
-    beside_games: int | None = None
-    """Games with sampled actions, and games without stickiness (of these at most 30): the scores that stand beside the
-    main one; 0 leaves them out, None plays as many as --evaluate."""
     save_every: float = 60.0
     """Seconds between two saves of the resume state."""
+    quiet: bool = False
+    """Show no progress."""
+    track: bool = False
+    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
 
     def __post_init__(self) -> None:
-        for name in ("threads", "evaluate", "start_games", "save_every"):
+        for name in ("threads", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
-        if self.beside_games is not None and self.beside_games < 0:
-            raise InputError(f"beside-games must be 0 or more, not {self.beside_games}")
-        if any(steps < 1 for steps in self.starts):
-            raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
 
     @property
     def cores(self) -> int:
@@ -73,17 +60,17 @@ class Machine:
             allocate(_M_MMAP_THRESHOLD, 2**30)
 
 
-def provenance(machine: Machine) -> dict[str, Any]:
+def provenance(runtime: Runtime) -> dict[str, Any]:
     """What a run's config.json says of where it was made: command, commit, machine, threads."""
-    device = resolve_device(machine.device)
-    threads = f"{machine.cores} thread{'s' if machine.cores > 1 else ''}"
+    device = resolve_device(runtime.device)
+    threads = f"{runtime.cores} thread{'s' if runtime.cores > 1 else ''}"
     started = Path(sys.argv[0]).name
     script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
     return {
         "command": shlex.join([*(["python", started] if script else ["potstill"]), *sys.argv[1:]]),
         "commit": commit(),
         "machine": f"{processor()}, {threads}, {device}, torch {torch.__version__}",
-        "threads": machine.cores,
+        "threads": runtime.cores,
     } | ({"imports": list(imported())} if imported() else {})
 
 

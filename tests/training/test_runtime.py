@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from potstill import machine
-from potstill.machine import Machine, provenance
+from potstill.training import runtime
+from potstill.training.runtime import Runtime, provenance
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,17 @@ from potstill.machine import Machine, provenance
 )
 def test_a_run_remembers_the_command_that_would_repeat_it(started, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", [started, "--seed", "1", "--out", "a b"])
-    assert provenance(Machine(device="cpu", threads=1))["command"] == command
+    assert provenance(Runtime(device="cpu", threads=1))["command"] == command
 
 
 @pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread, cpu, "), (2, ", 2 threads, cpu, ")])
 def test_a_run_remembers_how_many_threads_it_had(threads, words):
-    where = provenance(Machine(device="cpu", threads=threads))["machine"]
+    where = provenance(Runtime(device="cpu", threads=threads))["machine"]
     assert f"({torch.backends.cpu.get_cpu_capability()}){words}" in where
 
 
 def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_package(tmp_path, monkeypatch):
-    package = tmp_path / "venv" / "potstill" / "machine.py"
+    package = tmp_path / "venv" / "potstill" / "runtime.py"
     package.parent.mkdir(parents=True)
     package.touch()
 
@@ -40,29 +40,29 @@ def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_an_installed_
 
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "--message", "a paper")
-    monkeypatch.setattr(machine, "__file__", str(package))
-    assert machine.commit() is None
+    monkeypatch.setattr(runtime, "__file__", str(package))
+    assert runtime.commit() is None
     git("add", ".")
     git("commit", "--quiet", "--message", "the package itself")
     head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert machine.commit() == head.stdout[:12]
+    assert runtime.commit() == head.stdout[:12]
     package.write_text("# changed")
-    assert machine.commit() == head.stdout[:12] + "+"
+    assert runtime.commit() == head.stdout[:12] + "+"
 
 
 def test_the_threads_asked_for_are_the_cores_whatever_the_system(monkeypatch):
-    assert Machine(threads=3).cores == 3
-    assert Machine().cores == len(os.sched_getaffinity(0))
+    assert Runtime(threads=3).cores == 3
+    assert Runtime().cores == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert Machine(threads=3).cores == 3
-    assert Machine().cores == os.cpu_count()
+    assert Runtime(threads=3).cores == 3
+    assert Runtime().cores == os.cpu_count()
 
 
 MINIBATCHES = """
 import resource, torch
-from potstill.machine import Machine
+from potstill.training.runtime import Runtime
 from potstill.networks import NetworkConfig, Policy
-Machine(device="cpu", threads=1).settle()
+Runtime(device="cpu", threads=1).settle()
 policy = Policy(NetworkConfig("1/8"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
 raw = torch.zeros((512, 4, 84, 84), dtype=torch.uint8)
 for _ in range(16):
