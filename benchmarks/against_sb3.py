@@ -24,13 +24,14 @@ from common import Row, child, commit, one_thread, others, publish, save, say, s
 from throughput import measure_parts
 
 from potstill import ppo
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.networks import NetworkConfig, resolve_precision
+from potstill.tasks import TASKS
 
 STICKY = 0.25
 #: RL Zoo's settings, all six actions and the scoreboard seen, as Stable-Baselines3 plays.
 SAME = ppo.PPOConfig(
-    env=replace(PRESETS["pong"], actions=None, hidden_rows=0, sticky=STICKY),
+    env=replace(TASKS["pong"].env, actions=None, hidden_rows=0, sticky=STICKY),
     network=NetworkConfig("1"),
     total_timesteps=10**9,
     num_envs=8,

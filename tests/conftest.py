@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.envs import PRESETS
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
+from potstill.tasks import TASKS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ def save_teacher():
             policy.actor.weight *= 300
         path.mkdir()
         probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-        save_policy(path / "policy.safetensors", policy, PRESETS["cartpole"], probe, {})
+        save_policy(path / "policy.safetensors", policy, TASKS["cartpole"].env, probe, {})
         (path / "result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
 
     return save

@@ -8,11 +8,11 @@ import torch
 
 from potstill import assessment, evaluation
 from potstill.assessment import assess
-from potstill.envs import PRESETS
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.runs import Run
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
@@ -30,7 +30,7 @@ def teacher(save_teacher, tmp_path_factory):
 def student(tmp_path_factory):
     policy = Policy(NetworkConfig(width="1/32"), (4,), 2).initialise(torch.Generator().manual_seed(1))
     path = tmp_path_factory.mktemp("policies") / "policy.safetensors"
-    save_policy(path, policy, PRESETS["cartpole"], np.zeros((1, 4), dtype=np.float32), {})
+    save_policy(path, policy, TASKS["cartpole"].env, np.zeros((1, 4), dtype=np.float32), {})
     return load_policy(path)
 
 

@@ -15,12 +15,12 @@ import torch
 from potstill import __version__, evaluation
 from potstill.cli import COMMANDS, main
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS
 from potstill.networks import NetworkConfig, Policy
 from potstill.options import peek
 from potstill.policies import save_policy
-from potstill.presets import PPO_PRESETS
+from potstill.ppo import PPOConfig
 from potstill.runs import Run
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime, processor
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def policies(tmp_path_factory):
             np.random.default_rng(seed).integers(0, 4, (4, *shape)).astype(np.float32 if shape == (4,) else np.uint8)
         )
         (folder / name).mkdir()
-        save_policy(folder / name / "policy.safetensors", policy, PRESETS[task], probe, {})
+        save_policy(folder / name / "policy.safetensors", policy, TASKS[task].env, probe, {})
     return folder
 
 
@@ -302,7 +302,7 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
     assert (code, err) == (0, "")
     assert f"usage: potstill {command}" in out
     assert {
-        "train": f"(default: {PPO_PRESETS['pong'].total_timesteps})",
+        "train": f"(default: {PPOConfig().total_timesteps})",
         "distill": f"(default: {DistillConfig().total_timesteps})",
         "compare": "(default: 1/4 1/8 1/16)",
         "study": "study run PLAN",

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from potstill.collect import Inputs, collect, input_statistics
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy
+from potstill.tasks import TASKS
 
-SHORT = replace(PRESETS["pong"], max_frames=60)  # games of 15 agent steps
+SHORT = replace(TASKS["pong"].env, max_frames=60)  # games of 15 agent steps
 TASKS = pytest.mark.parametrize(
-    "config", [SHORT, PRESETS["cartpole"], PRESETS["minatar-breakout"]], ids=["pong", "cartpole", "minatar"]
+    "config", [SHORT, TASKS["cartpole"].env, TASKS["minatar-breakout"].env], ids=["pong", "cartpole", "minatar"]
 )
 
 
@@ -64,7 +65,7 @@ def test_a_transition_holds_what_the_action_was_chosen_from_and_what_it_led_to(c
 
 
 def test_no_more_steps_are_played_than_transitions_are_taken():
-    envs = Envs(PRESETS["cartpole"], 2)
+    envs = Envs(TASKS["cartpole"].env, 2)
     transitions = collect(envs, Inputs(normalised_policy(envs)), envs.reset(0), randomly(envs))
     taken = list(islice(transitions, 7))
     assert len(taken) == len(envs.state()[1]) == 7

@@ -20,7 +20,7 @@ from potstill.compress.config import CompressConfig, ladder
 from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
 from potstill.compress.search import Search, spread
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS, Episode
+from potstill.envs import Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
 from potstill.jobs import new_distillation
@@ -29,6 +29,7 @@ from potstill.policies import load_policy, save_policy
 from potstill.report import compression
 from potstill.runs import Run
 from potstill.study import execute as study
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
@@ -71,7 +72,7 @@ def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "<b>&expert"  # a name that HTML must not take for its own
     folder.mkdir()
     probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    save_policy(folder / "policy.safetensors", policy, PRESETS["cartpole"], probe, {})
+    save_policy(folder / "policy.safetensors", policy, TASKS["cartpole"].env, probe, {})
     return folder
 
 
@@ -90,7 +91,7 @@ def call(capsys):
 def games(rows, env="pong"):
     """An evaluation of games with these points won and lost, no two alike."""
     episodes = [Episode(0, won - lost, 10, won, lost, False, number) for number, (won, lost) in enumerate(rows)]
-    return Evaluation(PRESETS[env], "greedy", 1, 0, episodes)
+    return Evaluation(TASKS[env].env, "greedy", 1, 0, episodes)
 
 
 def test_the_error_of_a_point_win_rate_is_that_of_a_ratio_of_sums():
@@ -109,7 +110,7 @@ def test_the_error_of_a_return_is_that_of_the_games_own_interval():
 
 def test_a_game_repeated_a_hundred_times_is_no_evidence():
     episode = Episode(0, 21.0, 10, 21.0, 0.0, False, 7)
-    found = measure(Evaluation(PRESETS["pong"], "greedy", 1, 0, [episode] * 100), points=True)
+    found = measure(Evaluation(TASKS["pong"].env, "greedy", 1, 0, [episode] * 100), points=True)
     assert (found.value, found.error) == (1.0, math.inf)
     assert share_low(found, Sample(0.9, 0.01, 50), NOTHING, 0.95) == -math.inf
 
@@ -569,7 +570,7 @@ def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
     from potstill.load.sb3 import as_sb3
 
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "model.zip")
-    env = as_sb3(PRESETS["cartpole"])
+    env = as_sb3(TASKS["cartpole"].env)
     for _ in range(2):  # the second call opens what the first made
         run = outcome.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", RUNTIME, env)
     assert Search(run, CompressConfig(), RUNTIME).teacher.policy.size().parameters == 4_610

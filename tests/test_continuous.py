@@ -14,7 +14,7 @@ import torch
 from potstill import checkpoints, evaluation
 from potstill.dataset import Dataset
 from potstill.distill import DistillConfig, distill, record, start
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.export import onnx as exporter
@@ -22,12 +22,13 @@ from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import GAUSSIAN_OBJECTIVES
 from potstill.policies import load_policy, save_policy
-from potstill.presets import PPO_PRESETS
+from potstill.ppo import PPOConfig
 from potstill.report import figures
 from potstill.results import curves_table, runs_table
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
-PENDULUM = PRESETS["pendulum"]
+PENDULUM = TASKS["pendulum"].env
 RANDOM = -1_212  # mean score of uniformly random play, 128 games
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
 GAMES = EvalConfig(episodes=16)
@@ -42,7 +43,7 @@ TINY = replace(STUDENT, total_timesteps=1_280, batch_size=32, warmup_steps=64)
 def folder(tmp_path_factory):
     """A folder of runs: a teacher, and its student."""
     folder = tmp_path_factory.mktemp("runs")
-    config = replace(PPO_PRESETS["pendulum"], env=PENDULUM, total_timesteps=60_000)
+    config = replace(PPOConfig.for_task(PENDULUM), total_timesteps=60_000)
     execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, GAMES)
     execute(new_distillation(STUDENT, folder / "teacher", folder / "student", RUNTIME), RUNTIME, GAMES)
     return folder
@@ -169,7 +170,7 @@ def test_a_checkpoint_keeps_the_kind_of_its_actions_and_an_older_one_is_discrete
     loaded = load_policy(folder / "teacher")
     assert (loaded.policy.continuous, loaded.document["continuous"]) == (True, True)
     path, probe = tmp_path / "policy.safetensors", np.zeros((2, 4), np.float32)
-    save_policy(path, Policy(NetworkConfig(), (4,), 2), PRESETS["cartpole"], probe, {})
+    save_policy(path, Policy(NetworkConfig(), (4,), 2), TASKS["cartpole"].env, probe, {})
     tensors, document = checkpoints.load(path)
     del document["continuous"]
     checkpoints.save(path, tensors, document)
@@ -183,7 +184,7 @@ def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch, name):
     def new(out):
         if name == "distill":
             return new_distillation(TINY, folder / "teacher", out, runtime)
-        config = replace(PPO_PRESETS["pendulum"], env=PENDULUM, total_timesteps=4 * 1_024, num_envs=8)
+        config = replace(PPOConfig.for_task(PENDULUM), total_timesteps=4 * 1_024, num_envs=8)
         return new_training(config, out, runtime)
 
     whole, stopped = new(tmp_path / "whole"), new(tmp_path / "stopped")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from potstill.dataset import Dataset, DatasetWriter, open_dataset
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
+from potstill.tasks import TASKS
 
-PONG = replace(PRESETS["pong"], max_frames=40)  # games of 10 agent steps
-CARTPOLE, MINATAR = PRESETS["cartpole"], PRESETS["minatar-breakout"]
+PONG = replace(TASKS["pong"].env, max_frames=40)  # games of 10 agent steps
+CARTPOLE, MINATAR = TASKS["cartpole"].env, TASKS["minatar-breakout"].env
 TASKS = pytest.mark.parametrize("env", [PONG, CARTPOLE, MINATAR], ids=["pong", "cartpole", "minatar"])
 N = 3
 
@@ -256,4 +257,4 @@ def test_a_data_set_of_other_environments_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"is not a data set, .*: it was made with 3 environments, not 4"):
         open_dataset(tmp_path / "data", Envs(CARTPOLE, 4))
     with pytest.raises(InputError, match=r"is of another task: its frames are \(60, 4\), not \(60, 6\)"):
-        open_dataset(tmp_path / "data", Envs(PRESETS["acrobot"], N))
+        open_dataset(tmp_path / "data", Envs(TASKS["acrobot"].env, N))

@@ -10,15 +10,16 @@ from potstill.collect import Inputs, input_statistics
 from potstill.dataset import Dataset
 from potstill.distill import ORIGINAL_LOOP, DistillConfig, DistillState, beta, distill, distill_from, record, start
 from potstill.distributions import sample
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.errors import DivergedError, InputError
 from potstill.evaluation import compare
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import OBJECTIVES, forward_kl
+from potstill.tasks import TASKS
 
 CPU = torch.device("cpu")
-CARTPOLE = PRESETS["cartpole"]
-PONG = replace(PRESETS["pong"], max_frames=40)  # games of 10 agent steps
+CARTPOLE = TASKS["cartpole"].env
+PONG = replace(TASKS["pong"].env, max_frames=40)  # games of 10 agent steps
 CONFIG = DistillConfig(
     network=NetworkConfig(width="1/2"),
     total_timesteps=4_000,

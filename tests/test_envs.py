@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 
-from potstill.envs import PRESETS, EnvConfig, Envs, find_env, with_sticky
+from potstill.envs import EnvConfig, Envs, with_sticky
 from potstill.errors import InputError
+from potstill.tasks import TASKS, find_env
 
-PONG = PRESETS["pong"]
+PONG = TASKS["pong"].env
 SHORT = replace(PONG, max_frames=80)  # games of 20 agent steps
 NOOP, RIGHT, LEFT = 0, 1, 2  # as `PONG.actions` numbers them
 
@@ -74,11 +75,11 @@ def test_the_environment_behind_is_ales_own_with_nothing_left_to_its_defaults():
     assert np.array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TASKS)
 def test_every_preset_plays(name):
     if name.startswith("lunarlander") and importlib.util.find_spec("Box2D") is None:
         with pytest.raises(InputError, match=r"LunarLander\w*-v3 needs a package that is not installed: .*box2d"):
-            Envs(PRESETS[name], 2)
+            Envs(TASKS[name].env, 2)
         return
     envs = Envs(find_env(name), 2)
     seen = everything(envs, 5)
@@ -99,7 +100,7 @@ def test_rewards_are_not_clipped():
     "name", ["pong", "cartpole", "acrobot", "minatar-breakout", "minatar-space-invaders", "pendulum"]
 )
 def test_the_same_seed_gives_the_same_games_and_another_seed_others(name):
-    config = replace(PRESETS[name], max_frames=200)
+    config = replace(TASKS[name].env, max_frames=200)
     first, again, other = (everything(Envs(config, 3), 120, seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -107,10 +108,10 @@ def test_the_same_seed_gives_the_same_games_and_another_seed_others(name):
 
 @pytest.mark.parametrize("name", ["pong", "cartpole", "minatar-breakout"])
 def test_a_seeded_reset_leaves_nothing_of_what_was_played_before(name):
-    used = Envs(PRESETS[name], 3)
+    used = Envs(TASKS[name].env, 3)
     for _ in range(3):  # MinAtar's sticky last action differs in one row of ten
         play(used, 20, seed=1, act=1)
-        assert np.array_equal(everything(used, 20), everything(Envs(PRESETS[name], 3), 20))
+        assert np.array_equal(everything(used, 20), everything(Envs(TASKS[name].env, 3), 20))
 
 
 def test_the_environments_of_one_seed_play_different_games():
@@ -209,7 +210,7 @@ def test_the_row_of_an_ended_game_shows_the_new_game_and_its_final_observation_t
 
 
 def test_cartpole_too_resets_on_the_step_its_game_ends():
-    envs = Envs(PRESETS["cartpole"], 2)
+    envs = Envs(TASKS["cartpole"].env, 2)
     _, steps = play(envs, 60)
     ended = next(step for step in steps if step.terminated.any())
     row = int(np.flatnonzero(ended.terminated)[0])
@@ -219,7 +220,7 @@ def test_cartpole_too_resets_on_the_step_its_game_ends():
 
 def test_later_steps_leave_the_arrays_of_earlier_ones_alone():
     for name in ("pong", "cartpole", "minatar-breakout"):
-        envs = Envs(replace(PRESETS[name], max_frames=80), 2)
+        envs = Envs(replace(TASKS[name].env, max_frames=80), 2)
         kept = [envs.reset(0)]
         copies = [kept[0].copy()]
         for action in np.random.default_rng(0).integers(0, 2, (50, 2)):
@@ -267,7 +268,7 @@ def test_a_game_that_runs_out_of_frames_is_truncated_not_terminated():
 
 
 def test_a_balanced_cartpole_is_truncated_after_500_steps():
-    envs = Envs(PRESETS["cartpole"], 1)
+    envs = Envs(TASKS["cartpole"].env, 1)
     seen = envs.reset(0)
     for _ in range(500):
         step = envs.step((seen @ np.array([0.0, 0.2, 1.0, 1.0]) > 0).astype(int))
@@ -358,7 +359,7 @@ def test_action_spaces_that_no_policy_of_ours_fits_are_refused(space, complaint)
 
 @pytest.mark.parametrize("name", ["pong", "cartpole", "minatar-breakout", "pendulum"])
 def test_a_replay_shows_the_same_and_goes_on_the_same(name):
-    config = replace(PRESETS[name], max_frames=4 * 37)
+    config = replace(TASKS[name].env, max_frames=4 * 37)
     envs, copy = (Envs(config, 2, fingerprint=True) for _ in range(2))
     actions = envs.random_actions(np.random.default_rng(0), 130)
     if envs.continuous:
@@ -379,11 +380,11 @@ def test_a_replay_shows_the_same_and_goes_on_the_same(name):
 
 
 def test_the_log_of_continuous_actions_holds_numbers():
-    envs = Envs(PRESETS["pendulum"], 2)
+    envs = Envs(TASKS["pendulum"].env, 2)
     first = envs.reset(3)
     seed, log = envs.state()
     assert (seed, log.shape, log.dtype) == (3, (0, 2, 1), np.float32)
-    assert [np.array_equal(first, seen) for seen in Envs(PRESETS["pendulum"], 2).replay(seed, log)] == [True]
+    assert [np.array_equal(first, seen) for seen in Envs(TASKS["pendulum"].env, 2).replay(seed, log)] == [True]
     envs.step(np.array([[0.25], [-0.125]]))
     assert envs.state()[1].tolist() == [[[0.25], [-0.125]]]
 
@@ -475,7 +476,7 @@ def test_no_environments_are_refused():
 
 def test_a_negative_seed_is_refused():
     with pytest.raises(InputError, match="seed must not be negative, but is -1"):
-        Envs(PRESETS["cartpole"], 1).reset(-1)
+        Envs(TASKS["cartpole"].env, 1).reset(-1)
 
 
 def test_a_task_without_a_limit_of_its_own_is_truncated_too():

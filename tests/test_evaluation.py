@@ -9,14 +9,15 @@ import torch
 
 from potstill import evaluation as module
 from potstill.collect import input_statistics
-from potstill.envs import PRESETS, Envs, Episode
+from potstill.envs import Envs, Episode
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Evaluation, Start, check_fit, compare, latency, play
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import forward_kl
+from potstill.tasks import TASKS
 
-CARTPOLE = PRESETS["cartpole"]
-PONG = replace(PRESETS["pong"], max_frames=160)  # games of 40 agent steps
+CARTPOLE = TASKS["cartpole"].env
+PONG = replace(TASKS["pong"].env, max_frames=160)  # games of 40 agent steps
 
 
 def make_policy(env=CARTPOLE, seed=6, sharpness=1.0):
@@ -261,7 +262,7 @@ def test_agreement_and_divergence_are_measured_on_the_states_of_each_with_the_no
 
 
 def test_networks_of_different_families_may_be_compared():
-    env = PRESETS["minatar-breakout"]
+    env = TASKS["minatar-breakout"].env
     policies = [
         Policy(NetworkConfig(width="1/8", family=family), (10, 10, 4), 3).initialise(torch.Generator().manual_seed(0))
         for family in ("minatar", "mlp")
@@ -295,11 +296,11 @@ def test_a_policy_of_another_task_is_refused():
 
 def test_so_is_one_with_actions_of_another_kind():
     with pytest.raises(InputError, match="the policy has discrete actions, Pendulum-v1 has continuous ones"):
-        check_fit(Policy(NetworkConfig(), (3,), 1), Envs(PRESETS["pendulum"], 1))
+        check_fit(Policy(NetworkConfig(), (3,), 1), Envs(TASKS["pendulum"].env, 1))
 
 
 def test_so_is_one_that_starts_or_teaches():
-    policy, stranger = make_policy(), make_policy(PRESETS["acrobot"])
+    policy, stranger = make_policy(), make_policy(TASKS["acrobot"].env)
     with pytest.raises(InputError, match=r"reads observations of shape \(6,\)"):
         episodes_of(policy, start=Start(steps=3, policy=stranger))
     with pytest.raises(InputError, match=r"reads observations of shape \(6,\)"):

@@ -9,7 +9,6 @@ import torch
 
 from potstill import checkpoints, distill, evaluation, telemetry
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.evaluation import EvalConfig
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
@@ -17,12 +16,13 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.runs import Run
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 GAMES = EvalConfig(episodes=4)
 TRAIN = PPOConfig(
-    env=PRESETS["cartpole"],
+    env=TASKS["cartpole"].env,
     network=NetworkConfig(width="1/2"),
     total_timesteps=4 * 512,
     num_envs=8,
@@ -159,13 +159,13 @@ def test_training_from_another_policy_says_so_and_names_it(name, teacher, tmp_pa
 
 @pytest.mark.parametrize("role", ["teacher", "initial"])
 def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_it_sees_and_no_more(role, tmp_path):
-    task = replace(PRESETS["pong"], hidden_rows=3)
+    task = replace(TASKS["pong"].env, hidden_rows=3)
     shown = Policy(NetworkConfig(width="1/32"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
     shown.hide(3)
     (tmp_path / "teacher").mkdir()
     probe = np.zeros((1, 4, 84, 84), dtype=np.uint8)
     save_policy(tmp_path / "teacher" / "policy.safetensors", shown, task, probe, {})
-    config = replace(TRAIN, env=PRESETS["pong"], network=shown.config, total_timesteps=512)
+    config = replace(TRAIN, env=TASKS["pong"].env, network=shown.config, total_timesteps=512)
     run = new_training(config, tmp_path / "run", RUNTIME, **{role: tmp_path / "teacher"})
     execute(run, RUNTIME)
     made = load_policy(run.policy_path)
@@ -175,7 +175,7 @@ def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_i
 
 def test_training_from_a_policy_of_another_task_is_refused_and_makes_nothing(teacher, tmp_path):
     with pytest.raises(InputError, match=r"was made for another task: EnvConfig.*CartPole-v1.*pong"):
-        new_training(replace(TRAIN, env=PRESETS["pong"]), tmp_path / "run", RUNTIME, teacher)
+        new_training(replace(TRAIN, env=TASKS["pong"].env), tmp_path / "run", RUNTIME, teacher)
     assert not (tmp_path / "run").exists()
 
 

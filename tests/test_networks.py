@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy, faster_precision, parse_width, resolve_device, resolve_precision
 
@@ -298,7 +298,7 @@ def test_an_unknown_or_absent_device_is_refused(monkeypatch):
 
 
 def test_a_policy_fits_what_its_environment_shows():
-    envs = Envs(replace(PRESETS["pong"], frame_stack=2), 2)
+    envs = Envs(replace(TASKS["pong"].env, frame_stack=2), 2)
     policy = make((envs.observation_shape, envs.num_actions), width="1/32")
     logits, value = policy(torch.from_numpy(np.asarray(envs.reset(0))))
     assert (logits.shape, value.shape) == ((2, 3), (2,))

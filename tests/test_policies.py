@@ -8,11 +8,12 @@ import torch
 
 from potstill import checkpoints
 from potstill.checkpoints import ProbeMismatch
-from potstill.envs import PRESETS, EnvConfig
+from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, save_policy
 from potstill.ppo import PPOConfig
+from potstill.tasks import TASKS
 
 RNG = np.random.default_rng(0)
 PROBES = {
@@ -33,7 +34,7 @@ def make_policy(task="cartpole", width="1/8"):
 
 @pytest.fixture
 def saved(tmp_path):
-    save_policy(tmp_path / "policy.safetensors", make_policy(), PRESETS["cartpole"], PROBES["cartpole"], {"seed": 7})
+    save_policy(tmp_path / "policy.safetensors", make_policy(), TASKS["cartpole"].env, PROBES["cartpole"], {"seed": 7})
     return tmp_path / "policy.safetensors"
 
 
@@ -50,14 +51,14 @@ def one_line(error):
 @pytest.mark.parametrize("task", PROBES)
 def test_a_loaded_policy_computes_the_same_logits_of_any_kind_of_observation(tmp_path, task):
     policy, probe = make_policy(task), torch.from_numpy(PROBES[task])
-    save_policy(tmp_path / "policy.safetensors", policy, PRESETS[task], PROBES[task], {"seed": 7})
+    save_policy(tmp_path / "policy.safetensors", policy, TASKS[task].env, PROBES[task], {"seed": 7})
     loaded = load_policy(tmp_path / "policy.safetensors")
     expected, value = policy(probe)
     assert expected.std() > 0.1  # else any policy would do
     logits, same_value = loaded.policy(probe)
     assert torch.equal(logits, expected)
     assert torch.equal(same_value, value)
-    assert loaded.env == PRESETS[task]
+    assert loaded.env == TASKS[task].env
     assert loaded.policy.config == policy.config
     assert loaded.document["provenance"] == {"seed": 7}
     assert not loaded.policy.training
@@ -113,7 +114,7 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path, saved):
         ({}, {"num_actions": "many"}, "many"),
         ({}, {"observation_shape": [9]}, "size mismatch"),
         ({}, {"env": None}, "does not hold the policy"),
-        ({}, {"env": asdict(PRESETS["cartpole"]) | {"colour": True}}, "EnvConfig has no field 'colour'"),
+        ({}, {"env": asdict(TASKS["cartpole"].env) | {"colour": True}}, "EnvConfig has no field 'colour'"),
         ({}, {"network": {"width": "wide"}}, "width 'wide' is not a number"),
     ],
 )
@@ -130,7 +131,7 @@ def test_an_unknown_device_is_refused(saved):
 
 
 def test_a_config_comes_back_from_json_with_its_nested_configs_and_tuples():
-    env = replace(PRESETS["pong"], actions=(0, 2))
+    env = replace(TASKS["pong"].env, actions=(0, 2))
     config = PPOConfig(env=env, network=NetworkConfig(width="1/16", critic="split"), seed=3, gamma=0.5)
     again = rebuild(PPOConfig, json.loads(json.dumps(asdict(config))))
     assert again == config

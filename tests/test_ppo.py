@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from potstill.collect import Inputs, input_statistics
-from potstill.envs import PRESETS, EnvConfig, Envs
+from potstill.envs import EnvConfig, Envs
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig
 from potstill.ppo import (
@@ -26,10 +26,11 @@ from potstill.ppo import (
     train,
     update,
 )
+from potstill.tasks import TASKS
 
 CPU = torch.device("cpu")
 CARTPOLE = PPOConfig(
-    env=PRESETS["cartpole"],
+    env=TASKS["cartpole"].env,
     network=NetworkConfig(width="1"),
     total_timesteps=40_000,
     num_envs=8,
@@ -48,12 +49,12 @@ TINY = replace(
 )
 TINY_PONG = replace(
     TINY,
-    env=replace(PRESETS["pong"], max_frames=80),
+    env=replace(TASKS["pong"].env, max_frames=80),
     network=NetworkConfig(width="1/32"),
     precision="bfloat16",
     normalise_inputs=60,
 )
-TINY_PENDULUM = replace(TINY, env=PRESETS["pendulum"])
+TINY_PENDULUM = replace(TINY, env=TASKS["pendulum"].env)
 BOTH = pytest.mark.parametrize("config", [TINY, TINY_PONG], ids=["cartpole", "pong"])
 
 

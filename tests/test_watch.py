@@ -14,10 +14,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from potstill import watch
-from potstill.envs import EnvConfig, Envs, find_env
+from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
+from potstill.tasks import find_env
 
 PONG = find_env("pong")
 

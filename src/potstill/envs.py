@@ -51,41 +51,6 @@ class EnvConfig:
         return self.atari or self.id.startswith("MinAtar/")
 
 
-PRESETS: dict[str, EnvConfig] = {
-    # NOOP, RIGHT (up) and LEFT (down); the scoreboard is hidden
-    "pong": EnvConfig("pong", atari=True, actions=(0, 2, 3), sticky=0.25, hidden_rows=10),
-    "breakout": EnvConfig("breakout", atari=True, sticky=0.25, fire_on_reset=True),
-    "cartpole": EnvConfig("CartPole-v1"),
-    "acrobot": EnvConfig("Acrobot-v1"),
-    "lunarlander": EnvConfig("LunarLander-v3"),
-    "lunarlander-continuous": EnvConfig("LunarLanderContinuous-v3"),
-    "pendulum": EnvConfig("Pendulum-v1"),
-    "minatar-breakout": EnvConfig("MinAtar/Breakout-v1", sticky=0.1),
-    "minatar-space-invaders": EnvConfig("MinAtar/SpaceInvaders-v1", sticky=0.1),
-}
-
-
-def find_env(name: str) -> EnvConfig:
-    """The preset `name`, an ALE game as `ale/<rom>`, or any registered Gymnasium id.
-
-    Raises:
-        InputError: nothing goes by that name.
-    """
-    if name in PRESETS:
-        return PRESETS[name]
-    if name.startswith("ale/"):
-        return EnvConfig(name.removeprefix("ale/"), atari=True, sticky=0.25)
-    if name.startswith("ALE/") or "NoFrameskip" in name:
-        raise InputError(f"{name} is an Atari game: write ale/<rom>, such as ale/pong")
-    _register_minatar(name)
-    if name in gymnasium.registry:
-        return EnvConfig(name)
-    known = [*PRESETS, *gymnasium.registry]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}, ale/<rom>, any Gymnasium id"
-    raise InputError(f"no environment is called {name!r}; {hint}")
-
-
 class Episode(NamedTuple):
     """One finished game."""
 
@@ -380,7 +345,7 @@ class _Apart(VectorEnv[Any, Any, Any]):
 def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
     if ":" in config.id:  # for Gymnasium a module to import, which is to run it; a policy's task may be a stranger's
         raise InputError(f"{config.id!r} names a module: potstill plays tasks that are registered already")
-    _register_minatar(config.id)
+    register_minatar(config.id)
     kwargs = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
     options = {"autoreset_mode": AutoresetMode.SAME_STEP}
     wrappers: list[Any] = [_NothingSticks] if config.id.startswith("MinAtar/") else []
@@ -409,7 +374,7 @@ class _NothingSticks(gymnasium.Wrapper[Any, Any, Any, Any]):
         return super().reset(**options)
 
 
-def _register_minatar(name: str) -> None:
+def register_minatar(name: str) -> None:
     if not name.startswith("MinAtar/") or "MinAtar/Breakout-v1" in gymnasium.registry:
         return
     try:

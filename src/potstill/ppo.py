@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from potstill.collect import Inputs, collect, input_statistics
-from potstill.envs import PRESETS, Array, EnvConfig, Envs, check_seed
+from potstill.envs import Array, EnvConfig, Envs, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
+from potstill.tasks import TASKS, task_of
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Everything a training run depends on. The defaults are tuned on Pong; `presets` has other tasks' settings."""
+    """Everything a training run depends on. The defaults are tuned on Pong; `for_task` has other tasks' settings."""
 
-    env: EnvConfig = PRESETS["pong"]
+    env: EnvConfig = TASKS["pong"].env
     """The task."""
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(width="1/2"))
     """The policy's shape."""
@@ -100,6 +101,13 @@ class PPOConfig:
         for name in ("anneal_from", "anneal_teacher_from", "average_over"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name.replace('_', '-')} is a share between 0 and 1, not {getattr(self, name)}")
+
+    @classmethod
+    def for_task(cls, env: EnvConfig) -> "PPOConfig":
+        """The settings that `tasks` has for a task."""
+        known = dict(task_of(env).ppo)
+        network = NetworkConfig(width=known.pop("width", "1/2"))
+        return cls(env=env, network=network, **known)
 
     @property
     def batch_size(self) -> int:

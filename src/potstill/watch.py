@@ -28,6 +28,7 @@ from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, reason
 from potstill.evaluation import Actions, check_fit
 from potstill.policies import LoadedPolicy
+from potstill.tasks import task_of
 
 ENCODERS = {
     # yuv420p and the index at the front are what browsers ask for.
@@ -36,7 +37,6 @@ ENCODERS = {
     ".gif": ["-lavfi", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"],
 }
 BACKGROUND = (16, 16, 16)
-TWO_SIDED = {"pong", "tennis", "boxing", "ice_hockey", "double_dunk"}  # the opponent's points are worth showing
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def _play(
         won = lost = due = 0.0
 
         def drawn(picture: Array, ended: bool = False) -> Array:
-            score = f"won {won:g}, lost {lost:g}" if config.id in TWO_SIDED else f"score {won - lost:g}"
+            score = f"won {won:g}, lost {lost:g}" if task_of(config).two_sided else f"score {won - lost:g}"
             return _captioned(picture, scale, title, details, f"final: {score}" if ended else score)
 
         yield 0, drawn(first)

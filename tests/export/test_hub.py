@@ -19,10 +19,11 @@ import torch
 from huggingface_hub import ModelCard, close_session, constants
 
 from potstill import checkpoints
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.export import hub
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
+from potstill.tasks import TASKS
 
 REPO = "stiller/cart"
 RESULT = {
@@ -253,13 +254,13 @@ def cart(tmp_path_factory):
     """A run directory that is done: a policy of CartPole with opinions of its own."""
     folder = tmp_path_factory.mktemp("runs") / "cart"
     folder.mkdir()
-    with closing(Envs(PRESETS["cartpole"], 8)) as envs:
+    with closing(Envs(TASKS["cartpole"].env, 8)) as envs:
         probe = envs.reset(0)
         policy = Policy(NetworkConfig("1/8"), envs.observation_shape, envs.num_actions)
     policy.initialise(torch.Generator().manual_seed(3))
     with torch.no_grad():
         policy.actor.weight *= 100
-    save_policy(folder / "policy.safetensors", policy, PRESETS["cartpole"], probe, {"seed": 0})
+    save_policy(folder / "policy.safetensors", policy, TASKS["cartpole"].env, probe, {"seed": 0})
     (folder / "result.json").write_text(json.dumps(RESULT))
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "metrics.jsonl").write_text("{}\n")

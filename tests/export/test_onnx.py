@@ -17,11 +17,12 @@ from onnx import TensorProto, numpy_helper
 
 from potstill import __version__, evaluation
 from potstill.cli import main
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.export import onnx as exporter
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
+from potstill.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 EXPERT = ROOT / "experts" / "pong" / "seed-0"
@@ -30,7 +31,7 @@ KEYS = {"actions", "observation", "env", "potstill"}
 
 def saved(folder, task, **network):
     """A policy of clear opinions whose inputs, some of them clipped, are normalised; its directory."""
-    env = PRESETS[task]
+    env = TASKS[task].env
     with closing(Envs(env, 4)) as envs:
         probe = envs.reset(3)
         policy = Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions)
@@ -277,7 +278,7 @@ def test_export_prints_one_json_object_or_a_table(tmp_path, capsys):
 
 def test_frames_are_those_of_gymnasiums_own_preprocessing_to_the_last_bit():
     gymnasium.register_envs(ale_py)
-    config = replace(PRESETS["pong"], sticky=0.0, noop_max=0)  # what chance decides is seeded differently
+    config = replace(TASKS["pong"].env, sticky=0.0, noop_max=0)  # what chance decides is seeded differently
     game = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0)
     game = FrameStackObservation(AtariPreprocessing(game, noop_max=0, frame_skip=4), 4)
     random = np.random.default_rng(0)

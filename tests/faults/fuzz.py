@@ -37,7 +37,7 @@ from hypothesis import strategies as st
 from potstill import assessment, checkpoints, ppo, resume, telemetry
 from potstill.dataset import DatasetWriter, open_dataset
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS, Envs
+from potstill.envs import Envs
 from potstill.errors import InputError, printable
 from potstill.export import hub
 from potstill.load import sb3
@@ -48,11 +48,12 @@ from potstill.results import TABLE, curves_table, episodes_table, read_table, ru
 from potstill.runs import Run
 from potstill.study import execute
 from potstill.study.planfile import read_plan
+from potstill.tasks import TASKS
 
 PLACES = 4  # that each drawn case is tried in
 SLOW = 5.0  # seconds of processor time that no case may take
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CARTPOLE = PRESETS["cartpole"]
+CARTPOLE = TASKS["cartpole"].env
 
 # What is done to files
 

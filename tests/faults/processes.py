@@ -14,11 +14,11 @@ from pathlib import Path
 from potstill import checkpoints, runs, telemetry
 from potstill.cli import main
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
 from potstill.runs import Run
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -28,7 +28,7 @@ _SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.study.c
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 OPTIONS = ["--device", "cpu", "--threads", "1", "--quiet", "--evaluate", "0", "--save-every", "0"]  # the same in words
 TRAIN = PPOConfig(
-    env=PRESETS["cartpole"],
+    env=TASKS["cartpole"].env,
     network=NetworkConfig(width="1/2"),
     total_timesteps=4 * 512,
     num_envs=8,
@@ -39,7 +39,7 @@ TRAIN = PPOConfig(
     reseed_every=3 * 512,
     precision="float32",
 )
-PONG = replace(TRAIN, env=PRESETS["pong"], network=NetworkConfig(width="1/32"), epochs=1, normalise_inputs=40)
+PONG = replace(TRAIN, env=TASKS["pong"].env, network=NetworkConfig(width="1/32"), epochs=1, normalise_inputs=40)
 PONG = replace(PONG, num_envs=4, num_steps=128)  # an emulator takes its time to start
 STUDENT = DistillConfig(
     network=NetworkConfig(width="1/8"),
@@ -53,7 +53,7 @@ STUDENT = DistillConfig(
 CONFIGS = {
     "cartpole": TRAIN,
     "pong": PONG,
-    "minatar": replace(TRAIN, env=PRESETS["minatar-breakout"], network=NetworkConfig(width="1/16")),
+    "minatar": replace(TRAIN, env=TASKS["minatar-breakout"].env, network=NetworkConfig(width="1/16")),
     "ppd": replace(TRAIN, anneal_teacher_from=0.5),
     "finetune": TRAIN,
     "student": STUDENT,

@@ -26,15 +26,15 @@ from pathlib import Path
 import polars as pl
 
 from potstill import jobs
-from potstill.envs import PRESETS
 from potstill.evaluation import EvalConfig
 from potstill.jobs import new_training
 from potstill.networks import NetworkConfig
-from potstill.presets import PPO_PRESETS
+from potstill.ppo import PPOConfig
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.runs import Run
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)  # saves after every update
@@ -338,7 +338,7 @@ class _Storm:
 def _prepare(folder: Path, runs: int) -> Path:
     """A teacher, barely trained, and the plan."""
     config = replace(
-        PPO_PRESETS["cartpole"], env=PRESETS["cartpole"], network=NetworkConfig(width="1/8"), total_timesteps=4_096
+        PPOConfig.for_task(TASKS["cartpole"].env), network=NetworkConfig(width="1/8"), total_timesteps=4_096
     )
     jobs.execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, EvalConfig(episodes=4))
     parts = {"finetune": runs // 4, "teacher": runs // 4, "student": runs // 4}

@@ -25,7 +25,7 @@ import torch
 from potstill import assessment, checkpoints, files, ppo, results, resume, runs, telemetry
 from potstill.cli import main
 from potstill.dataset import DatasetWriter, open_dataset
-from potstill.envs import PRESETS, EnvConfig, Envs
+from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError, printable
 from potstill.load.sb3 import load_sb3
 from potstill.networks import NetworkConfig, Policy
@@ -36,8 +36,9 @@ from potstill.study import commands, execute
 from potstill.study.local import launch
 from potstill.study.plan import MAX_CELLS
 from potstill.study.planfile import read_plan
+from potstill.tasks import TASKS
 
-CARTPOLE = PRESETS["cartpole"]
+CARTPOLE = TASKS["cartpole"].env
 TEN_GB = 10 << 30
 SPACES = {  # what Stable-Baselines3 says of a CartPole policy before its weights are read
     "observation_space": {":type:": "<class 'gymnasium.spaces.box.Box'>"},

@@ -25,12 +25,12 @@ from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
 from potstill.compress.search import Search
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS
 from potstill.load.sb3 import as_sb3
 from potstill.policies import load_policy
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
-CARTPOLE = as_sb3(PRESETS["cartpole"])
+CARTPOLE = as_sb3(TASKS["cartpole"].env)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "play_onnx.py"
 RUNTIME = ["--device", "cpu", "--threads", "1"]
 SEARCH = ["--keep", "0.5", "--games", "8", "--confirm-games", "16", "--max-parameters", "20", "--budget", "10"]
@@ -114,7 +114,7 @@ def test_a_pong_zip_and_its_student_are_scored_on_the_zips_own_task(tmp_path, mo
     pong.close()
     base = DistillConfig(total_timesteps=64, num_envs=2, batch_size=8, warmup_steps=8, precision="float32")
     config, machine = CompressConfig(base=base), Runtime(device="cpu", threads=1, quiet=True)
-    task, played = as_sb3(PRESETS["pong"]), []
+    task, played = as_sb3(TASKS["pong"].env), []
     run = outcome.open_compression(tmp_path / "pong.zip", config, tmp_path / "out", machine, task)
     state = Search(run, config, machine)
     with run.lock():

@@ -24,16 +24,17 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
-from potstill.envs import PRESETS, EnvConfig, Envs
+from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.load import sb3
 from potstill.load.sb3 import as_sb3, import_sb3, load_sb3
 from potstill.policies import load_policy
+from potstill.tasks import TASKS
 
 gymnasium.register_envs(ale_py)
 
-CARTPOLE = PRESETS["cartpole"]
-PONG = as_sb3(PRESETS["pong"])
+CARTPOLE = TASKS["cartpole"].env
+PONG = as_sb3(TASKS["pong"].env)
 SMALL = {"n_steps": 64, "device": "cpu", "seed": 0}
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sb3.md"
 
@@ -206,7 +207,7 @@ def test_the_observations_of_pong_are_those_of_sb3s_wrappers():
 
 
 def test_sb3_plays_atari_with_all_actions_nothing_sticky_and_nothing_hidden():
-    assert as_sb3(PRESETS["pong"]) == EnvConfig("pong", atari=True, fire_on_reset=True)
+    assert as_sb3(TASKS["pong"].env) == EnvConfig("pong", atari=True, fire_on_reset=True)
     assert (PONG.frame_skip, PONG.frame_stack, PONG.noop_max, PONG.sticky, PONG.actions) == (4, 4, 30, 0.0, None)
     assert as_sb3(CARTPOLE) == CARTPOLE
 
@@ -543,7 +544,7 @@ def test_spaces_and_classes_that_are_not_read_are_refused_by_name(zips, tmp_path
     ],
 )
 def test_a_policy_of_another_task_is_refused(zips, name, env, words):
-    config = PRESETS.get(env) or EnvConfig("MountainCar-v0")
+    config = TASKS[env].env if env in TASKS else EnvConfig("MountainCar-v0")
     with pytest.raises(InputError, match=words):
         load_sb3(zips / f"{name}.zip", as_sb3(config))
 

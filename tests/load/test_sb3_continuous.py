@@ -14,12 +14,13 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from potstill.distributions import gaussian_greedy, gaussian_sample
-from potstill.envs import PRESETS, EnvConfig, Envs
+from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.load.sb3 import import_sb3, load_sb3
 from potstill.policies import load_policy
+from potstill.tasks import TASKS
 
-PENDULUM = PRESETS["pendulum"]
+PENDULUM = TASKS["pendulum"].env
 LOW, HIGH = [0.0, -3.0], [1.0, 5.0]
 
 
@@ -243,7 +244,7 @@ def test_what_a_plain_gaussian_within_the_tasks_bounds_is_not_is_refused(zips, t
 
 def test_actions_of_another_kind_or_number_are_refused(zips):
     with pytest.raises(InputError, match="the policy has continuous actions, CartPole-v1 has discrete ones"):
-        load_sb3(zips / "ppo.zip", PRESETS["cartpole"])
+        load_sb3(zips / "ppo.zip", TASKS["cartpole"].env)
     with pytest.raises(InputError, match="the policy takes 2 actions at once, Pendulum-v1 has 1"):
         load_sb3(zips / "aim.zip", PENDULUM)
 

@@ -17,7 +17,6 @@ import torch
 
 from potstill.cli import main
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.jobs import new_distillation
@@ -29,6 +28,7 @@ from potstill.study import execute as study
 from potstill.study.execute import StudyInterrupted
 from potstill.study.execute import execute as generate
 from potstill.study.grid import Grid
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 
@@ -58,7 +58,7 @@ def save_teacher(path, seed):
         policy.actor.weight *= 300
     path.mkdir()
     probe = np.random.default_rng(seed).normal(size=(8, 4)).astype(np.float32)
-    save_policy(path / "policy.safetensors", policy, PRESETS["cartpole"], probe, {})
+    save_policy(path / "policy.safetensors", policy, TASKS["cartpole"].env, probe, {})
     return path
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from potstill.commands.origins import load, zip_env
-from potstill.envs import find_env
 from potstill.load import sb3
 from potstill.options import describe, describe_value, parse
+from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
 
 

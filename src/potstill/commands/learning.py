@@ -11,15 +11,14 @@ from tyro.conf import OmitArgPrefixes, Positional
 from potstill.commands.origins import zip_env
 from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
-from potstill.envs import PRESETS, find_env
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.options import describe, parse, peek
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig
-from potstill.presets import PPO_PRESETS
 from potstill.runs import Run, next_directory
+from potstill.tasks import TASKS, find_env
 from potstill.training.runtime import Runtime
 
 
@@ -53,9 +52,9 @@ def train(arguments: Sequence[str]) -> None:
         origin = load_policy(Path(start_from or teacher))
         if not peek(arguments, "--env", ""):  # else a task that differs is refused below
             env = origin.env
-            name = next((preset for preset, known in PRESETS.items() if known.id == env.id), env.id)
+            name = next((preset for preset, known in TASKS.items() if known.env.id == env.id), env.id)
         network = origin.policy.config if start_from else None
-    config = replace(PPO_PRESETS.get(name, PPOConfig()), env=env)
+    config = PPOConfig.for_task(env)
     config = replace(config, network=network) if network is not None else config
     options = parse(_Train, arguments, "train", _Train(env=name, config=config))
     if options.resume is not None:

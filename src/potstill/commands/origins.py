@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from potstill.envs import EnvConfig, find_env
+from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.load import sb3
 from potstill.policies import LoadedPolicy, load_policy
+from potstill.tasks import find_env
 
 
 def zip_env(name: str | None, *policies: Path | None) -> EnvConfig | None:

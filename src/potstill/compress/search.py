@@ -24,8 +24,8 @@ from potstill.policies import load_policy
 from potstill.runs import Run
 from potstill.study.execute import execute
 from potstill.study.grid import Grid
+from potstill.tasks import task_of
 from potstill.training.runtime import Runtime
-from potstill.watch import TWO_SIDED
 
 SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: no student is confirmed by those it saw
 FINISHING = 0.1  # share of the budget kept for ONNX, film and page
@@ -313,4 +313,4 @@ def spread(places: int, count: int, known: bool) -> list[int]:
 
 
 def has_points(env: EnvConfig) -> bool:
-    return env.atari and env.id in TWO_SIDED
+    return env.atari and task_of(env).two_sided

@@ -19,6 +19,7 @@ from potstill.analysis.statistics import (
 )
 from potstill.arms import LONG, REWARD, STUDENTS, look_of, order_of
 from potstill.results import convergence_of
+from potstill.tasks import task_of
 
 Record = dict[str, Any]
 
@@ -32,16 +33,18 @@ class Scale(NamedTuple):
     """Differences within it are as good as none."""
     points: bool
     """Games are played for points, won or lost: the score is their difference."""
-    limit: float = math.inf
-    """No score is further from 0, though the interval of two runs may reach further."""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """No score lies beyond them, though the interval of two runs may reach further."""
 
-    def within(self, interval: Interval, scores: int = 1) -> Interval:
+    def within(self, interval: Interval, difference: bool = False) -> Interval:
         """What of an interval is possible for a score, or for the difference of two.
 
         Infinite ends stay: they say that there is none.
         """
-        limit = scores * self.limit
-        low, high = (end if math.isinf(end) else min(max(end, -limit), limit) for end in interval[1:])
+        least, most = self.limits
+        if difference:
+            least, most = least - most, most - least
+        low, high = (end if math.isinf(end) else min(max(end, least), most) for end in interval[1:])
         return Interval(interval.value, low, high)
 
 
@@ -130,15 +133,16 @@ def share_lost(run: Record) -> FloatArray:
 
 
 def scale_of(task: str, records: Sequence[Record]) -> Scale:
-    """Of Pong the protocol's scores and margin; of another task, shares of what its teachers score."""
-    if "pong" in task.lower():
-        return Scale((0, 10, 15, 18, 20), 0.5, points=True, limit=21)
+    """What the task's entry says; what it leaves open, of what the teachers score over a random policy."""
+    known = task_of(task)
     best = [value for record in records if (value := number(record, "teacher_score")) is not None]
     best = best or [value for record in records if (value := number(record, "score")) is not None] or [1.0]
     low = next((value for record in records if (value := number(record, "random_score")) is not None), 0.0)
     span = float(np.mean(best)) - low
     # As fractions of the teacher's score over a random policy's. In Pong half a point is an eightieth of that.
-    return Scale(tuple(float(f"{low + part * span:.3g}") for part in (0.25, 0.5, 0.75, 0.9)), span / 80, points=False)
+    shares = tuple(float(f"{low + part * span:.3g}") for part in (0.25, 0.5, 0.75, 0.9))
+    margin = known.margin if known.margin is not None else span / 80
+    return Scale(known.targets or shares, margin, known.two_sided, known.limits)
 
 
 def generator(seed: int, *names: object) -> np.random.Generator:

@@ -219,7 +219,7 @@ def ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) ->
             x, y = _with_shared(cell, base)
             if x and min(units_of(x), units_of(y)) > 1:
                 rng = generator(seed, "ablation", cell.arm, cell.parameters)
-                less = scale.within(difference(x, y, rng, len(x) > 1, resamples).interval(), 2)
+                less = scale.within(difference(x, y, rng, len(x) > 1, resamples).interval(), difference=True)
         yield Ablation(cell, base, less)
 
 
@@ -254,7 +254,7 @@ def _compared(pairs: Sequence[_Pair], what: str, scale: Scale, seed: int, resamp
             cell.arm,
             cell.width,
             cell.parameters,
-            scale.within(each.interval(), 2),
+            scale.within(each.interval(), difference=True),
             next(corrected) if yes else None,
             yes and each.equivalent(scale.margin),
             probability_of_improvement(x, y),

@@ -7,13 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 from potstill.arms import Method
 from potstill.distill import DistillConfig
-from potstill.envs import find_env
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
-from potstill.presets import PPO_PRESETS
 from potstill.runs import config_hash
+from potstill.tasks import find_env
 
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
@@ -171,8 +170,7 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     rest = {key: value for key, value in settings.items() if key not in NETWORK}
     if method == "distill":
         return replace(DistillConfig(), network=network, seed=seed, **rest)
-    base = PPO_PRESETS.get(env, PPOConfig())
-    return replace(base, env=find_env(env), network=network, seed=seed, **rest)
+    return replace(PPOConfig.for_task(find_env(env)), network=network, seed=seed, **rest)
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,6 @@ from typing import Any, get_args, get_type_hints
 
 from potstill.arms import ARMS, Method
 from potstill.distill import DistillConfig
-from potstill.envs import find_env
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.files import read_bytes
@@ -34,6 +33,7 @@ from potstill.imports import import_modules
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.study.plan import NETWORK, Plan, PlannedArm, make_config
+from potstill.tasks import find_env
 
 PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
 MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB

@@ -8,7 +8,7 @@ from typing import Any
 
 from potstill import __version__, evaluation
 from potstill.checkpoints import write_atomically
-from potstill.envs import Envs, find_env
+from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.files import read_json
 from potstill.networks import NetworkConfig, Policy
@@ -17,6 +17,7 @@ from potstill.results import as_record, read_runs
 from potstill.runs import FORMAT_VERSION, Run, read_document, working_in
 from potstill.study.execute import Ended, execute, identity, taught_by
 from potstill.study.plan import WHOLE, Cell, Part, Plan
+from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
 
 _COSTS = ("env_steps", "gradient_steps", "training_macs")

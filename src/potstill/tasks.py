@@ -1,0 +1,130 @@
+"""Tasks by name: what each is, PPO's settings for it, and what its scores are measured against.
+
+A task is added here, as one entry of `TASKS`. Any other Gymnasium id works without one.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+
+from potstill.envs import EnvConfig, register_minatar
+from potstill.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, and what is known of it."""
+
+    env: EnvConfig
+    """What a policy sees and may do."""
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    """Where `PPOConfig`'s defaults, tuned on Pong, do not fit: values by field, and `width`."""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """The least and the greatest score that a game can have."""
+    targets: tuple[float, ...] | None = None
+    """Scores at which sizes are compared; None takes shares of what the teachers score."""
+    margin: float | None = None
+    """Differences within it are as good as none; None takes an eightieth of the teachers' score over a random one's."""
+    two_sided: bool = False
+    """Games are played for points against an opponent: the score is the difference."""
+
+
+CONTROL: Mapping[str, Any] = {
+    "width": "1",
+    "num_envs": 16,
+    "epochs": 4,
+    "minibatch_size": 256,
+    "learning_rate": 1e-3,
+    "max_learning_rate": 5e-3,
+    "target_kl": 0.02,
+    "anneal_from": 0.0,
+    "entropy": 0.01,
+    "normalise_inputs": 2_000,
+    "precision": "float32",  # these networks are too small to gain from less
+}
+_MINATAR: Mapping[str, Any] = {
+    "width": "1",
+    "total_timesteps": 1_000_000,
+    "num_envs": 64,
+    "num_steps": 64,
+    "epochs": 3,
+    "learning_rate": 2e-3,
+    "max_learning_rate": 1e-2,
+    "target_kl": 0.03,
+    "anneal_from": 0.3,
+    "entropy": 0.01,
+    "precision": "float32",
+}
+_UNKNOWN = {**CONTROL, "total_timesteps": 200_000, "clip_rewards": False}
+
+TASKS: dict[str, Task] = {
+    "pong": Task(
+        # NOOP, RIGHT (up) and LEFT (down); the scoreboard is hidden
+        EnvConfig("pong", atari=True, actions=(0, 2, 3), sticky=0.25, hidden_rows=10),
+        limits=(-21.0, 21.0),
+        targets=(0, 10, 15, 18, 20),
+        margin=0.5,
+        two_sided=True,
+    ),
+    "breakout": Task(EnvConfig("breakout", atari=True, sticky=0.25, fire_on_reset=True), limits=(0.0, 864.0)),
+    "cartpole": Task(
+        EnvConfig("CartPole-v1"),
+        {**CONTROL, "total_timesteps": 60_000, "num_envs": 8, "entropy": 0.0},
+        limits=(0.0, 500.0),
+    ),
+    "acrobot": Task(EnvConfig("Acrobot-v1"), {**CONTROL, "total_timesteps": 200_000}, limits=(-500.0, 0.0)),
+    "lunarlander": Task(EnvConfig("LunarLander-v3"), {**CONTROL, "total_timesteps": 500_000, "clip_rewards": False}),
+    "lunarlander-continuous": Task(
+        EnvConfig("LunarLanderContinuous-v3"),
+        {**CONTROL, "total_timesteps": 500_000, "clip_rewards": False, "entropy": 0.0},
+    ),
+    # Gamma after the RL Zoo: what a swing is worth shows within some ten steps.
+    "pendulum": Task(
+        EnvConfig("Pendulum-v1"),
+        {**CONTROL, "total_timesteps": 100_000, "clip_rewards": False, "gamma": 0.9, "entropy": 0.0},
+        limits=(-math.inf, 0.0),
+    ),
+    "minatar-breakout": Task(EnvConfig("MinAtar/Breakout-v1", sticky=0.1), _MINATAR, limits=(0.0, math.inf)),
+    "minatar-space-invaders": Task(EnvConfig("MinAtar/SpaceInvaders-v1", sticky=0.1), _MINATAR, limits=(0.0, math.inf)),
+}
+
+_TWO_SIDED = {"boxing", "double_dunk", "ice_hockey", "tennis"}  # ALE games without an entry
+
+
+def task_of(env: EnvConfig | str) -> Task:
+    """What is known of a task, given as its config or by the id that a record has; an unknown one has no limits."""
+    name = env if isinstance(env, str) else env.id
+    for task in TASKS.values():
+        if task.env.id == name:
+            return task
+    if name in _TWO_SIDED:
+        return Task(EnvConfig(name, atari=True), two_sided=True)
+    if name.startswith("MinAtar/"):
+        return Task(EnvConfig(name, sticky=0.1), _MINATAR, limits=(0.0, math.inf))
+    atari = not isinstance(env, str) and env.atari
+    return Task(EnvConfig(name, atari=atari), {} if atari else _UNKNOWN)
+
+
+def find_env(name: str) -> EnvConfig:
+    """The task called `name`, an ALE game as `ale/<rom>`, or any registered Gymnasium id.
+
+    Raises:
+        InputError: nothing goes by that name.
+    """
+    if name in TASKS:
+        return TASKS[name].env
+    if name.startswith("ale/"):
+        return EnvConfig(name.removeprefix("ale/"), atari=True, sticky=0.25)
+    if name.startswith("ALE/") or "NoFrameskip" in name:
+        raise InputError(f"{name} is an Atari game: write ale/<rom>, such as ale/pong")
+    register_minatar(name)
+    if name in gymnasium.registry:
+        return EnvConfig(name)
+    known = [*TASKS, *gymnasium.registry]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}, ale/<rom>, any Gymnasium id"
+    raise InputError(f"no environment is called {name!r}; {hint} A task of your own needs --import MODULE")
