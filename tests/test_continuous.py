@@ -18,6 +18,7 @@ from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.export import onnx as exporter
+from potstill.export.actor import Actor, layers
 from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import GAUSSIAN_OBJECTIVES
@@ -242,7 +243,9 @@ def test_it_plays_in_gymnasium_without_potstill_as_well_as_with_it(folder, tmp_p
     assert np.mean(scores) > -350
 
 
-def test_a_quantised_file_plays_too(folder, tmp_path):
+def test_a_quantised_file_plays_too(folder, tmp_path, monkeypatch):
+    clock = {"latency_ms": 0.0, "latency_p95_ms": 0.0}
+    monkeypatch.setattr(exporter, "latencies", lambda players: dict.fromkeys(players, clock))
     exported = exporter.export(load_policy(folder / "teacher"), tmp_path / "policy.onnx", int8=True, episodes=8)
     scores = {name: model["score"]["mean"] for name, model in exported["models"].items()}
     *_, played = evaluation.play(load_policy(folder / "teacher").policy, PENDULUM, episodes=8, seed=1)
@@ -255,7 +258,24 @@ def test_a_file_that_computes_something_else_is_refused():
     other = Policy(NetworkConfig("1/8"), (3,), 2, continuous=True).initialise(torch.Generator().manual_seed(1))
     bounds = np.array([[-1, 0], [3, 100]], np.float32)
     observations = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-    data = exporter.build(policy, observations.dtype, bounds).SerializeToString()
-    assert exporter.verify(data, policy, observations, bounds) < 1e-5
+    actor = Actor(policy, layers(policy), observations, [], bounds)
+    data = exporter.build(actor).SerializeToString()
+    assert exporter.check(data, actor)[0] < 1e-5
     with pytest.raises(InputError, match="onnxruntime computes other means than PyTorch"):
-        exporter.verify(data, other, observations, bounds)
+        exporter.check(data, actor._replace(policy=other))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_stay_within_their_bounds_in_the_dtype_of_their_space(dtype):
+    """Centre and half the range do not give the bounds back: 0.1 to 0.7 comes to 0.70000005."""
+    policy = Policy(NetworkConfig("1/8"), (3,), 200, continuous=True).initialise(torch.Generator().manual_seed(0))
+    torch.nn.init.constant_(policy.actor.bias, 9.0)
+    random = np.random.default_rng(0)
+    bounds = np.sort(random.normal(size=(2, 200)), axis=0).astype(dtype)
+    actor = Actor(policy, layers(policy), random.normal(size=(8, 3)).astype(np.float32), [], bounds)
+    data = exporter.build(actor).SerializeToString()
+    exporter.check(data, actor)
+    (action,) = session(data).run(["action"], {"observation": actor.observations})
+    assert action.dtype == dtype
+    assert (action == bounds[1]).mean() > 0.5
+    assert ((bounds[0] <= action) & (action <= bounds[1])).all()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tyro.conf import arg
 
 from potstill.collect import Inputs, collect
-from potstill.envs import EnvConfig, Envs, Episode, check_seed
+from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
 from potstill.networks import Policy, one_thread
 
@@ -117,8 +117,12 @@ def play(
     actions: Actions = "greedy",
     start: Start | None = None,
     threads: int = 1,
+    alter: Callable[[Tensor, Array], Tensor] | None = None,
 ) -> Iterator[Evaluation]:
     """Plays whole games, in each environment a number fixed in advance so that short games are not over-represented.
+
+    Args:
+        alter: what the environments get, of the actions chosen, (N,) or (N, d), and of each game's steps so far, (N,).
 
     Yields:
         The evaluation so far, after each game and, as a sign of life, every `SIGN_EVERY` steps; the last is complete.
@@ -153,7 +157,7 @@ def play(
             else:  # which normalises in its own way
                 first = kind.sample(start.policy.logits(Inputs(start.policy).first(observations)).cpu(), generator)
             chosen[early] = first[early]
-        return chosen
+        return chosen if alter is None else alter(chosen, envs.ages)
 
     try:
         for step, transition in enumerate(collect(envs, Inputs(policy), observations, act), start=1):

@@ -1,9 +1,11 @@
 import json
+import re
 import runpy
 import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ale_py
 import gymnasium
@@ -19,7 +21,9 @@ from potstill import __version__, evaluation
 from potstill.cli import main
 from potstill.envs import Envs
 from potstill.errors import InputError
+from potstill.export import card
 from potstill.export import onnx as exporter
+from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.tasks import TASKS
@@ -54,6 +58,16 @@ def metadata(path):
     return {key: text if key == "potstill" else json.loads(text) for key, text in texts.items()}
 
 
+def deployed(policy, observations, bounds=None):
+    return Actor(policy, layers(policy), observations, list(range(policy.num_actions)), bounds)
+
+
+def as_fast(monkeypatch, **latency_ms):
+    """Whatever is measured, the files take these times."""
+    clock = {name: {"latency_ms": ms, "latency_p95_ms": ms} for name, ms in latency_ms.items()}
+    monkeypatch.setattr(exporter, "latencies", lambda players: {name: clock[name] for name in players})
+
+
 def one_line(error):
     return "\n" not in str(error.value)
 
@@ -71,7 +85,7 @@ def tampered(change):
 
 
 def shift(graph):
-    weight = next(weight for weight in graph.initializer if weight.name == "actor.weight")
+    weight = [weight for weight in graph.initializer if weight.name.endswith(".weight")][-1]
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(0.01), weight.name))
 
 
@@ -122,9 +136,9 @@ def test_the_file_holds_the_deployed_actor_and_nothing_of_the_critic(tmp_path):
 def test_pixels_come_in_raw_and_are_clipped_inside():
     policy = Policy(NetworkConfig("1/32"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
     policy.normalise_by(torch.zeros(84, 84), torch.ones(84, 84), floor=1.0)
-    graph = exporter.build(policy, np.dtype(np.uint8)).graph
-    assert graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-    model = exporter.build(policy, np.dtype(np.uint8)).SerializeToString()
+    built = exporter.build(deployed(policy, np.zeros((1, 4, 84, 84), np.uint8)))
+    assert built.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    model = built.SerializeToString()
     five, white = (np.full((1, 4, 84, 84), value, np.uint8) for value in (5, 255))
     assert np.array_equal(run(model, five)[0], run(model, white)[0])
     assert not np.array_equal(run(model, five)[0], run(model, five - 1)[0])
@@ -164,7 +178,7 @@ def test_a_score_that_is_not_known_is_left_out(tmp_path, result):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(shift, r"other logits than PyTorch \(largest difference 0\.\d+"), (worst_action, "below PyTorch's greedy one")],
+    [(shift, r"other logits than PyTorch \(largest difference 0\.\d+"), (worst_action, "not PyTorch's greedy one")],
 )
 def test_a_file_that_computes_something_else_is_refused_and_does_not_stay(tmp_path, monkeypatch, change, words):
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
@@ -178,24 +192,26 @@ def test_a_file_that_computes_something_else_is_refused_and_does_not_stay(tmp_pa
 def test_logits_that_are_no_numbers_are_refused():
     policy = Policy(NetworkConfig("1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
     torch.nn.init.constant_(policy.actor.bias, float("nan"))
-    observations = np.zeros((3, 4), np.float32)
+    actor = deployed(policy, np.zeros((3, 4), np.float32))
     with pytest.raises(InputError, match="largest difference nan"):
-        exporter.verify(exporter.build(policy, observations.dtype).SerializeToString(), policy, observations)
+        exporter.check(exporter.build(actor).SerializeToString(), actor)
 
 
 def test_either_of_two_tied_actions_is_the_greedy_one():
     policy = Policy(NetworkConfig("1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
     torch.nn.init.zeros_(policy.actor.weight)
     observations = np.ones((3, 4), np.float32)
-    model = exporter.build(policy, observations.dtype)
+    actor = deployed(policy, observations)
+    model = exporter.build(actor, 12)  # the first whose ArgMax can be told which of equal ones to take
     assert run(model.SerializeToString(), observations)[1].tolist() == [0, 0, 0]
     worst_action(model.graph)  # of equal logits
     model.graph.node[-1].attribute.append(onnx.helper.make_attribute("select_last_index", 1))
     assert run(model.SerializeToString(), observations)[1].tolist() == [1, 1, 1]
-    assert exporter.verify(model.SerializeToString(), policy, observations) == 0.0
+    assert exporter.check(model.SerializeToString(), actor) == (0.0, 3)
 
 
-def test_int8_writes_a_smaller_model_beside_it_and_plays_with_both(tmp_path):
+def test_int8_writes_a_smaller_model_beside_it_and_plays_with_both(tmp_path, monkeypatch):
+    as_fast(monkeypatch, float32=0.02, int8=0.02)
     loaded = load_policy(saved(tmp_path, "cartpole", width="4"))
     record = exporter.export(loaded, tmp_path / "policy.onnx", int8=True, episodes=3, seed=5, quiet=True)
     large, small = record["models"]["float32"], record["models"]["int8"]
@@ -213,6 +229,77 @@ def test_int8_writes_a_smaller_model_beside_it_and_plays_with_both(tmp_path):
     assert action.tolist() == near.argmax(1).tolist()
 
 
+@pytest.mark.parametrize(("width", "words"), [("1/8", "8 bits would take [0-9,]+ bytes"), ("4", "would take 0.020 ms")])
+def test_int8_writes_no_file_that_is_larger_or_slower_but_says_so(tmp_path, monkeypatch, capsys, width, words):
+    as_fast(monkeypatch, float32=0.01, int8=0.02)
+    folder = saved(tmp_path, "cartpole", width=width)
+    main(["export", str(folder), "--out", str(tmp_path / "policy.onnx"), "--int8", "--episodes", "0"])
+    assert re.search(words, capsys.readouterr().out)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.safetensors", "policy.onnx"}
+
+
+def test_of_several_measurements_the_fastest_counts(monkeypatch):
+    times = iter([3.0, 5.0, 2.0, 9.0, 4.0, 1.0])
+    monkeypatch.setattr(evaluation, "latency", lambda player: {"latency_ms": next(times)})
+    assert card.latencies({"a": None, "b": None}) == {"a": {"latency_ms": 2.0}, "b": {"latency_ms": 1.0}}
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 23])
+def test_a_chosen_opset_is_written_with_the_first_ir_version_that_knows_it(tmp_path, opset):
+    loaded = load_policy(saved(tmp_path, "pong", width="1/32"))
+    exporter.export(loaded, tmp_path / "policy.onnx", opset=opset)
+    model = onnx.load(tmp_path / "policy.onnx")
+    assert [each.version for each in model.opset_import] == [opset]
+    assert model.ir_version == {11: 6, 13: 7, 17: 8, 23: 11}[opset]
+
+
+def test_large_logits_may_differ_by_their_rounding_and_no_more(tmp_path):
+    """Those of a DQN are its Q-values by the hundred: thousands."""
+    policy = load_policy(saved(tmp_path, "cartpole", width="1/8")).policy
+    with torch.no_grad():
+        policy.actor.bias += 20_000
+    actor = deployed(policy, np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32))
+    assert 1e-4 < exporter.check(exporter.build(actor).SerializeToString(), actor)[0] + 1e-3 < 0.2
+    logits = policy(torch.from_numpy(actor.observations))[0].detach().numpy()
+    verify(actor, logits + 0.15, logits.argmax(1), "it")
+    with pytest.raises(InputError, match="it computes other logits than PyTorch"):
+        verify(actor, logits + 0.25, logits.argmax(1), "it")
+
+
+def test_the_card_plays_undisturbed_and_disturbed_games(tmp_path):
+    loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
+    actor = deployed(loaded.policy, np.random.default_rng(0).normal(0, 0.2, (64, 4)).astype(np.float32))
+    player = exporter.player(exporter.build(actor).SerializeToString(), actor)
+    found = card.scores(player, actor, loaded.env, 6, 1, 1, "it", True)
+    *_, games = evaluation.play(loaded.policy, loaded.env, episodes=6, seed=1)
+    plain = games.summary()
+    expected = {key: plain[key] for key in ("mean", "ci95", "episodes")} | {"worst": min(plain["returns"])}
+    assert found["score"] == expected
+    assert set(found) == {"score", "action_noise", "observation_noise", "delay"}
+    assert all(games["episodes"] == 6 for games in found.values())
+
+
+def test_a_late_action_is_the_one_before_it_and_noise_is_of_its_size(monkeypatch, tmp_path):
+    policy = load_policy(saved(tmp_path, "cartpole", width="1/8")).policy
+    actor, given = deployed(policy, np.arange(8, dtype=np.float32).reshape(2, 4)), {}
+
+    def play(who, env, *, alter, **_):
+        given[len(given)] = who, alter
+        yield SimpleNamespace(episodes=[], summary=lambda: {"mean": 0, "ci95": None, "episodes": 0, "returns": [0]})
+
+    monkeypatch.setattr(evaluation, "play", play)
+    card.scores(exporter.player(exporter.build(actor).SerializeToString(), actor), actor, None, 1, 1, 1, "it", True)
+    noisy, late = given[1][1], given[3][1]
+    steps = [([1, 5], [0, 3]), ([2, 6], [1, 4]), ([3, 7], [2, 0]), ([4, 8], [3, 1])]  # actions, ages of two games
+    assert [late(torch.tensor(a), np.array(g)).tolist() for a, g in steps] == [[1, 5], [1, 5], [2, 7], [3, 7]]
+    others = (noisy(torch.zeros(100_000, dtype=torch.int64), None) != 0).float().mean().item()
+    assert others == pytest.approx(0.05, abs=0.005)  # of a tenth, half are the same action again
+    seen = []
+    monkeypatch.setattr(given[0][0], "run", lambda observations: seen.append(observations) or observations)
+    given[2][0].run(np.zeros((10_000, 4), np.float32))
+    np.testing.assert_allclose(seen[0].std(0), 0.1 * actor.observations.std(0), rtol=0.05)
+
+
 def test_an_interrupted_measurement_leaves_no_file(tmp_path, monkeypatch):
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
 
@@ -222,7 +309,7 @@ def test_an_interrupted_measurement_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation, "play", stop)
     with pytest.raises(KeyboardInterrupt):
-        exporter.export(loaded, tmp_path / "out.onnx", int8=True, quiet=True)
+        exporter.export(loaded, tmp_path / "out.onnx", int8=True, episodes=1, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
 
 
@@ -242,7 +329,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
         (["--out", "small.onnx", "--int8"], "small.int8.onnx exists: choose another --out"),
         (["--out", "policy.pt"], "policy.pt: ONNX files are written as .onnx"),
         (["--out", "nowhere/policy.onnx"], "cannot write nowhere/policy.onnx: no such file or directory"),
-        (["--episodes", "0", "--int8"], "episodes must be at least 1"),
+        (["--episodes", "-1"], "episodes must be at least 1"),
+        (["--opset", "10"], "--opset is 11 to"),
         (["--threads", "-1"], "threads must be 0 or more"),
     ],
 )
@@ -261,8 +349,9 @@ def test_a_bad_option_of_export_is_one_line_and_leaves_nothing(tmp_path, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == {"pot", "small.int8.onnx", "there.onnx"}
 
 
-def test_export_prints_one_json_object_or_a_table(tmp_path, capsys):
-    folder = saved(tmp_path, "cartpole", width="1/8")
+def test_export_prints_one_json_object_or_a_table(tmp_path, monkeypatch, capsys):
+    as_fast(monkeypatch, float32=0.02, int8=0.02)
+    folder = saved(tmp_path, "cartpole", width="4")
     words = ["export", str(folder), "--int8", "--episodes", "2", "--threads", "1"]
     main([*words, "--json", "--out", str(tmp_path / "one.onnx")])
     out, err = capsys.readouterr()

@@ -48,9 +48,11 @@ class _Export:
     format: Literal["onnx"] = "onnx"
     """ONNX with the normalisation inside."""
     int8: bool = False
-    """Write a quantised model beside it too (policy.int8.onnx), and play games with both."""
+    """Write a quantised model beside it too (policy.int8.onnx), unless that is larger or slower."""
+    opset: int = 11
+    """Version of ONNX's operators: a newer one shuts older runtimes out."""
     episodes: int = 20
-    """Whole games each of the two plays, greedy."""
+    """Whole games that the file plays, greedy, and as many under each disturbance; 0 plays none."""
     seed: int = 1
     """Seeds these games."""
     threads: int = 0
@@ -70,6 +72,7 @@ def export(arguments: Sequence[str]) -> None:
         load(options.policy, zip_env(options.env, options.policy), "cpu"),
         options.out,
         int8=options.int8,
+        opset=options.opset,
         episodes=options.episodes,
         seed=options.seed,
         threads=runtime.cores,
@@ -83,12 +86,18 @@ def export(arguments: Sequence[str]) -> None:
     from rich.text import Text
 
     table = Table("", *record["models"], box=None)
-    columns = [model | model.get("score", {}) for model in record["models"].values()]
-    for name in ("path", "bytes", "latency_ms", "latency_p95_ms", "mean", "ci95", "episodes"):
-        if name in columns[0]:
-            table.add_row(name.replace("_", " "), *(Text(describe_value(column[name])) for column in columns))
+    models = record["models"].values()
+    for name in ("path", "bytes", "latency_ms", "latency_p95_ms"):
+        table.add_row(name.replace("_", " "), *(Text(describe_value(model[name])) for model in models))
+    for kind in ("score", "action_noise", "observation_noise", "delay") if options.episodes else ():
+        for name in ("mean", "ci95", "worst", "episodes") if kind == "score" else ("mean",):
+            title = name if kind == "score" else f"{name}, {kind.replace('_', ' ')}"
+            table.add_row(title, *(Text(describe_value(model[kind][name])) for model in models))
     Console(width=1_000).print(table)
-    print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations")
+    tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
+    print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")
+    if record["left_out"]:
+        print(f"no int8 file: {record['left_out']}")
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,25 @@
 """A policy as one ONNX file: raw observations in, logits (or means) and the greedy action out, without PyTorch."""
 
 import json
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from potstill import __version__, checkpoints, evaluation, telemetry
-from potstill.collect import Inputs, collect
-from potstill.envs import Array, Envs
+from potstill import __version__, checkpoints
+from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.networks import Policy
+from potstill.export.actor import Actor, Exported, actor, channels_last, verify
+from potstill.export.card import latencies, scores
 from potstill.policies import LoadedPolicy, recorded_result
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 23  # of 2025: nothing in the graph needs a newer one, and older runtimes refuse those
-TOLERANCE = 1e-4  # largest difference allowed between the logits of the file and PyTorch's, or their means
+OPSET = 11  # of 2019, the lowest that the graph allows: before it, Clip had its limits as attributes
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "Relu", nn.Tanh: "Tanh"}
 
 
 def export(
@@ -29,7 +27,8 @@ def export(
     out: Path,
     *,
     int8: bool = False,
-    episodes: int = 20,
+    opset: int = OPSET,
+    episodes: int = 0,
     seed: int = 1,
     threads: int = 1,
     quiet: bool = False,
@@ -39,20 +38,21 @@ def export(
     Args:
         loaded: on the CPU.
         out: .onnx; must not exist. It appears when it has been checked.
-        int8: writes a quantised model beside it too (`policy.int8.onnx`), and plays games with both.
-        episodes: whole games each of the two plays, greedy, through onnxruntime.
+        int8: writes a quantised model beside it too (`policy.int8.onnx`), unless it is larger or slower.
+        opset: from 11 on; the file's runtime must know it.
+        episodes: whole games of each file, greedy, through onnxruntime, and as many of each disturbance; 0 plays none.
         seed: of these games.
         threads: for the environments; the models run on one.
 
     Returns:
-        `observations` compared and the `max_difference` of their logits, or of their means in units of half the range;
-        under `models`, for `float32` and `int8`, the `path`, `bytes`, `latency_ms`, `latency_p95_ms` (as
-        `evaluation.latency` measures them) and, where games were played, the `score`: `mean`, `ci95`, `episodes`.
+        The `opset`; `observations` compared, the `max_difference` of their logits, or of their means in units of half
+        the range, and how many were `tied`; under `models`, for `float32` and `int8`, the `path`, `bytes`, the
+        `card.latencies` and, where games were played, the `card.scores`; `left_out`, why there is no `int8`, or None.
         JSON-ready.
 
     Raises:
-        InputError: a package is missing, a file exists or cannot be written, or the file computes something else than
-            PyTorch. No file is left then, nor where the games are interrupted.
+        InputError: a package is missing or does not know the opset, a file exists or cannot be written, or the file
+            computes something else than PyTorch. No file is left then, nor where the games are interrupted.
     """
     small = out.with_suffix(".int8.onnx")
     if out.suffix != ".onnx":
@@ -61,61 +61,76 @@ def export(
         if path.exists():
             raise InputError(f"{path} exists: choose another --out")
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise InputError(f"export needs {error.name}: pip install 'potstill[onnx]'") from error
-    observations, bounds = _record(loaded, threads)
-    model = build(loaded.policy, observations.dtype, bounds)
+    if not OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise InputError(f"--opset is {OPSET} to {onnx.defs.onnx_opset_version()} here, not {opset}")
+    deployed = actor(loaded, threads)
+    model = build(deployed, opset)
     known = recorded_result(loaded)
     score = {"mean": known["score"], "ci95": known["ci95"], "episodes": known["episodes"]} if known else None
-    data = _serialise(model, loaded, observations.dtype, bounds, score)
-    difference = verify(data, loaded.policy, observations, bounds)
+    data = _serialise(model, loaded, deployed, score)
+    difference, tied = check(data, deployed)
+    players, left_out = {"float32": player(data, deployed)}, None
+    models: dict[str, dict[str, Any]] = {"float32": {"path": str(out), "bytes": len(data)}}
     checkpoints.write_atomically(out, data)
     try:
-        files, players = {"float32": out}, {"float32": Exported(data, loaded.policy, observations.dtype, bounds)}
-        scores: dict[str, dict[str, Any]] = {}
         if int8:
             quantised = _quantise(model)
-            files["int8"] = small
-            players["int8"] = Exported(quantised.SerializeToString(), loaded.policy, observations.dtype, bounds)
-            for name, player in players.items():
-                with telemetry.Progress(f"play {files[name].name}", episodes, quiet=quiet, unit="games") as bar:
-                    for played in evaluation.play(player, loaded.env, episodes=episodes, seed=seed, threads=threads):
-                        bar.update(len(played.episodes))
-                summary = played.summary()
-                scores[name] = {"score": {key: summary[key] for key in ("mean", "ci95", "episodes")}}
-            data = _serialise(quantised, loaded, observations.dtype, bounds, scores["int8"]["score"])
+            players["int8"] = player(quantised.SerializeToString(), deployed)
+            models["int8"] = {"path": str(small), "bytes": len(_serialise(quantised, loaded, deployed, score))}
+        for name, measured in latencies(players).items():
+            models[name] |= measured
+        if int8 and (left_out := _no_better(models["float32"], models["int8"])):
+            del players["int8"], models["int8"]
+        if episodes:
+            for name, each in players.items():
+                title = f"play {Path(models[name]['path']).name}"
+                models[name] |= scores(each, deployed, loaded.env, episodes, seed, threads, title, quiet)
+        if "int8" in models:
+            data = _serialise(quantised, loaded, deployed, models["int8"].get("score"))
+            models["int8"]["bytes"] = len(data)
             checkpoints.write_atomically(small, data)
-        models = {
-            name: {"path": str(path), "bytes": path.stat().st_size}
-            | evaluation.latency(players[name])
-            | scores.get(name, {})
-            for name, path in files.items()
-        }
     except BaseException:
         out.unlink(missing_ok=True)
         raise
     return {
         "env": loaded.env.id,
-        "opset": OPSET,
-        "observations": len(observations),
+        "opset": opset,
+        "observations": len(deployed.observations),
         "max_difference": difference,
+        "tied": tied,
         "models": models,
+        "left_out": left_out,
     }
 
 
-def build(policy: Policy, dtype: "np.dtype[Any]", bounds: Array | None = None) -> "ModelProto":
-    """The deployed actor as an ONNX graph, from its layers: the value head, or a split critic, stays behind.
+def _no_better(large: dict[str, Any], small: dict[str, Any]) -> str | None:
+    """Why a quantised file is not worth writing; None where it is."""
+    if small["bytes"] >= large["bytes"]:
+        return f"8 bits would take {small['bytes']:,} bytes, float32 takes {large['bytes']:,}"
+    if small["latency_ms"] > large["latency_ms"]:
+        return f"8 bits would take {small['latency_ms']:.3f} ms, float32 takes {large['latency_ms']:.3f}"
+    return None
 
-    Input `observation` (N, *observation shape) of `dtype`, raw. Outputs `logits` (N, A) float32 and `action` (N,)
-    int64, the index of the greatest logit, the first of equal ones. N is free.
 
-    Of continuous actions within `bounds` (2, d): outputs `mean` (N, d) float32 as the network gives it and `action`
-    (N, d) float32, the same clipped to the bounds, both as the environment counts.
+def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
+    """The deployed actor as an ONNX graph, from its layers.
+
+    Input `observation` (N, *observation shape), raw, of the environment's own dtype. Outputs `logits` (N, A) float32
+    and `action` (N,) int64, the index of the greatest logit, the first of equal ones. N is free.
+
+    Of continuous actions: outputs `mean` (N, d) float32 as the network gives it and `action` (N, d), the same within
+    the bounds, in the dtype of their space; both as the environment counts.
+
+    Raises:
+        InputError: the network has a layer that the graph has no operator for.
     """
     from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
 
+    policy = actor.policy
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
 
@@ -123,48 +138,58 @@ def build(policy: Policy, dtype: "np.dtype[Any]", bounds: Array | None = None) -
         weights.append(numpy_helper.from_array(value.detach().contiguous().numpy(), name))
         return name
 
+    def parameters(number: int, module: Any) -> tuple[str, str]:
+        return stored(f"{number}.weight", module.weight), stored(f"{number}.bias", module.bias)
+
     def node(operator: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
         out = out or f"{operator.lower()}_{len(nodes)}"
         nodes.append(helper.make_node(operator, inputs, [out], **attributes))
         return out
 
-    def layer(operator: str, x: str, name: str, module: Any, out: str | None = None, **attributes: Any) -> str:
-        parameters = stored(f"{name}.weight", module.weight), stored(f"{name}.bias", module.bias)
-        return node(operator, x, *parameters, out=out, **attributes)
-
-    x = node("Cast", "observation", to=TensorProto.FLOAT)
+    # The mean is subtracted as the policy does it: a float64 observation may lie far from zero.
+    kinds = {torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE}
+    x = node("Cast", "observation", to=kinds[policy.mean.dtype])
     x = node("Sub", x, stored("observation.mean", policy.mean))
+    if policy.mean.dtype != torch.float32:
+        x = node("Cast", x, to=TensorProto.FLOAT)
     x = node("Mul", x, stored("observation.scale", policy.scale))
     if policy.clip < float("inf"):
         limits = (stored(name, torch.tensor(value)) for name, value in (("low", -policy.clip), ("high", policy.clip)))
         x = node("Clip", x, *limits)
-    if policy.family == "minatar":
+    if channels_last(policy):
         x = node("Transpose", x, perm=[0, 3, 1, 2])
-    for number, conv in enumerate(policy.trunk.convs):
-        x = layer("Conv", x, f"conv{number}", conv, strides=conv.stride, kernel_shape=conv.kernel_size)
-        x = node("Relu", x)
-    x = node("Flatten", x)
-    for number, linear in enumerate(policy.trunk.linears):
-        x = layer("Gemm", x, f"linear{number}", linear, transB=1)
-        x = node("Tanh" if policy.family == "mlp" else "Relu", x)
-    if bounds is None:
-        logits = layer("Gemm", x, "actor", policy.actor, out="logits", transB=1)
-        action = node("ArgMax", logits, out="action", axis=1, keepdims=0)
+    for number, layer in enumerate(actor.layers):
+        last = layer is actor.layers[-1] and actor.bounds is None
+        out = "logits" if last else None
+        if isinstance(layer, nn.Conv2d):
+            pads = (*layer.padding, *layer.padding)
+            sizes: dict[str, Any] = {"strides": layer.stride, "kernel_shape": layer.kernel_size, "pads": pads}
+            x = node("Conv", x, *parameters(number, layer), out=out, **sizes)
+        elif isinstance(layer, nn.Linear):
+            x = node("Gemm", x, *parameters(number, layer), out=out, transB=1)
+        elif isinstance(layer, nn.Flatten):
+            x = node("Flatten", x)
+        else:
+            x = node(_ACTIVATIONS[type(layer)], x)
+    if actor.bounds is None:
+        action = node("ArgMax", x, out="action", axis=1, keepdims=0)
         outputs = [
-            helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", policy.num_actions]),
+            helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", policy.num_actions]),
             helper.make_tensor_value_info(action, TensorProto.INT64, ["N"]),
         ]
     else:
-        x = layer("Gemm", x, "actor", policy.actor, transB=1)
-        units = [stored(name, torch.from_numpy(y)) for name, y in zip(("centre", "half"), _units(bounds), strict=True)]
-        clipped = node("Clip", x, stored("least", torch.tensor(-1.0)), stored("greatest", torch.tensor(1.0)))
-        node("Add", node("Mul", x, units[1]), units[0], out="mean")
-        node("Add", node("Mul", clipped, units[1]), units[0], out="action")
+        centre, half = (stored(n, torch.from_numpy(y)) for n, y in zip(("centre", "half"), actor.units, strict=True))
+        own = helper.np_dtype_to_tensor_dtype(actor.bounds.dtype)
+        means = node("Add", node("Mul", x, half), centre, out="mean")
+        # By Min and Max, for Clip takes no vectors. Rounding would put some actions just outside their bounds.
+        low, high = (stored(n, torch.from_numpy(y)) for n, y in zip(("low", "high"), actor.bounds, strict=True))
+        x = means if own == TensorProto.FLOAT else node("Cast", means, to=own)
+        node("Min", node("Max", x, low), high, out="action")
         outputs = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", policy.num_actions])
-            for name in ("mean", "action")
+            helper.make_tensor_value_info(name, kind, ["N", policy.num_actions])
+            for name, kind in (("mean", TensorProto.FLOAT), ("action", own))
         ]
-    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(actor.observations.dtype)
     graph = helper.make_graph(
         nodes,
         "policy",
@@ -172,83 +197,36 @@ def build(policy: Policy, dtype: "np.dtype[Any]", bounds: Array | None = None) -
         outputs,
         weights,
     )
-    opset = [helper.make_opsetid("", OPSET)]
-    version = helper.find_min_ir_version_for(opset)  # the newest would shut out runtimes that know the opset
+    imports = [helper.make_opsetid("", opset)]
+    version = helper.find_min_ir_version_for(imports)  # the newest would shut out runtimes that know the opset
     model = helper.make_model(
-        graph, opset_imports=opset, ir_version=version, producer_name="potstill", producer_version=__version__
+        graph, opset_imports=imports, ir_version=version, producer_name="potstill", producer_version=__version__
     )
     checker.check_model(model, full_check=True)
     return model
 
 
-def verify(data: bytes, policy: Policy, observations: Array, bounds: Array | None = None) -> float:
-    """Runs a model in onnxruntime and holds it against PyTorch; the largest difference of a logit, or of a mean.
-
-    Actions whose logits are nearer to each other than twice the tolerance count as tied: either is the greedy one.
-
-    Args:
-        data: the file's bytes.
-        observations: (B, *observation shape), raw.
-
-    Raises:
-        InputError: a logit differs by more than 1e-4, or the action is not a greedy one of PyTorch's; of continuous
-            actions, a mean or an action differs by more than 1e-4 of half its range.
-    """
-    logits, actions = (torch.from_numpy(y) for y in _session(data).run(None, {"observation": observations}))
-    with torch.no_grad():
-        expected, _ = policy(torch.from_numpy(observations))
-    if bounds is not None:
-        centre, half = (torch.from_numpy(y) for y in _units(bounds))
-        greedy, mean = policy.distribution.greedy(expected), expected[:, : policy.num_actions]
-        pairs = ((logits, mean, "means"), (actions, greedy, "actions"))
-        differences = {what: ((mine - centre) / half - theirs).abs().max().item() for mine, theirs, what in pairs}
-        for what, largest in differences.items():
-            if not largest <= TOLERANCE:  # which NaN is not
-                raise InputError(
-                    f"onnxruntime computes other {what} than PyTorch (largest difference {largest:.2g} of half the"
-                    f" range, allowed {TOLERANCE:g}): no file is left"
-                )
-        return differences["means"]
-    difference: float = (logits - expected).abs().max().item()
-    short = (expected.amax(1) - expected.gather(1, actions[:, None]).squeeze(1)).max().item()
-    if not difference <= TOLERANCE:  # which NaN is not
-        raise InputError(
-            f"onnxruntime computes other logits than PyTorch (largest difference {difference:.2g}, allowed"
-            f" {TOLERANCE:g}): no file is left"
-        )
-    if not short <= 2 * TOLERANCE:
-        raise InputError(f"onnxruntime chooses an action {short:.2g} below PyTorch's greedy one: no file is left")
-    return difference
+def check(data: bytes, actor: Actor) -> tuple[float, int]:
+    """Runs a model in onnxruntime and holds it against PyTorch, as `verify` says."""
+    outputs, actions = _session(data).run(None, {"observation": actor.observations})
+    if actor.bounds is not None:
+        centre, half = actor.units
+        outputs = (outputs - centre) / half
+    return verify(actor, outputs, actions, "onnxruntime")
 
 
-class Exported(Policy):
-    """An ONNX model in the place of the policy it was made from, for the games and the clock that measure policies."""
+def player(data: bytes, actor: Actor) -> Exported:
+    """A model in the place of its policy."""
+    session = _session(data)
 
-    def __init__(self, data: bytes, policy: Policy, dtype: "np.dtype[Any]", bounds: Array | None = None) -> None:
-        super().__init__(policy.config, policy.observation_shape, policy.num_actions, policy.continuous)
-        self.log_std = policy.log_std
-        self.bounds = bounds
-        self.family = "mlp"  # `Inputs` is to hand on whole observations, not frames that it normalised
-        self.session = _session(data)
-        self.dtype = torch.from_numpy(np.zeros(0, dtype)).dtype
+    def run(observations: Array) -> Array:
+        outputs: Array = session.run(["logits" if actor.bounds is None else "mean"], {"observation": observations})[0]
+        if actor.bounds is None:
+            return outputs
+        centre, half = actor.units
+        return (outputs - centre) / half
 
-    def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Observations as they are: the graph normalises them."""
-        return observations.to(self.dtype)
-
-    def logits(self, ready: Tensor) -> Tensor:
-        if self.bounds is None:
-            (logits,) = self.session.run(["logits"], {"observation": ready.numpy()})
-            return torch.from_numpy(logits)
-        (mean,) = self.session.run(["mean"], {"observation": ready.numpy()})
-        centre, half = _units(self.bounds)
-        return self._with_deviations(torch.from_numpy((mean - centre) / half))
-
-
-def _units(bounds: Array) -> tuple[Array, Array]:
-    """Centre and half the range of each continuous action, both (d,), of its bounds (2, d)."""
-    low, high = bounds
-    return (low + high) / 2, (high - low) / 2
+    return Exported(actor, run)
 
 
 def _session(data: bytes) -> Any:
@@ -257,25 +235,6 @@ def _session(data: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-@torch.no_grad()
-def _record(loaded: LoadedPolicy, threads: int) -> tuple[Array, Array | None]:
-    """Raw observations from the policy's own sampled play and the checkpoint's probe; the bounds of its actions."""
-    policy = loaded.policy
-    generator = torch.Generator().manual_seed(0)
-    with closing(Envs(loaded.env, 8, threads=threads)) as envs:
-        evaluation.check_fit(policy, envs)
-        seen = []
-        draw = policy.distribution.sample
-        play = collect(envs, Inputs(policy), envs.reset(0), lambda ready: draw(policy.logits(ready), generator))
-        for number, transition in zip(range(128), play, strict=False):
-            if number % 8 == 0:  # neighbours look alike
-                seen.append(transition.observations.copy())
-        dtype, bounds = envs.observation_dtype, envs.bounds
-    if "network" in loaded.document:  # a checkpoint of ours, which has a probe
-        seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
-    return np.concatenate(seen).astype(dtype), bounds
 
 
 def _quantise(model: "ModelProto") -> "ModelProto":
@@ -294,27 +253,21 @@ def _quantise(model: "ModelProto") -> "ModelProto":
         return onnx.load(quantised)
 
 
-def _serialise(
-    model: "ModelProto",
-    loaded: LoadedPolicy,
-    dtype: "np.dtype[Any]",
-    bounds: Array | None,
-    score: dict[str, Any] | None,
-) -> bytes:
+def _serialise(model: "ModelProto", loaded: LoadedPolicy, actor: Actor, score: dict[str, Any] | None) -> bytes:
     """The file's bytes, with all that a program needs to know to play with it; docs/onnx.md lists the keys."""
     from ale_py.registration import rom_id_to_name
     from onnx import helper
 
     env, log_std = loaded.env, loaded.policy.log_std
-    actions: Any = list(env.actions if env.actions is not None else range(loaded.policy.num_actions))
-    if bounds is not None and log_std is not None:
-        deviation = _units(bounds)[1] * log_std.detach().exp().numpy()
-        actions = {"low": bounds[0].tolist(), "high": bounds[1].tolist(), "deviation": deviation.tolist()}
+    actions: Any = actor.actions
+    if actor.bounds is not None and log_std is not None:
+        low, high = actor.bounds.tolist()
+        actions = {"low": low, "high": high, "deviation": (actor.units[1] * log_std.detach().exp().numpy()).tolist()}
     metadata = {
         "actions": actions,
         "observation": {
             "shape": list(loaded.policy.observation_shape),
-            "dtype": dtype.name,
+            "dtype": actor.observations.dtype.name,
             "frame_skip": env.frame_skip if env.atari else 1,
             "frame_stack": env.frame_stack if env.atari else 1,
             "resize": "INTER_AREA" if env.atari else None,

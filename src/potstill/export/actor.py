@@ -1,0 +1,133 @@
+"""What leaves: the deployed actor as a list of layers, what it was seen to read, and how a file of it is held to it."""
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill import checkpoints, evaluation
+from potstill.collect import Inputs, collect
+from potstill.envs import Array, Envs
+from potstill.errors import InputError
+from potstill.networks import Policy
+from potstill.policies import LoadedPolicy
+
+ABSOLUTE, RELATIVE = 1e-4, 1e-5  # a logit may differ by so much, and by so much of the largest of its observation
+OBSERVED = 128  # observations of the policy's own play, beside its probe
+
+
+class Actor(NamedTuple):
+    """A policy as a file needs it."""
+
+    policy: Policy
+    layers: list[nn.Module]  # normalised inputs to logits, or to means in units of half the range
+    observations: Array  # (B, *observation shape), raw, of the environment's own dtype
+    actions: list[int]  # the environment's own, by index; empty where actions are continuous
+    bounds: Array | None  # (2, d) of continuous actions, in their space's own dtype
+
+    @property
+    def units(self) -> tuple[Array, Array]:
+        """Centre and half the range of each continuous action, both (d,) float32."""
+        assert self.bounds is not None
+        low, high = self.bounds.astype(np.float64)
+        return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+
+@torch.no_grad()
+def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
+    """The deployed actor of a policy, with raw observations of its own sampled play and of its probe."""
+    policy = loaded.policy
+    generator = torch.Generator().manual_seed(0)
+    with closing(Envs(loaded.env, 8, threads=threads)) as envs:
+        evaluation.check_fit(policy, envs)
+        seen = []
+        draw = policy.distribution.sample
+        play = collect(envs, Inputs(policy), envs.reset(0), lambda ready: draw(policy.logits(ready), generator))
+        for number, transition in zip(range(OBSERVED), play, strict=False):
+            if number % 8 == 0:  # neighbours look alike
+                seen.append(transition.observations.copy())
+        dtype, bounds = envs.observation_dtype, envs.bounds
+        actions = [] if envs.continuous else envs.own_actions(np.arange(envs.num_actions)).tolist()
+    if "network" in loaded.document:  # a checkpoint of ours, which has a probe
+        seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
+    return Actor(policy, layers(policy), np.concatenate(seen).astype(dtype), actions, bounds)
+
+
+def layers(policy: Policy) -> list[nn.Module]:
+    """The deployed actor's layers in order: the value head, or a split critic, stays behind."""
+    activation = nn.Tanh() if policy.family == "mlp" else nn.ReLU()
+    convs = [layer for conv in policy.trunk.convs for layer in (conv, nn.ReLU())]
+    linears = [layer for linear in policy.trunk.linears for layer in (linear, activation)]
+    return [*convs, nn.Flatten(), *linears, policy.actor]
+
+
+def channels_last(policy: Policy) -> bool:
+    """Whether its observations are (rows, columns, channels), which its convolutions want the other way."""
+    return policy.family == "minatar"
+
+
+class Exported(Policy):
+    """A file in the place of the policy it was made from, for the games and the clock that measure policies."""
+
+    def __init__(self, actor: Actor, run: Callable[[Array], Array]) -> None:
+        """`run` takes raw observations (N, *shape) to logits (N, A), or to means (N, d) in units of half the range."""
+        policy = actor.policy
+        super().__init__(policy.config, policy.observation_shape, policy.num_actions, policy.continuous)
+        self.log_std = policy.log_std
+        self.family = "mlp"  # `Inputs` is to hand on whole observations, not frames that it normalised
+        self.run = run
+        self.dtype = torch.from_numpy(actor.observations[:0]).dtype
+
+    def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Observations as they are: the file normalises them."""
+        return observations.to(self.dtype)
+
+    def logits(self, ready: Tensor) -> Tensor:
+        return self._with_deviations(torch.from_numpy(self.run(ready.numpy())))
+
+
+def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[float, int]:
+    """Holds what a file computed from `actor.observations` against PyTorch.
+
+    Actions whose logits are nearer to each other than twice the tolerance count as tied: either is the greedy one.
+
+    Args:
+        outputs: (B, A) logits, or (B, d) means in units of half the range.
+        actions: (B,) indices, or (B, d) as the environment counts.
+        name: who computed, for the message.
+
+    Returns:
+        The largest difference of an output, and of how many observations another of tied actions was chosen.
+
+    Raises:
+        InputError: an output differs by more than 1e-4 and 1e-5 of the largest of its observation, an action is not
+            a greedy one of PyTorch's, or lies outside its bounds.
+    """
+    with torch.no_grad():
+        logits = actor.policy(torch.from_numpy(actor.observations))[0]
+    expected = logits[:, : actor.policy.num_actions].numpy()
+    allowed = ABSOLUTE + RELATIVE * np.abs(expected).max(1)
+    what = "logits" if actor.bounds is None else "means"
+    difference = np.abs(outputs - expected).max(1)
+    _refuse(difference, allowed, f"{name} computes other {what} than PyTorch")
+    if actor.bounds is None:
+        short = expected.max(1) - np.take_along_axis(expected, actions[:, None], 1)[:, 0]
+        _refuse(short, 2 * allowed, f"{name} chooses an action that is not PyTorch's greedy one")
+        return float(difference.max()), int((actions != expected.argmax(1)).sum())
+    centre, half = actor.units
+    greedy = actor.policy.distribution.greedy(logits).numpy()
+    _refuse(np.abs((actions - centre) / half - greedy).max(1), allowed, f"{name} computes other actions than PyTorch")
+    if not ((actions >= actor.bounds[0]) & (actions <= actor.bounds[1])).all():
+        raise InputError(f"{name} computes actions outside their bounds: no file is left")
+    return float(difference.max()), 0
+
+
+def _refuse(differences: Array, allowed: Array, what: str) -> None:
+    if not (differences <= allowed).all():  # which NaN is not
+        worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences / allowed)))
+        raise InputError(
+            f"{what} (largest difference {differences[worst]:.2g}, allowed {allowed[worst]:.2g}): no file is left"
+        )
