@@ -367,7 +367,7 @@ def test_a_replay_shows_the_same_and_goes_on_the_same(name):
     shown = [(envs.reset(5), envs.ages.copy())]
     shown += [(envs.step(a).observations, envs.ages.copy()) for a in actions[:90]]
 
-    replayed = [(observations, copy.ages.copy()) for observations in copy.replay(*envs.state())]
+    replayed = [(observations, copy.ages.copy()) for observations in copy.replay(envs.state())]
     assert len(replayed) == 91
     for (observations, ages), (observations_again, ages_again) in zip(shown, replayed, strict=True):
         assert np.array_equal(observations, observations_again)
@@ -382,9 +382,9 @@ def test_a_replay_shows_the_same_and_goes_on_the_same(name):
 def test_the_log_of_continuous_actions_holds_numbers():
     envs = Envs(TASKS["pendulum"].env, 2)
     first = envs.reset(3)
-    seed, log = envs.state()
-    assert (seed, log.shape, log.dtype) == (3, (0, 2, 1), np.float32)
-    assert [np.array_equal(first, seen) for seen in Envs(TASKS["pendulum"].env, 2).replay(seed, log)] == [True]
+    past = envs.state()
+    assert (past.seed, past.actions.shape, past.actions.dtype) == (3, (0, 2, 1), np.float32)
+    assert [np.array_equal(first, seen) for seen in Envs(TASKS["pendulum"].env, 2).replay(past)] == [True]
     envs.step(np.array([[0.25], [-0.125]]))
     assert envs.state()[1].tolist() == [[[0.25], [-0.125]]]
 
@@ -392,9 +392,9 @@ def test_the_log_of_continuous_actions_holds_numbers():
 def test_a_fresh_game_replays_to_its_first_observation():
     envs = Envs(PONG, 2)
     first = envs.reset(3)
-    seed, log = envs.state()
-    assert (seed, log.shape) == (3, (0, 2))
-    assert [np.array_equal(first, seen) for seen in Envs(PONG, 2).replay(seed, log)] == [True]
+    past = envs.state()
+    assert (past.seed, past.actions.shape) == (3, (0, 2))
+    assert [np.array_equal(first, seen) for seen in Envs(PONG, 2).replay(past)] == [True]
 
 
 # Names and bad input

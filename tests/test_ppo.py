@@ -492,7 +492,7 @@ def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(config, stop_
     envs, state = begin(config)
     before = list(islice(train(config, state, envs), stop_after))
     fresh_envs, state = resumed(state, config)
-    *_, observations = fresh_envs.replay(*envs.state())
+    *_, observations = fresh_envs.replay(envs.state())
     after = list(train(config, state, fresh_envs, observations))
 
     assert [repr(p) for p in before + after] == [repr(p) for p in progress]  # repr: nan equals nan

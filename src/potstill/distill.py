@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potstill.collect import Inputs, collect
 from potstill.dataset import Batch, Dataset
-from potstill.envs import Array, Envs, check_seed
+from potstill.envs import Array, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import OBJECTIVES, find_objective, value_mse
@@ -165,14 +165,16 @@ def distill(
     state: DistillState,
     teacher: Policy,
     envs: Envs,
-    replayed: tuple[int, Array] | None = None,
+    past: Past | None = None,
+    tolerant: bool = False,
     every: int = 64,
 ) -> Iterator[Progress]:
     """Student-led or mixed: plays, asks the teacher, learns. `state` is current whenever it yields.
 
     Args:
-        replayed: the environments' state of a run that goes on; its games are played again to fill the buffer, with
-            yields too, without metrics, of the steps played again.
+        past: the games of a run that goes on; they are played again to fill the buffer, with yields too, without
+            metrics, of the steps played again.
+        tolerant: as `Envs.replay` takes it.
         every: vector steps between two yields.
 
     Raises:
@@ -185,7 +187,7 @@ def distill(
         Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
     )
     learner = _Learner(config, state)
-    observations = yield from _begin(config, state, teacher, envs, inputs, buffer, replayed, every)
+    observations = yield from _begin(config, state, teacher, envs, inputs, buffer, past, tolerant, every)
     logits, values = torch.empty(0), torch.empty(0)
 
     @torch.no_grad()
@@ -350,16 +352,16 @@ def _begin(
     envs: Envs,
     inputs: Inputs,
     buffer: Dataset | None,
-    replayed: tuple[int, Array] | None,
+    past: Past | None,
+    tolerant: bool,
     every: int,
 ) -> Generator[Progress, None, Array]:
     """Starts the games, or plays those of an interrupted run again; returns the observations to go on from."""
-    if replayed is None:
+    if past is None:
         return envs.reset(config.seed)
-    seed, log = replayed
     observations: Array | None = None
-    for at, observations in enumerate(envs.replay(seed, log)):
-        if buffer is not None and at < len(log):
+    for at, observations in enumerate(envs.replay(past, tolerant)):
+        if buffer is not None and at < len(past.actions):
             buffer.add(observations, envs.ages, *ask(teacher, inputs.first(observations)))
         if at and at % every == 0:
             yield Progress(at * config.num_envs, math.nan, state.games, {})

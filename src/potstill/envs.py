@@ -17,6 +17,7 @@ from tyro.conf import Fixed
 from potstill.errors import DivergedError, InputError
 
 Array = NDArray[Any]
+CHECKED_EVERY = 16  # steps between two observations in the checksum: all of Pong's would cost a hundredth of its speed
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,25 @@ class Step(NamedTuple):
     episodes: list[Episode]
 
 
+class Past(NamedTuple):
+    """How games came to where they are: what `Envs.replay` plays again."""
+
+    seed: int  # of the last reset
+    actions: Array  # since, (steps, N) uint8 or (steps, N, d) float32
+    checksum: int | None = None  # CRC-32 chained over what they brought about; None where it was not kept
+
+
 class Envs:
     """N copies of one task, stepped together, resetting on the step a game ends (SAME_STEP autoreset).
 
     The state of an emulator cannot be read, but it is a function of the seed and of the actions since: `state` returns
-    these and `replay` plays them again, after which every later step is the same as if nothing had happened.
+    these and `replay` plays them again, after which every later step is the same as if nothing had happened. Whether
+    it is, a checksum tells. So that nothing else outlives a reset (Box2D's world would), Gymnasium's tasks are made
+    anew; ALE's reset leaves nothing behind.
     """
+
+    inexact = False
+    """Whether games that were played again came out otherwise, and the run went on."""
 
     def __init__(
         self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False, apart: bool = False
@@ -96,6 +110,7 @@ class Envs:
         self.config = config
         self.num_envs = num_envs
         self._fingerprint = fingerprint
+        self._played = False
         if not config.atari:
             self._venv = _make_gymnasium(config, num_envs)
         else:
@@ -150,7 +165,11 @@ class Envs:
         if self.config.atari:
             observations, _ = self._venv.reset(seed=seeds.astype(np.int64))  # type: ignore[arg-type]  # ALE takes arrays
         else:
+            if self._played:
+                self._venv.close()
+                self._venv = _make_gymnasium(self.config, self.num_envs)
             observations, _ = self._venv.reset(seed=seeds.tolist())
+        self._played = True
         self._seed = seed
         self._log: list[Array] = []
         self._ages = np.zeros(self.num_envs, dtype=np.int64)
@@ -159,6 +178,7 @@ class Envs:
         self._crc = [0] * self.num_envs
         self._pad_stacks(observations)
         self._update_fingerprints(observations)
+        self._shown, self._checksum = observations, 0
         return observations
 
     def step(self, actions: Array) -> Step:
@@ -186,26 +206,45 @@ class Envs:
         episodes = [self._finish(int(row), bool(truncated[row])) for row in ended]
         self._pad_stacks(observations)
         self._update_fingerprints(observations)
+        self._shown = observations
+        for what in (rewards, terminated, truncated):
+            self._checksum = zlib.crc32(what.tobytes(), self._checksum)
+        if len(self._log) % CHECKED_EVERY == 0:
+            self._checksum = zlib.crc32(self._newest().data, self._checksum)
         return Step(observations, rewards, terminated, truncated, finals, episodes)
 
-    def state(self) -> tuple[int, Array]:
-        """The seed of the last reset and all actions since, (steps, N) uint8 or (steps, N, d) float32."""
+    def state(self) -> Past:
+        """The seed of the last reset, all actions since and a checksum of what came of them."""
+        checksum = zlib.crc32(self._newest().data, self._checksum)
         if not self._log:
             shape = (0, self.num_envs, *([self.num_actions] if self.continuous else []))
-            return self._seed, np.zeros(shape, np.float32 if self.continuous else np.uint8)
-        return self._seed, np.stack(self._log)
+            return Past(self._seed, np.zeros(shape, np.float32 if self.continuous else np.uint8), checksum)
+        return Past(self._seed, np.stack(self._log), checksum)
 
-    def replay(self, seed: int, log: Array) -> Iterator[Array]:
-        """Resets with `seed` and plays `log`, as `state` gave it, again.
+    def replay(self, past: Past, tolerant: bool = False) -> Iterator[Array]:
+        """Resets and plays the actions of `past`, as `state` gave it, again.
+
+        Args:
+            tolerant: go on where other observations, rewards or ends come of it, and set `inexact`.
 
         Yields:
             The observations before each of these actions, and last those the run went on from.
+
+        Raises:
+            InputError: other observations, rewards or ends came of the same actions, and this is not `tolerant`.
         """
-        observations = self.reset(seed)
-        yield observations
-        for actions in log:
-            observations = self.step(actions).observations
+        observations = self.reset(past.seed)
+        for actions in past.actions:
             yield observations
+            observations = self.step(actions).observations
+        if past.checksum not in (None, zlib.crc32(self._newest().data, self._checksum)):
+            if not tolerant:
+                raise InputError(
+                    f"{self.config.id} is not a function of its seed and actions: played again, the games went"
+                    " otherwise, so that the run cannot go on exactly; --inexact goes on from where they are now"
+                )
+            self.inexact = True
+        yield observations
 
     def rest(self, row: int) -> None:
         """Plays no more in `row` until the next reset, where games are apart; elsewhere it plays on."""
@@ -246,6 +285,10 @@ class Envs:
         for row in np.flatnonzero(self._ages < self.config.frame_stack - 1):
             missing = self.config.frame_stack - 1 - int(self._ages[row])
             observations[row, :missing] = observations[row, missing]
+
+    def _newest(self) -> Array:
+        """What is shown now; of a stack its newest frame, for the others were seen before."""
+        return np.ascontiguousarray(self._shown[:, -1] if self.config.atari else self._shown)
 
     def _update_fingerprints(self, observations: Array) -> None:
         if self._fingerprint:

@@ -167,7 +167,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig) -> dict[str, Any
             resume.unpack(state, tensors, document)
             seconds = document["seconds"]
             if state.update < config.updates:
-                for shown in resume.replay(envs, tensors, document, runtime.quiet):
+                for shown in resume.replay(envs, resume.past(envs, tensors, document), runtime):
                     observations = shown
                     run.touch_lock()
         steps = ppo.train(config, state, envs, observations, policies.get("teacher"))
@@ -188,7 +188,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig) -> dict[str, Any
         "gradient_steps": state.gradient_steps,
         "training_macs": macs,
         "wall_seconds": seconds,
-    }
+    } | ({"inexact": True} if envs.inexact else {})
     return _finish(run, runtime, eval_config, record, origins.get("teacher"))
 
 
@@ -207,8 +207,8 @@ def _distill(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Pat
             data = teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", runtime.quiet)
             steps: Iterator[_Progress] = distill.distill_from(config, state, data)
         else:
-            replayed = resume.past(envs, tensors, document) if tensors else None
-            steps = distill.distill(config, state, teacher.policy, envs, replayed)
+            past = resume.past(envs, tensors, document) if tensors else None
+            steps = distill.distill(config, state, teacher.policy, envs, past, runtime.inexact)
             if state.vector_steps >= config.vector_steps:
                 steps = iter(())  # stopped between training and result: only the evaluation is left
 
@@ -239,7 +239,7 @@ def _distill(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Pat
         "training_macs": _training_macs(state.student, acted, state.gradient_steps * batch)
         + _training_macs(teacher.policy, total, 0),
         "wall_seconds": seconds,
-    }
+    } | ({"inexact": True} if envs.inexact else {})
     return _finish(run, runtime, eval_config, record, teacher)
 
 

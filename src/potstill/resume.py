@@ -11,10 +11,11 @@ from torch import Tensor
 
 from potstill import telemetry
 from potstill.distill import DistillState
-from potstill.envs import Array, Envs
+from potstill.envs import Array, Envs, Past
 from potstill.errors import InputError, printable
 from potstill.networks import Policy
 from potstill.ppo import ReturnScale, TrainState
+from potstill.training.runtime import Runtime
 
 State = TrainState | DistillState
 
@@ -35,8 +36,9 @@ def pack(state: State, envs: Envs | None) -> tuple[dict[str, Tensor], dict[str, 
     else:
         document["vector_steps"] = state.vector_steps
     if envs is not None:
-        document["env_seed"], log = envs.state()
-        tensors["env.log"] = torch.from_numpy(log)
+        past = envs.state()
+        document |= {"env_seed": past.seed, "env_checksum": past.checksum, "inexact": envs.inexact}
+        tensors["env.log"] = torch.from_numpy(past.actions)
     return tensors, document
 
 
@@ -102,17 +104,18 @@ def _slots(policy: Policy, stored: dict[str, Tensor]) -> dict[int, dict[str, Ten
     return slots
 
 
-def past(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any]) -> tuple[int, Array]:
-    """The seed and the actions of the games so far, as `Envs.replay` takes them.
+def past(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any]) -> Past:
+    """The games so far, as `Envs.replay` takes them. Says in `envs` whether they are inexact already.
 
     Raises:
         InputError: they are not of these environments.
     """
-    seed, log = document.get("env_seed"), tensors.get("env.log")
+    seed, log, checksum = document.get("env_seed"), tensors.get("env.log"), document.get("env_checksum")
     like = torch.from_numpy(envs.random_actions(np.random.default_rng(0), 1))
     if (
         type(seed) is not int
         or seed < 0
+        or type(checksum) not in (int, type(None))  # the first resume states had none
         or log is None
         or log.shape[1:] != like.shape[1:]
         or log.dtype != (torch.float32 if envs.continuous else torch.uint8)
@@ -120,13 +123,14 @@ def past(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any]) -> tu
         or (envs.continuous and not bool(log.isfinite().all()))
     ):
         raise InputError("the run cannot go on: what it saved of its games is not of its environments")
-    return seed, log.numpy()
+    envs.inexact = document.get("inexact") is True
+    return Past(seed, log.numpy(), checksum)
 
 
-def replay(envs: Envs, tensors: dict[str, Tensor], document: dict[str, Any], quiet: bool) -> Iterator[Array]:
+def replay(envs: Envs, past: Past, runtime: Runtime) -> Iterator[Array]:
     """Plays the games so far again; yields the observations before each step, and last those to go on from."""
-    seed, log = past(envs, tensors, document)
-    with telemetry.Progress("play the games so far again", len(log) * envs.num_envs, quiet=quiet) as bar:
-        for step, observations in enumerate(envs.replay(seed, log)):
+    total = len(past.actions) * envs.num_envs
+    with telemetry.Progress("play the games so far again", total, quiet=runtime.quiet) as bar:
+        for step, observations in enumerate(envs.replay(past, runtime.inexact)):
             bar.update(step * envs.num_envs)
             yield observations

@@ -37,6 +37,7 @@ from potstill.study.local import launch
 from potstill.study.plan import MAX_CELLS
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
+from potstill.training.runtime import Runtime
 
 CARTPOLE = TASKS["cartpole"].env
 TEN_GB = 10 << 30
@@ -477,7 +478,7 @@ def unfinished():
 def go_on(path, envs):
     tensors, document = checkpoints.load(path)
     resume.unpack(ppo.start(SMALL_RUN, envs, torch.device("cpu")), tensors, document)
-    list(resume.replay(envs, tensors, document, quiet=True))
+    list(resume.replay(envs, resume.past(envs, tensors, document), Runtime(quiet=True)))
 
 
 @pytest.mark.parametrize(
@@ -494,6 +495,9 @@ def go_on(path, envs):
         ({"env.log": torch.zeros(8, 2, dtype=torch.int64)}, {}, "what it saved of its games"),
         ({}, {"env_seed": -1}, "what it saved of its games"),
         ({}, {"env_seed": "0"}, "what it saved of its games"),
+        ({}, {"env_checksum": 0.5}, "what it saved of its games"),
+        ({}, {"env_checksum": 1}, "is not a function of its seed and actions"),
+        ({"env.log": torch.zeros(8, 2, dtype=torch.uint8)}, {}, "is not a function of its seed and actions"),
         ({}, {"update": -1}, "cannot go on with this one"),
         ({}, {"games": "many"}, "cannot go on with this one"),
         ({}, {"recent": 5}, "cannot go on with this one"),

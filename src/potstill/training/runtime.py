@@ -33,6 +33,8 @@ class Runtime:
     """Show no progress."""
     track: bool = False
     """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
+    inexact: bool = False
+    """Go on with a run whose task is no function of its seed and actions, which cannot be exact; its result says so."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "save_every"):
