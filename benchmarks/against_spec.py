@@ -21,7 +21,8 @@ import torch
 from common import ROOT, Row, child, commit, one_thread, others, publish, save, say, sb3_pong
 from torch import Tensor, nn
 
-from potstill import distill, evaluation
+import potstill.distill as distill
+from potstill import evaluation
 from potstill.envs import EnvConfig, Envs
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, load_policy

@@ -36,7 +36,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from potstill import distill, ppo
+import potstill.distill as distill
+from potstill import ppo
 from potstill.arms import ARMS
 from potstill.collect import Inputs
 from potstill.dataset import Batch, Dataset, DatasetWriter, open_dataset

@@ -23,7 +23,7 @@ _ROOMS = {
     "commands.learning": ("train", "distill", "compress"),
     "commands.looking": ("report", "evaluate", "watch", "info"),
     "commands.exchange": ("export", "import-sb3", "push", "pull"),
-    "study.commands": ("compare", "study"),
+    "commands.studying": ("compare", "study"),
 }
 
 
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _call(command: str, arguments: list[str]) -> None:
     """Calls a command; what the user can mend is one line on stderr and exit code 2, never a traceback."""
     import signal
+    import threading
     from importlib import import_module
 
     from potstill.errors import DivergedError, InputError, Terminated, printable, reason
@@ -58,7 +59,8 @@ def _call(command: str, arguments: list[str]) -> None:
     def terminate(number: int, frame: object) -> None:
         raise Terminated
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    main_thread = threading.current_thread() is threading.main_thread()  # no other may have handlers
+    previous = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:
         arguments = _import_named(arguments)
         room = next(room for room, commands in _ROOMS.items() if command in commands)
@@ -79,7 +81,8 @@ def _call(command: str, arguments: list[str]) -> None:
         _drop_output()
         _refuse(printable(reason(error) + (f": {error.filename}" if error.filename else "")))
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if main_thread:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _import_named(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.collect import Inputs, collect
+from potstill.configs import normalise
 from potstill.dataset import Batch, Dataset
 from potstill.envs import Array, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
@@ -72,6 +73,7 @@ class DistillConfig:
     """float32, bfloat16, or what measures faster here."""
 
     def __post_init__(self) -> None:
+        normalise(self)
         for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tyro.conf import arg
 
 from potstill.collect import Inputs, collect
+from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
 from potstill.networks import Policy, one_thread
@@ -36,6 +37,7 @@ class EvalConfig:
     main one; 0 leaves them out, None plays as many as of the main evaluation."""
 
     def __post_init__(self) -> None:
+        normalise(self)
         for name, games in (("evaluate", self.episodes), ("start-games", self.start_games)):
             if games < 0:
                 raise InputError(f"{name} must be 0 or more, not {games}")

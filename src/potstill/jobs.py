@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from potstill import checkpoints, distill, evaluation, ppo, resume, telemetry
+import potstill.distill as distill
+import potstill.resume as resume
+from potstill import checkpoints, evaluation, ppo, telemetry
 from potstill.arms import arm_of
 from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs

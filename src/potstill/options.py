@@ -27,12 +27,6 @@ def peek(arguments: Sequence[str], flag: str, default: str) -> str:
     return default
 
 
-def describe(record: dict[str, Any]) -> str:
-    """A record for people: a line per figure, lists left out but for the interval."""
-    shown = {name: value for name, value in record.items() if name != "returns" and value is not None}
-    return "\n".join(f"{name.replace('_', ' '):<26}{describe_value(value)}" for name, value in shown.items())
-
-
 def describe_value(value: Any) -> str:
     if value is None:
         return "-"

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
 from potstill.checkpoints import load, save, verify_probe
+from potstill.configs import fits
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
@@ -162,27 +162,13 @@ def rebuild(cls: type[T], data: Any) -> T:
             value = rebuild(hint, value)  # type: ignore[arg-type]
         elif isinstance(value, list):
             value = tuple(value)
-        if not is_dataclass(hint) and not _fits(value, hint):
+        if not is_dataclass(hint) and not fits(value, hint):
             raise InputError(f"{cls.__name__} cannot be read: {field.name} is {data[field.name]!r}")
         values[field.name] = value
     try:
         return cls(**values)
     except TypeError as error:
         raise InputError(f"{cls.__name__} cannot be read: {error}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of a config's type: a scalar, a Literal, a tuple of one type, or one of several."""
-    kind, options = get_origin(hint), get_args(hint)
-    if kind in (Union, UnionType):
-        return any(_fits(value, option) for option in options)
-    if kind is Literal:
-        return isinstance(value, str) and value in options
-    if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    if hint is float:  # asdict writes 1.0 as 1.0, but people write 1
-        return type(value) in (int, float)
-    return type(value) is hint
 
 
 @torch.no_grad()

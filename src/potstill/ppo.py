@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.collect import Inputs, collect, input_statistics
+from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
@@ -83,6 +84,7 @@ class PPOConfig:
     """float32, bfloat16, or what measures faster here."""
 
     def __post_init__(self) -> None:
+        normalise(self)
         positive = ("total_timesteps", "num_envs", "num_steps", "epochs", "minibatch_size", "reseed_every")
         for name in positive:
             if getattr(self, name) < 1:

@@ -5,7 +5,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from potstill import distill, telemetry
+import potstill.distill as distill
+from potstill import telemetry
 from potstill.dataset import Dataset, DatasetWriter, open_dataset
 from potstill.envs import Envs
 from potstill.errors import InputError, reason

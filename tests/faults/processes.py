@@ -23,7 +23,7 @@ from potstill.training.runtime import Runtime
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.study.commands", "torch._dynamo"])
+_SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.commands.studying", "torch._dynamo"])
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 OPTIONS = ["--device", "cpu", "--threads", "1", "--quiet", "--evaluate", "0", "--save-every", "0"]  # the same in words

@@ -24,6 +24,7 @@ import torch
 
 from potstill import assessment, checkpoints, files, ppo, results, resume, runs, telemetry
 from potstill.cli import main
+from potstill.commands import studying
 from potstill.dataset import DatasetWriter, open_dataset
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError, printable
@@ -32,7 +33,7 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result, save_policy
 from potstill.report import page
 from potstill.runs import Run
-from potstill.study import commands, execute
+from potstill.study import execute
 from potstill.study.local import launch
 from potstill.study.plan import MAX_CELLS
 from potstill.study.planfile import read_plan
@@ -732,10 +733,10 @@ def test_what_a_record_says_reaches_tables_and_lists_as_text(tmp_path, capsys):
     name = "[red]x"
     record = {"run": name, "status": "failed", "error": ESCAPES, "arm": "rl", "parameters": 22}
     (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    commands._print_table(results.runs_table(tmp_path))
+    studying._print_table(results.runs_table(tmp_path))
     assert "[red]x" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        commands._exit_for({name: ESCAPES}, 1)
+        studying._exit_for({name: ESCAPES}, 1)
     said = capsys.readouterr().err
     assert "\x1b" not in said
     assert said.count("\n") == 2

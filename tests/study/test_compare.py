@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from potstill.cli import main
+from potstill.commands import studying
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
@@ -23,8 +24,8 @@ from potstill.jobs import new_distillation
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
 from potstill.runs import Run
-from potstill.study import commands, local
 from potstill.study import execute as study
+from potstill.study import local
 from potstill.study.execute import StudyInterrupted
 from potstill.study.execute import execute as generate
 from potstill.study.grid import Grid
@@ -216,7 +217,7 @@ def test_a_precision_once_measured_is_kept(comparison, teacher, monkeypatch):
 
 
 def test_without_scores_the_table_stands_and_the_figures_are_missed_aloud(comparison, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "execute", lambda *_, **__: [])
+    monkeypatch.setattr(studying, "execute", lambda *_, **__: [])
     run = new_distillation(BASE, teacher, tmp_path / "out" / "run", RUNTIME)
     run.write_result({"status": "done", "env": "CartPole-v1"})
     done = compare("--teachers", teacher, "--out", tmp_path / "out")

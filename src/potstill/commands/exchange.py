@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from potstill.commands.origins import load, zip_env
-from potstill.load import sb3
-from potstill.options import describe, describe_value, parse
+from potstill.api import Record
+from potstill.load import load, sb3
+from potstill.options import describe_value, parse
 from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
 
@@ -34,7 +34,7 @@ def import_sb3(arguments: Sequence[str]) -> None:
     loaded = sb3.import_sb3(options.model, sb3.as_sb3(find_env(options.env)), options.out, options.temperature)
     print(options.out)
     facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
-    print(describe({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
+    print(Record({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def export(arguments: Sequence[str]) -> None:
     runtime = Runtime(threads=options.threads)
     runtime.settle()
     record = onnx.export(
-        load(options.policy, zip_env(options.env, options.policy), "cpu"),
+        load(options.policy, options.env),
         options.out,
         int8=options.int8,
         opset=options.opset,
@@ -153,4 +153,4 @@ def pull(arguments: Sequence[str]) -> None:
     size, known = loaded.policy.size(), recorded_result(loaded) or {}
     print(options.out)
     facts = {"env": loaded.env.id, "width": loaded.policy.config.width, "parameters": size.parameters}
-    print(describe(facts | {key: known[key] for key in ("score", "ci95") if key in known} | {"commit": commit}))
+    print(Record(facts | {key: known[key] for key in ("score", "ci95") if key in known} | {"commit": commit}))

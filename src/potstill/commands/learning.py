@@ -1,24 +1,23 @@
 """`potstill train`, `distill` and `compress`: what makes a policy."""
 
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from potstill.commands.origins import zip_env
+from potstill import api
+from potstill.api import Record
 from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.jobs import Interrupted, execute, new_distillation, new_training
-from potstill.options import describe, parse, peek
-from potstill.policies import load_policy
+from potstill.jobs import Interrupted
+from potstill.options import parse, peek
 from potstill.ppo import PPOConfig
-from potstill.runs import Run, next_directory
-from potstill.tasks import TASKS, find_env
+from potstill.runs import next_directory
+from potstill.study.execute import StudyInterrupted
 from potstill.training.runtime import Runtime
 
 
@@ -45,24 +44,23 @@ class _Train:
 
 def train(arguments: Sequence[str]) -> None:
     """`potstill train`."""
-    name = peek(arguments, "--env", "pong")
-    env, network = find_env(name), None
-    start_from, teacher = peek(arguments, "--start-from", ""), peek(arguments, "--teacher", "")
-    if start_from or teacher:
-        origin = load_policy(Path(start_from or teacher))
-        if not peek(arguments, "--env", ""):  # else a task that differs is refused below
-            env = origin.env
-            name = next((preset for preset, known in TASKS.items() if known.env.id == env.id), env.id)
-        network = origin.policy.config if start_from else None
-    config = PPOConfig.for_task(env)
-    config = replace(config, network=network) if network is not None else config
+    origins = (Path(name) if (name := peek(arguments, flag, "")) else None for flag in ("--teacher", "--start-from"))
+    name, config = api.training_config(peek(arguments, "--env", "") or None, *origins)
     options = parse(_Train, arguments, "train", _Train(env=name, config=config))
     if options.resume is not None:
-        run = _resumed(options.resume, options.out)
-    else:
-        out = options.out or next_directory(Path(f"{name.replace('/', '-')}_run"), f"seed-{options.config.seed}")
-        run = new_training(options.config, out, options.runtime, options.teacher, options.start_from)
-    _run(run, options.runtime, options.evaluation)
+        _resume(options)
+        return
+    _print_run(
+        lambda: api.train(
+            options.env,
+            config=options.config,
+            teacher=options.teacher,
+            start_from=options.start_from,
+            out=options.out,
+            runtime=options.runtime,
+            evaluation=options.evaluation,
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -86,19 +84,24 @@ def distill(arguments: Sequence[str]) -> None:
     """`potstill distill`."""
     options = parse(_Distill, arguments, "distill", _Distill())
     if options.resume is not None:
-        run = _resumed(options.resume, options.out)
-    elif options.teacher is None:
+        _resume(options)
+        return
+    if options.teacher is None:
         raise InputError(
             "name the teacher: a run directory, an expert directory such as experts/pong/seed-0, or a checkpoint"
         )
-    else:
-        stem = (
-            f"width-{options.config.network.width.replace('/', '_')}_{options.config.lead}_seed-{options.config.seed}"
+    teacher = options.teacher
+    _print_run(
+        lambda: api.distill(
+            teacher,
+            env=options.env,
+            config=options.config,
+            out=options.out,
+            data=options.data,
+            runtime=options.runtime,
+            evaluation=options.evaluation,
         )
-        out = options.out or next_directory(Path("distill_run"), stem)
-        teacher_env = zip_env(options.env, options.teacher)
-        run = new_distillation(options.config, options.teacher, out, options.runtime, teacher_env)
-    _run(run, options.runtime, options.evaluation, options.data)
+    )
 
 
 @dataclass(frozen=True)
@@ -120,53 +123,35 @@ class _Compress:
 
 def compress(arguments: Sequence[str]) -> None:
     """`potstill compress`: exits with 1 where no student was found."""
-    began = time.monotonic()
-    from potstill.compress import outcome
-    from potstill.report.compression import claim
-    from potstill.study.execute import StudyInterrupted
-
     if peek(arguments, "--width", ""):
         raise InputError("--width is what compress looks for: bound it with --max-parameters")
     options = parse(_Compress, arguments, "compress")
     out = options.out or next_directory(Path("distill_run"), "compression")
     runtime = Runtime(device=options.device, threads=options.threads, quiet=options.quiet)
-    run = outcome.open_compression(options.teacher, options.config, out, runtime, zip_env(options.env, options.teacher))
     try:
-        with run.lock():
-            for news in outcome.search(run, options.config, runtime, began):
-                if not options.quiet:
-                    print(news.words, file=sys.stderr, flush=True)
-            record = outcome.finish(run, runtime)
+        found = api.compress(options.teacher, env=options.env, config=options.config, out=out, runtime=runtime)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
-    print(claim(record))
+    print(found.claim)
     print(out / "report.html")
-    sys.exit(0 if record["reached"] else 1)
+    sys.exit(0 if found.reached else 1)
 
 
-def _resumed(path: Path, out: Path | None) -> Run:
-    if out is not None:
+def _resume(options: _Train | _Distill) -> None:
+    path, data = options.resume, options.data if isinstance(options, _Distill) else None
+    if options.out is not None:
         raise InputError("--resume goes on in the run's own directory, --out names a new one: leave one of them out")
-    return Run.open(path)
+    assert path is not None
+    _print_run(lambda: api.resume(path, runtime=options.runtime, evaluation=options.evaluation, data=data))
 
 
-def _run(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path | None = None) -> None:
+def _print_run(make: Callable[[], api.Run]) -> None:
     try:
-        result = execute(run, runtime, eval_config, data_root)
+        run = make()
     except Interrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
     print(run.path)
-    if "score" in result:
-        keys = (
-            "parameters",
-            "score",
-            "ci95",
-            "score_sampled",
-            "score_nosticky",
-            "teacher_score",
-            "agreement",
-            "distinct",
-        )
-        print(describe({key: result[key] for key in keys if key in result}))
+    if "score" in run.result:
+        print(Record({key: run.result[key] for key in api.SHOWN if key in run.result}))

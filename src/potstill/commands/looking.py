@@ -9,14 +9,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from potstill import evaluation, telemetry
-from potstill.commands.origins import load, zip_env
-from potstill.envs import with_sticky
+from potstill import api
 from potstill.errors import InputError
-from potstill.evaluation import Start
+from potstill.load import load_all
 from potstill.networks import resolve_device
-from potstill.options import describe, parse
-from potstill.policies import load_policy
+from potstill.options import parse
 from potstill.training.runtime import Runtime, processor
 
 
@@ -48,48 +45,10 @@ class _Evaluate:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """`potstill evaluate`."""
-    options = parse(_Evaluate, arguments, "evaluate")
-    if options.actions not in ("greedy", "sampled"):
-        raise InputError(f"actions are greedy or sampled, not {options.actions!r}")
-    device = str(resolve_device(options.device))
-    runtime = Runtime(threads=options.threads)
-    runtime.settle()
-    threads = runtime.cores
-    task = zip_env(options.env, options.policy, options.teacher)
-    loaded = load(options.policy, task, device)
-    teacher = load(options.teacher, task, device) if options.teacher else None
-    env = with_sticky(loaded.env, options.sticky)
-    start = _start(options.start, device)
-    beside = {}  # first: a teacher of another task is refused before the games
-    if teacher is not None:
-        beside = evaluation.compare(loaded.policy, teacher.policy, env, seed=options.seed, threads=threads)
-    title = f"evaluate {env.id} {loaded.policy.config.width}"
-    quiet = options.json and not sys.stderr.isatty()
-    with telemetry.Progress(title, options.episodes, quiet=quiet, unit="games") as bar:
-        games = evaluation.play(
-            loaded.policy,
-            env,
-            episodes=options.episodes,
-            seed=options.seed,
-            actions=options.actions,  # type: ignore[arg-type]  # checked above
-            start=start,
-            threads=threads,
-        )
-        for so_far in games:
-            bar.update(len(so_far.episodes), score=so_far.score)
-    size = loaded.policy.size()
-    record = so_far.summary() | {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
-    record |= evaluation.latency(loaded.policy) | beside
-    print(json.dumps(record, allow_nan=False) if options.json else describe(record))
-
-
-def _start(text: str | None, device: str) -> Start | None:
-    if text is None:
-        return None
-    who, _, steps = text.rpartition(":")
-    if not who or not steps.isdecimal():
-        raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
-    return Start(int(steps), None if who == "random" else load_policy(Path(who), device).policy)
+    options = vars(parse(_Evaluate, arguments, "evaluate"))
+    json_only = options.pop("json")
+    record = api.evaluate(**options, quiet=json_only and not sys.stderr.isatty())
+    print(json.dumps(record, allow_nan=False) if json_only else record)
 
 
 @dataclass(frozen=True)
@@ -116,8 +75,7 @@ def watch(arguments: Sequence[str]) -> None:
     options = parse(_Watch, arguments, "watch")
     if not options.policies:
         raise InputError("name a policy to watch, or several to stand side by side")
-    task = zip_env(options.env, *options.policies)
-    loaded = [load(path, task, "cpu") for path in options.policies]
+    loaded = load_all(options.policies, options.env)
     titles = [f"{path.name}" for path in options.policies]
     film(
         list(zip(titles, loaded, strict=True)),

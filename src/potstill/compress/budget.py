@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-from potstill import distill
+import potstill.distill as distill
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
 from potstill.networks import Policy, one_thread, resolve_device

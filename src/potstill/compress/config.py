@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from potstill.configs import normalise
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.networks import Policy, parse_width
@@ -30,6 +31,7 @@ class CompressConfig:
     """How every student is distilled."""
 
     def __post_init__(self) -> None:
+        normalise(self)
         if not 0 < self.keep <= 1:
             raise InputError(f"keep is a share above 0 and at most 1, such as 0.95, not {self.keep}")
         if not 0.5 <= self.confidence < 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from potstill.configs import normalise
 from potstill.errors import InputError
 from potstill.imports import imported
 from potstill.networks import resolve_device
@@ -37,6 +38,7 @@ class Runtime:
     """Go on with a run whose task is no function of its seed and actions, which cannot be exact; its result says so."""
 
     def __post_init__(self) -> None:
+        normalise(self)
         for name in ("threads", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional
 
+from potstill import api
 from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
 from potstill.evaluation import EvalConfig
@@ -162,34 +163,19 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
-    runtime = Runtime(**vars(options.runtime))
-    failed, ran = {}, 0
-    limits: dict[str, Any] = {name: getattr(options, name) for name in ("workers", "threads", "retries", "patience")}
-    if options.executor == "ray":
-        from potstill.study import cluster
-
-        cores = cluster.connect(options.ray_address)
-        limits |= {
-            "workers": options.workers or max(1, cores // max(1, options.threads)),
-            "start": cluster.RemoteProcess,
-        }
-    elif options.ray_address is not None:
-        raise InputError("--ray-address goes with --executor ray")
-    runs = records.run_study(plan, out, runtime, part=part, **limits)
+    names = ("executor", "ray_address", "workers", "threads", "retries", "patience")
+    limits: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
-        for ended in runs:
-            ran += 1
-            if ended.error is not None:
-                failed[ended.cell.name] = ended.error
+        done = api.study(plan, out=out, part=part, runtime=Runtime(**vars(options.runtime)), **limits)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
-    if ran:
-        _print_table(runs_table(out))
+    if done.ran:
+        _print_table(done.table())
     else:
         print(f"nothing to do: all runs of {'the plan' if part == WHOLE else 'this part of the plan'} are done")
     print(out)
-    return failed
+    return done.failed
 
 
 def _tune(arguments: Sequence[str]) -> None:

@@ -1,0 +1,414 @@
+"""What potstill does, as functions: `train, distill, evaluate, compress, load, study`. The command line calls these."""
+
+import html
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from potstill import evaluation as games
+from potstill import runs, telemetry
+from potstill.compress import outcome
+from potstill.compress.config import CompressConfig
+from potstill.configs import filled
+from potstill.distill import DistillConfig
+from potstill.envs import EnvConfig, with_sticky
+from potstill.errors import InputError
+from potstill.evaluation import EvalConfig, Start
+from potstill.imports import allow
+from potstill.jobs import execute, new_distillation, new_training
+from potstill.load import Place, load, load_all, path_of, zip_env
+from potstill.networks import Policy, resolve_device
+from potstill.options import describe_value
+from potstill.policies import LoadedPolicy
+from potstill.ppo import PPOConfig
+from potstill.report import compression, page
+from potstill.results import runs_table
+from potstill.study import records
+from potstill.study.plan import WHOLE, Part, Plan
+from potstill.study.planfile import read_plan
+from potstill.tasks import TASKS, find_env
+from potstill.training.runtime import Runtime
+
+SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
+
+
+class Record(dict[str, Any]):
+    """Figures by name, JSON-ready. Shows itself as a table, in a terminal and in a notebook."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of each in words; the list of all returns is left out."""
+        return [
+            (name.replace("_", " "), describe_value(value))
+            for name, value in self.items()
+            if value is not None and name != "returns" and not isinstance(value, dict)
+        ]
+
+    def __rich__(self) -> Table:
+        table = Table("", "", box=None, show_header=False)
+        for name, value in self.rows():
+            table.add_row(Text(name), Text(value))
+        return table
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<26}{value}" for name, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in self.rows())
+        return f"<table>{''.join(rows)}</table>"
+
+
+@dataclass(frozen=True)
+class Run(runs.Run):
+    """A finished run: its directory `path`, what decided its outcome `config`, its `policy` and its `result`."""
+
+    @cached_property
+    def loaded(self) -> LoadedPolicy:
+        """The policy with its task and its provenance, on the CPU."""
+        return load(self.path)
+
+    @property
+    def policy(self) -> Policy:
+        """The network: `policy.logits(policy.prepare(observations))` are (B, L) for raw observations (B, ...)."""
+        return self.loaded.policy
+
+    @property
+    def result(self) -> Record:
+        """What result.json says. Raises InputError where the run is not finished."""
+        return Record(runs.read_document(self.result_path))
+
+    def export(self, path: str | Path, **options: Any) -> Record:
+        """Writes the policy as a file of others, here ONNX, checked against PyTorch; what is known of that file.
+
+        Args:
+            path: must not exist; its ending says the format.
+            options: as `export.onnx.export` has them.
+        """
+        from potstill.export import onnx
+
+        if Path(path).suffix != ".onnx":
+            raise InputError(f"{path}: the ending says the format, and .onnx is known")
+        return Record(onnx.export(self.loaded, Path(path), **options))
+
+    def _shown(self) -> Record:
+        result = self.result if self.result_path.exists() else Record()
+        return Record({"run": str(self.path)} | {key: result[key] for key in SHOWN if key in result})
+
+    def __rich__(self) -> Table:
+        return self._shown().__rich__()
+
+    def __str__(self) -> str:
+        return str(self._shown())
+
+    def _repr_html_(self) -> str:
+        return self._shown()._repr_html_()
+
+
+def train(
+    env: str | EnvConfig | None = None,
+    *,
+    config: PPOConfig | None = None,
+    teacher: Place | None = None,
+    start_from: Place | None = None,
+    out: str | Path | None = None,
+    runtime: Runtime | None = None,
+    evaluation: EvalConfig | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains a policy with PPO and evaluates it.
+
+    Args:
+        env: a preset such as cartpole or pong, ale/<rom>, or a Gymnasium id. Default: that of `start_from` or
+            `teacher`, else pong.
+        config: all settings. Default: those tuned on this task, or on Pong.
+        teacher: a policy to learn from beside the reward: proximal policy distillation.
+        start_from: a policy whose weights to begin with: fine-tuning.
+        out: directory of the run; must not exist. Default: a new one under <env>_run/.
+        settings: fields of `PPOConfig`, `NetworkConfig`, `EnvConfig`, `Runtime` and `EvalConfig` by name, such as
+            `total_timesteps=60_000, width="1/8", device="cpu", episodes=20`.
+
+    Raises:
+        InputError: a setting does not exist or cannot be, or what was named does not fit together.
+        Interrupted: Ctrl-C, in the main thread; the run is saved, and `resume` goes on with it.
+        DivergedError: a loss or weight is no longer finite.
+    """
+    name, default = training_config(env, teacher, start_from)
+    config, runtime, evaluation = _filled(settings, config or default, runtime or Runtime(), evaluation or EvalConfig())
+    out = Path(out) if out is not None else runs.next_directory(Path(f"{_stem(name)}_run"), f"seed-{config.seed}")
+    lead, first = (path_of(place) if place is not None else None for place in (teacher, start_from))
+    return _execute(new_training(config, out, runtime, lead, first), runtime, evaluation)
+
+
+def training_config(
+    env: str | EnvConfig | None, teacher: Place | None = None, start_from: Place | None = None
+) -> tuple[str, PPOConfig]:
+    """The name of a task, and the settings that `train` takes for it where none are given."""
+    network = None
+    if start_from is not None or teacher is not None:
+        origin = load(cast(Place, start_from if start_from is not None else teacher))
+        env = env if env is not None else origin.env  # one that differs is refused later
+        network = origin.policy.config if start_from is not None else None
+    env = "pong" if env is None else env
+    if isinstance(env, str):
+        name, env = env, find_env(env)
+    else:
+        name = next((preset for preset, known in TASKS.items() if known.env.id == env.id), env.id)
+    config = PPOConfig.for_task(env)
+    return name, config if network is None else replace(config, network=network)
+
+
+def distill(
+    teacher: Place,
+    *,
+    env: str | EnvConfig | None = None,
+    config: DistillConfig | None = None,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    runtime: Runtime | None = None,
+    evaluation: EvalConfig | None = None,
+    **settings: Any,
+) -> Run:
+    """Teaches a student what a teacher does and evaluates it.
+
+    Args:
+        teacher: a run, a policy, or the path of one, as `load` takes them.
+        env: the task of a Stable-Baselines3 zip, which does not name it.
+        config: all settings. Default: those tuned on Pong.
+        out: directory of the run; must not exist. Default: a new one under distill_run/.
+        data: where teacher-led runs keep the data sets they share. Default: `data` beside the run's directory.
+        settings: fields of `DistillConfig`, `NetworkConfig`, `Runtime` and `EvalConfig` by name, such as `width="1/8"`.
+
+    Raises:
+        As `train`.
+    """
+    config, runtime, evaluation = _filled(
+        settings, config or DistillConfig(), runtime or Runtime(), evaluation or EvalConfig()
+    )
+    place, task = _teacher(teacher, env)
+    stem = f"width-{config.network.width.replace('/', '_')}_{config.lead}_seed-{config.seed}"
+    out = Path(out) if out is not None else runs.next_directory(Path("distill_run"), stem)
+    run = new_distillation(config, place, out, runtime, task)
+    return _execute(run, runtime, evaluation, Path(data) if data is not None else None)
+
+
+def resume(
+    path: str | Path,
+    *,
+    runtime: Runtime | None = None,
+    evaluation: EvalConfig | None = None,
+    data: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Goes on, exactly, with a training or distillation that was stopped in `path`.
+
+    Args:
+        settings: fields of `Runtime` and `EvalConfig` by name; what decides the outcome is the run's own.
+
+    Raises:
+        As `train`; InputError where the run is finished too.
+    """
+    runtime, evaluation = _filled(settings, runtime or Runtime(), evaluation or EvalConfig())
+    return _execute(runs.Run.open(Path(path)), runtime, evaluation, Path(data) if data is not None else None)
+
+
+def _execute(run: runs.Run, runtime: Runtime, evaluation: EvalConfig, data: Path | None = None) -> Run:
+    execute(run, runtime, evaluation, data)
+    return Run(run.path, run.config)
+
+
+def evaluate(
+    policy: Place,
+    *,
+    env: str | EnvConfig | None = None,
+    teacher: Place | None = None,
+    episodes: int = 100,
+    actions: games.Actions = "greedy",
+    sticky: float | None = None,
+    start: str | Start | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+) -> Record:
+    """Plays whole games and tells how they went.
+
+    Args:
+        policy: a run, a policy, or the path of one, as `load` takes them.
+        env: the task of Stable-Baselines3 zips, which do not name it.
+        teacher: report agreement with, and KL divergence (nats) from, this policy too.
+        episodes: games to play.
+        actions: greedy, the most probable action; or sampled.
+        sticky: probability of a sticky action. Default: as the policy was trained.
+        start: who plays the first k agent steps of each game: "random:200" or "POLICY:200".
+        threads: CPU threads; 0 takes all cores.
+
+    Returns:
+        The `mean` score, unclipped, its 95 % interval `ci95` over `distinct` games, all `returns`, the size, the
+        `latency_ms` of one observation, and more.
+
+    Raises:
+        InputError: what was named does not fit together.
+    """
+    if actions not in ("greedy", "sampled"):
+        raise InputError(f"actions are greedy or sampled, not {actions!r}")
+    where = str(resolve_device(device))
+    runtime = Runtime(threads=threads)
+    runtime.settle()
+    loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where)
+    task = with_sticky(loaded.env, sticky)
+    start = _start(start, where) if isinstance(start, str) else start
+    beside = {}  # first: a teacher of another task is refused before the games
+    for other in others:
+        beside = games.compare(loaded.policy, other.policy, task, seed=seed, threads=runtime.cores)
+    title = f"evaluate {task.id} {loaded.policy.config.width}"
+    with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
+        for so_far in games.play(
+            loaded.policy, task, episodes=episodes, seed=seed, actions=actions, start=start, threads=runtime.cores
+        ):
+            bar.update(len(so_far.episodes), score=so_far.score)
+    size = loaded.policy.size()
+    sizes = {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
+    return Record(so_far.summary() | sizes | games.latency(loaded.policy) | beside)
+
+
+def _start(text: str, device: str) -> Start:
+    who, _, steps = text.rpartition(":")
+    if not who or not steps.isdecimal():
+        raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
+    return Start(int(steps), None if who == "random" else load(who, device=device).policy)
+
+
+class Compressed(Run):
+    """The smallest student that keeps the score, where one was `reached`; `result` tells what was tried."""
+
+    @property
+    def reached(self) -> bool:
+        return bool(self.result["reached"])
+
+    @property
+    def claim(self) -> str:
+        """What was found, in one sentence or two."""
+        return compression.claim(self.result)
+
+
+def compress(
+    teacher: Place,
+    *,
+    env: str | EnvConfig | None = None,
+    config: CompressConfig | None = None,
+    out: str | Path | None = None,
+    runtime: Runtime | None = None,
+    **settings: Any,
+) -> Compressed:
+    """Looks for the smallest student that keeps a share of its teacher's score.
+
+    Args:
+        teacher, env: as `distill`.
+        out: folder of the result. Where it was begun before, it goes on. Default: a new one under distill_run/.
+        settings: fields of `CompressConfig`, `DistillConfig` and `Runtime` by name, such as `keep=0.95, budget=15`
+            (minutes).
+
+    Raises:
+        As `train`; StudyInterrupted where it was stopped: the same call goes on with it.
+    """
+    began = time.monotonic()
+    config, runtime = _filled(settings, config or CompressConfig(), runtime or Runtime())
+    out = Path(out) if out is not None else runs.next_directory(Path("distill_run"), "compression")
+    place, task = _teacher(teacher, env)
+    run = outcome.open_compression(place, config, out, runtime, task)
+    with run.lock():
+        for news in outcome.search(run, config, runtime, began):
+            if not runtime.quiet:
+                print(news.words, file=sys.stderr, flush=True)
+        outcome.finish(run, runtime)
+    return Compressed(run.path, run.config)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's records in the folder `path`, one a run."""
+
+    path: Path
+    plan: Plan
+    failed: dict[str, str] = field(default_factory=dict)
+    """By run, why it failed in this call."""
+    ran: int = 0
+    """How many runs ended in this call."""
+
+    def table(self) -> pl.DataFrame:
+        """One row a run; `results.COLUMNS` says what the columns mean."""
+        return runs_table(self.path)
+
+    def report(self, path: str | Path, seed: int = 0, resamples: int = 10_000) -> Path:
+        """Writes the answers, figures and tables in one offline page, .html; an older one there is replaced."""
+        page.write([self.path], Path(path), seed, resamples)
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return self.table().select("run", "status", "parameters", "score")._repr_html_()
+
+
+def study(
+    plan: str | Path | Plan,
+    *,
+    out: str | Path | None = None,
+    part: Part = WHOLE,
+    executor: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    workers: int = 0,
+    threads: int = 1,
+    retries: int = 1,
+    patience: float = 900.0,
+    runtime: Runtime | None = None,
+) -> Study:
+    """Runs what a plan asks for and its folder does not hold yet, each run in a process of its own.
+
+    Args:
+        plan: a TOML file, see docs/study.md.
+        out: folder of the records. Default: results/<name of the plan>.
+        part: the arms, widths and seeds alone to do.
+        executor: the cores of this machine, or a Ray cluster at `ray_address`.
+        workers: runs at a time; 0 takes as many as fill the cores.
+        threads: CPU threads of each run.
+        retries: how often a run whose process died is started again, from its last save.
+        patience: seconds without a sign of life after which a run counts as hung.
+
+    Raises:
+        InputError: the plan is wrong, by its line; or the folder holds runs of other settings.
+        StudyInterrupted: it was stopped; its runs are saved, and the same call goes on with them.
+    """
+    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    out = Path(out) if out is not None else Path("results") / plan.name
+    limits: dict[str, Any] = {"workers": workers, "threads": threads, "retries": retries, "patience": patience}
+    if executor == "ray":
+        from potstill.study import cluster
+
+        cores = cluster.connect(ray_address)
+        limits |= {"workers": workers or max(1, cores // max(1, threads)), "start": cluster.RemoteProcess}
+    elif ray_address is not None:
+        raise InputError("--ray-address goes with --executor ray")
+    ended = list(records.run_study(plan, out, runtime or Runtime(), part=part, **limits))
+    return Study(out, plan, {each.cell.name: each.error for each in ended if each.error is not None}, len(ended))
+
+
+def _teacher(teacher: Place, env: str | EnvConfig | None) -> tuple[Path, EnvConfig | None]:
+    """Where a teacher lies, and its task where its file does not name it."""
+    path = path_of(teacher)
+    if env is None and isinstance(teacher, LoadedPolicy) and path.suffix == ".zip":
+        return path, teacher.env
+    return path, zip_env(env, path)
+
+
+def _filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:
+    named = {name: allow(value) if callable(value) else value for name, value in settings.items()}
+    return filled(named, *configs)
+
+
+def _stem(name: str) -> str:
+    return name.replace("/", "-")
