@@ -1,0 +1,133 @@
+"""What a user of Python types. The command line does the same, to the last bit."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import potstill as ps
+from potstill.checkpoints import load as read_tensors
+from potstill.cli import main
+
+HERE = {"device": "cpu", "threads": 1, "quiet": True, "episodes": 4}
+TRAIN = {"total_timesteps": np.int64(2_048), "width": "1/8", "seed": np.int32(1)}
+DISTILL = {"total_timesteps": 512, "num_envs": 8, "warmup_steps": 64, "batch_size": 32, "width": "1/32"}
+CLOCK = {"wall_seconds", "latency_ms", "latency_p95_ms", "command"}  # the only figures that may differ
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return ps.train("cartpole", out=tmp_path_factory.mktemp("api") / "teacher", **TRAIN, **HERE)
+
+
+@pytest.fixture(scope="module")
+def student(teacher):
+    return ps.distill(teacher, out=teacher.path.parent / "student", **DISTILL, **HERE)
+
+
+def flags(settings):
+    settings = settings | {"device": "cpu", "threads": 1, "evaluate": 4}
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def same(mine, theirs):
+    (weights, _), (others, _) = (read_tensors(run / "policy.safetensors") for run in (mine, theirs))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+    result, other = (json.loads((run / "result.json").read_text()) for run in (mine, theirs))
+    assert {k: v for k, v in result.items() if k not in CLOCK} == {k: v for k, v in other.items() if k not in CLOCK}
+
+
+def test_the_command_line_does_the_same_to_the_last_bit(teacher, student, tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        main(["train", "--env", "cartpole", "--out", "teacher", "--quiet", *flags(TRAIN)])
+        assert f"score                     {teacher.result['score']:g}" in capsys.readouterr().out
+        main(["distill", str(teacher.path), "--out", "student", "--quiet", *flags(DISTILL)])
+    same(teacher.path, tmp_path / "teacher")
+    same(student.path, tmp_path / "student")
+
+
+def test_a_run_has_its_policy_and_result(teacher, student):
+    assert teacher.result["env_steps"] == 2_048
+    assert teacher.config["config"]["network"]["width"] == "1/8"
+    logits = student.policy.logits(student.policy.prepare(torch.zeros(3, 4)))
+    assert logits.shape == (3, 2)
+    assert student.result["parameters"] == student.policy.size().parameters < teacher.policy.size().parameters
+    assert str(student.path) in str(student)
+
+
+def test_an_evaluation_tells_its_figures_in_words_and_in_a_notebook(teacher, student):
+    record = ps.evaluate(student, teacher=teacher, episodes=4, threads=1, quiet=True)
+    assert record["mean"] == np.mean(record["returns"]) == ps.evaluate(student.path, episodes=4, quiet=True)["mean"]
+    assert (record["episodes"], record["distinct"]) == (4, 4)
+    assert 0 <= record["agreement"] <= 1
+    assert "distinct                  4" in str(record)
+    assert "<td>distinct</td><td>4</td>" in record._repr_html_()
+    assert "returns" not in str(record)
+    json.dumps(record, allow_nan=False)
+    assert "<script>" not in ps.Record(name="<script>")._repr_html_()
+
+
+def test_a_policy_that_was_loaded_is_as_good_as_its_run(teacher, student, tmp_path):
+    loaded = ps.load(teacher)
+    assert loaded.hash == ps.load(str(teacher.path)).hash == ps.load(loaded).hash
+    again = ps.distill(loaded, out=tmp_path / "again", **DISTILL, **HERE | {"episodes": 0})
+    (weights, _), (others, _) = (read_tensors(run.policy_path) for run in (student, again))
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+
+
+def test_a_thread_and_a_running_loop_of_events_may_train(tmp_path):
+    small = TRAIN | {"total_timesteps": 1_024} | HERE | {"episodes": 0}
+
+    async def both():
+        ps.train("cartpole", out=tmp_path / "loop", **small)
+        await asyncio.to_thread(ps.train, "cartpole", out=tmp_path / "thread", **small)
+        await asyncio.to_thread(main, ["evaluate", str(tmp_path / "thread"), "--episodes", "2", "--json"])
+
+    asyncio.run(both())
+    same(tmp_path / "loop", tmp_path / "thread")
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: ps.train("cartpole", widht="1/8"), "there is no setting 'widht': did you mean width?"),
+        (lambda: ps.train("cartpole", total_timesteps="many"), "total_timesteps cannot be 'many'"),
+        (lambda: ps.train("cartpole", total_timesteps=0), "total-timesteps must be at least 1, not 0"),
+        (lambda: ps.train("carpole"), "did you mean cartpole"),
+        (lambda: ps.distill("nowhere"), "cannot read nowhere: no such file"),
+        (lambda: ps.load("model.zip"), "model.zip does not name its task"),
+        (lambda: ps.load("run", env="pong"), "--env names the task of a Stable-Baselines3 zip"),
+        (lambda: ps.study("plan.toml"), "plan.toml"),
+        (lambda: ps.compress("run", keep=2.0), "keep is a share above 0 and at most 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ps.InputError, match=line.replace("?", r"\?")):
+        call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_potstill_is_imported_without_what_is_slow_and_lists_what_is_public():
+    code = "import sys, potstill; assert not {'torch', 'polars', 'gymnasium'} & {*sys.modules}; print(*dir(potstill))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"train", "distill", "evaluate", "compress", "load", "study", "PPOConfig", "InputError"} <= {*told}
+    for name in told:
+        assert getattr(ps, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = ps.trian
+
+
+def test_a_module_of_a_functions_name_is_still_the_module():
+    from potstill import distill
+    from potstill.distill import start
+
+    assert (ps.distill, distill.start) == (distill, start)
+    assert Path(distill.__file__).name == "distill.py"
