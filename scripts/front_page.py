@@ -1,28 +1,37 @@
-"""What the documents tell of the studies, from the committed records: tables in place, figures beside them.
+"""What the documents tell of the studies, from the committed records: sentences, tables and a figure.
 
 python scripts/front_page.py           # after new records; `make report` runs it
-python scripts/front_page.py --check   # only says whether the tables are those of the records
+python scripts/front_page.py --check   # only says whether the texts are those of the records
 
-A table stands between `<!-- NAME: of the records, by scripts/front_page.py -->` and `<!-- end of NAME -->`.
+A text stands between `<!-- NAME: of the records, by scripts/front_page.py -->` and `<!-- end of NAME -->`.
 """
 
-import json
+import math
 import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
-from potstill.report import tables, words
-from potstill.report.answers import Answers, answer
-from potstill.report.figures import save, size_score
-from potstill.report.page import read_study
-from potstill.report.scaling_figures import iqm_by_size
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from potstill.analysis.statistics import permutation_test
+from potstill.arms import look_of
+from potstill.report import tables
+from potstill.report.cells import Record, scored
+from potstill.report.drawing import canvas, key_of, legend, same_heights
+from potstill.report.figures import STYLE, WIDTH, save, short
 from potstill.report.tables import Table, Value
-from potstill.results import runs_table
+from potstill.results import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 IMAGES = ROOT / "docs" / "images"
-STUDIES = ("pong", "minatar-breakout", "minatar-space-invaders")
+STUDIES = {"first/pong": "Pong", "first/minatar-breakout": "Breakout", "first/minatar-space-invaders": "Space Invaders"}
+PLAYS = {"greedy": "score", "sampled": "score_sampled"}
 PAGES = ("README.md", "docs/results.md")
 BLOCK = "<!-- {name}: of the records, by scripts/front_page.py -->\n\n{text}\n\n<!-- end of {name} -->"
 
@@ -35,18 +44,163 @@ def markdown(table: Table) -> str:
     return "\n".join([line(list(table.headings)), "|" + "---|" * len(table.headings), *map(line, rows)])
 
 
-def turned(table: Table) -> Table:
-    """Rows as columns: few tasks beside each other, with room for what each says."""
-    headings, *rows = zip(*([table.headings, *table.rows]), strict=True)
-    return Table(table.title, ("", *headings[1:]), rows)
+class Scores:
+    """A study's runs by arm and size; a score is the mean over runs, in the game's points."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = [record for record in records if scored(record)]
+
+    def runs(self, arm: str, size: int, play: str = "greedy") -> list[float]:
+        """Each run's score, seed after seed; empty where there is no run."""
+        found = [run for run in self.records if (run["arm"], run["parameters"]) == (arm, size)]
+        scores = [run[PLAYS[play]] for run in sorted(found, key=lambda run: (run["seed"], run["run"]))]
+        return [score for score in scores if score is not None]
+
+    def mean(self, arm: str, size: int, play: str = "greedy") -> float:
+        return mean(self.runs(arm, size, play))
+
+    def sizes(self, *arms: str) -> list[int]:
+        """Parameters at which each of `arms` has a run, small to large."""
+        each = [{run["parameters"] for run in self.records if run["arm"] == arm} for arm in arms]
+        return sorted(set.intersection(*each))
+
+    def both(self, arm: str, size: int) -> str:
+        """'13.2 greedy and 13.0 sampled'"""
+        return f"{self.mean(arm, size):.1f} greedy and {self.mean(arm, size, 'sampled'):.1f} sampled"
+
+    def growth(self, arm: str, play: str = "greedy") -> list[tuple[int, int, float]]:
+        """(size, next size, points gained per doubling of the parameters between them)."""
+        sizes = self.sizes(arm)
+        return [
+            (low, high, (self.mean(arm, high, play) - self.mean(arm, low, play)) / math.log2(high / low))
+            for low, high in pairwise(sizes)
+        ]
 
 
-def blocks(told: dict[str, Answers]) -> dict[str, str]:
-    """Each table, by its name."""
-    planned = {name: json.loads((RESULTS / name / "study.json").read_text())["planned"] for name in told}
-    each = [(answers, planned[name]) for name, answers in told.items()]
-    runs = {f"runs of {words.task(answers)}": markdown(tables.scores(answers)) for answers in told.values()}
-    return {"answers": markdown(turned(tables.across(each)))} | runs
+def read(name: str) -> Scores:
+    """The runs of a study in `RESULTS`; none where it has no folder yet."""
+    folder = RESULTS / name
+    return Scores(read_runs(folder) if folder.is_dir() else [])
+
+
+def side_by_side(told: dict[str, Scores]) -> Table:
+    """Greedy and sampled play of RL, of RL with twice the steps and of students, at each size that has both."""
+    arms = {"rl": "RL", "rl-long": "RL, twice the steps", "distill-student": "student"}
+    headings = ("game", "parameters", *(f"{words}, {play}" for play in PLAYS for words in arms.values()))
+    rows = []
+    for game, scores in told.items():
+        for size in scores.sizes("rl", "distill-student"):
+            cells = [scores.runs(arm, size, play) for play in PLAYS for arm in arms]
+            rows.append([game, f"{size:,}", *(f"{mean(cell):.1f} ({len(cell)})" if cell else "-" for cell in cells)])
+    return Table("", headings, rows)
+
+
+def growths(told: dict[str, Scores]) -> Table:
+    """Points gained per doubling of the parameters, between neighbouring sizes."""
+    rows = []
+    for game, scores in told.items():
+        for arm, words in (("rl", "RL"), ("distill-student", "student")):
+            both = zip(*(scores.growth(arm, play) for play in PLAYS), strict=True)
+            rows += [
+                [game, words, f"{low:,} to {high:,}", f"{greedy:+.1f}", f"{sampled:+.1f}"]
+                for (low, high, greedy), (_, _, sampled) in both
+            ]
+    return Table("", ("game", "who", "parameters", "greedy", "sampled"), rows)
+
+
+def answers(told: dict[str, Scores]) -> str:
+    """The three questions, and what the records say of each, in whole sentences."""
+    pong, breakout, invaders = told.values()
+    lead = {play: [_lead(scores, play) for scores in told.values()] for play in PLAYS}
+    spoken = {
+        play: ", ".join(f"{game} {up} of {of}" for game, (up, of) in zip(told, lead[play], strict=True))
+        for play in PLAYS
+    }
+    rise, soft = (
+        {arm: _and([f"{gain:.0f}" for *_, gain in invaders.growth(arm, play)]) for arm in ("rl", "distill-student")}
+        for play in PLAYS
+    )
+    return f"""\
+**1. Does learning from reward need a bigger network than learning from a teacher? Not known yet.** In the first study
+reinforcement learning (RL) had 1 million agent steps on MinAtar and 2 million on Pong, and a critic as small as the
+actor. There it trails its students: on Breakout, played greedily, an RL network of {33323:,} parameters scores
+{breakout.mean("rl", 33323):.1f}, about as much as a student of {2189:,}
+({breakout.mean("distill-student", 2189):.1f}); with actions sampled they have
+{breakout.mean("rl", 33323, "sampled"):.1f} and {breakout.mean("distill-student", 2189, "sampled"):.1f}.
+Whether the network's size, the critic or the number of steps is the cause is open. {pilots(pong, breakout)}
+
+**2. Can a student beat RL of its own size? On average it did, but three runs cannot show it.** Played greedily, the
+students' mean score is above RL's at these numbers of sizes: {spoken["greedy"]}. With actions sampled:
+{spoken["sampled"]}. At Pong's {1964:,} parameters students have {pong.both("distill-student", 1964)},
+RL has {pong.both("rl", 1964)}. An exact test of three runs against three cannot go below p = 0.10, whatever the
+difference is, so the second study has five.
+
+**3. How do both scale with size? Not by one law.** On Space Invaders, played greedily, a doubling of the parameters
+gains a student {rise["distill-student"]} points and an RL network {rise["rl"]} points, from the smallest of the four
+sizes to the largest. With actions sampled a student gains {soft["distill-student"]}, RL {soft["rl"]}. So from some size
+on a larger network gains less. On Pong nearly all of the gain lies below 7,200 parameters, for both.
+
+**A small network can hold what it cannot find.** On Breakout, with {2189:,} parameters, a student that has a value head
+scores {breakout.both("distill-value", 2189)}. After 0.5 million more steps of PPO it has
+{breakout.both("finetune", 2189)}. PPO from scratch has {breakout.both("rl-long", 2189)} after 2 million steps. Three
+runs each."""
+
+
+def pilots(pong: Scores, breakout: Scores) -> str:
+    """What RL scores beside a larger critic: by the pilots of the second study, before those by first looks."""
+    wide, long = read("pilot-pong"), read("pilot-breakout")
+    told = []
+    if wide.runs("rl-split", 1964):
+        told.append(
+            f"On Pong, with {1964:,} parameters and 2 million steps, RL beside a critic of width 1/4 scores"
+            f" {_against(wide, 'rl-split', pong, 'rl', 1964)}; the students there have"
+            f" {pong.both('distill-student', 1964)}."
+        )
+    if long.runs("rl-split", 8471) and long.runs("rl", 8471):
+        told.append(
+            f"On Breakout, with {8471:,} parameters and 8 million steps, RL beside a full-size critic scores"
+            f" {_against(long, 'rl-split', long, 'rl', 8471)}; the first study's students have"
+            f" {breakout.both('distill-student', 8471)}."
+        )
+    return " ".join(told) or (
+        "First looks, of one or two runs each, say that it is not the size alone. On Breakout, with 8,471 parameters"
+        " and 8 million steps, RL scores 27.7 greedy beside a full-size critic and 19.4 beside a small one; students"
+        f" there have {breakout.both('distill-student', 8471)}. On Pong, with 1,964 parameters, 2 million steps and a"
+        " critic of width 1/4, two runs of RL score 16.1 and 11.5 greedy; students there have"
+        f" {pong.both('distill-student', 1964)}."
+    )
+
+
+def _against(x: Scores, arm: str, y: Scores, other: str, size: int) -> str:
+    """Two arms of one size: the scores of both, and the exact test of their difference, greedy and sampled."""
+    tests = " and ".join(
+        f"{permutation_test(x.runs(arm, size, play), y.runs(other, size, play)):.3f} {play}" for play in PLAYS
+    )
+    runs = f"{len(x.runs(arm, size))} and {len(y.runs(other, size))} runs"
+    return (
+        f"{x.both(arm, size)}, beside a critic as small as the actor {y.both(other, size)} ({runs}; exact permutation"
+        f" test, p = {tests})"
+    )
+
+
+def _and(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _lead(scores: Scores, play: str) -> tuple[int, int]:
+    """At how many of the sizes that both have the students' mean is above RL's."""
+    sizes = scores.sizes("rl", "distill-student")
+    return sum(scores.mean("distill-student", at, play) > scores.mean("rl", at, play) for at in sizes), len(sizes)
+
+
+def blocks(told: dict[str, Scores]) -> dict[str, str]:
+    """Each text, by its name."""
+    runs = {f"runs of {game}": markdown(tables.scores(scores.records)) for game, scores in told.items()}
+    return {
+        "answers": re.sub(r"(?<!\n)\n(?!\n)", " ", answers(told)),
+        "side by side": markdown(side_by_side(told)),
+        "growth per doubling": markdown(growths(told)),
+    } | runs
 
 
 def put(page: str, name: str, text: str) -> str:
@@ -56,18 +210,42 @@ def put(page: str, name: str, text: str) -> str:
     return re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", lambda _: block, page, flags=re.DOTALL)
 
 
-def draw(told: dict[str, Answers]) -> None:
-    """The documents' figures of the studies."""
-    runs = runs_table(RESULTS / "pong")
-    save(size_score(runs.filter(runs["arm"].is_in(("rl", "distill-student")))), IMAGES / "size_score.png")
-    for name in STUDIES[1:]:
-        save(iqm_by_size(told[name]), IMAGES / f"{name.replace('-', '_')}.png")
+def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
+    """Score against size, a column per game: greedy play above, sampled below; a dot per run, a line through means."""
+    arms = ("rl", "distill-student")
+    with rc_context(STYLE):
+        note = "line: mean of the runs; dot: a run; RL: a critic as small as the actor, 2M agent steps on Pong, 1M else"
+        figure, axes = canvas(
+            "Students lead in greedy play (above), less in sampled play (below)", note, width, 5.6, 2, len(told)
+        )
+        for place, ax in enumerate(axes):
+            (game, scores), play = list(told.items())[place % len(told)], list(PLAYS)[place // len(told)]
+            for arm in arms:
+                look, sizes = look_of(arm), scores.sizes(arm)
+                for size in sizes:
+                    runs = scores.runs(arm, size, play)
+                    ax.scatter([size] * len(runs), runs, s=12, c=look.colour, alpha=0.45, linewidths=0)
+                means = [scores.mean(arm, size, play) for size in sizes]
+                ax.plot(sizes, means, color=look.colour, marker=look.marker, markersize=4.5, linewidth=1.5)
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+            if place < len(told):
+                ax.set_title(game, fontsize=10)
+            else:
+                ax.set_xlabel("parameters (log scale)")
+            if place % len(told) == 0:
+                ax.set_ylabel(f"score, {play}")
+        for upper, lower in zip(axes, axes[len(told) :], strict=False):
+            same_heights([upper, lower])
+        legend(figure, key_of(arms), width)
+    return figure
 
 
 def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.exit(__doc__)
-    told = {name: answer(read_study(RESULTS / name).records) for name in STUDIES}
+    told = {game: read(name) for name, game in STUDIES.items()}
     made = blocks(told)
     stale, homeless = [], set(made)
     for page in PAGES:
@@ -84,7 +262,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         print("\n".join(f"{page}: a table is not what the records say: make report" for page in stale) or "tables hold")
         return 1 if stale else 0
-    draw(told)
+    save(score_by_size(told), IMAGES / "size_score.png")
     print("\n".join(f"{page}: tables renewed" for page in stale) or "tables hold")
     return 0
 

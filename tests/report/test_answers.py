@@ -271,14 +271,14 @@ def test_another_task_has_targets_of_its_own_and_a_power_law_of_the_score_only()
 def test_the_scores_of_all_runs_stand_seed_by_seed_an_arm_a_row_and_what_is_longer_beside_what_it_is_longer_of():
     records = study({"distill-student": 3.0, "rl": 1.0}, widths=("1/16", "1/8"), seeds=3)
     for place, run in enumerate(reversed(records)):
-        run["score"] = 10.0 * run["seed"] + place / 100
+        run |= {"score": 10.0 * run["seed"] + place / 100, "score_sampled": 1.0}
     own = [run | {"arm": "another", "run": f"another-{run['run']}"} for run in records if run["width"] == "1/8"][:1]
     undone = [run | {"arm": "ppd", "run": f"ppd-{run['run']}", "status": "failed"} for run in records[:1]]
-    table = tables.scores(ask(records + own + undone))
+    table = tables.scores(ask(records + own + undone).records)
     assert table.headings == ("arm", "1/16 (7.2k)", "1/8 (28k)")
     assert [row[0] for row in table.rows] == ["rl", "rl-long", "distill-student", "another"]
-    assert table.rows[0][1:] == ["0.1, 10.1, 20.1", "0.1, 10.1, 20.1"]
-    assert table.rows[3][1:] == ["", f"{own[0]['score']:.1f}"]
+    assert table.rows[0][1:] == ["0.1 / 1.0, 10.1 / 1.0, 20.1 / 1.0"] * 2
+    assert table.rows[3][1:] == ["", f"{own[0]['score']:.1f} / 1.0"]
 
 
 def test_several_tasks_are_refused():

@@ -1,5 +1,6 @@
 """What README and docs tell of the studies is what the committed records say."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def test_a_table_that_the_records_do_not_say_is_told_by_its_page_and_renewed_onl
     for name, value in {
         "ROOT": tmp_path,
         "PAGES": ("README.md", "other.md"),
-        "STUDIES": (),
-        "draw": lambda _: None,
+        "STUDIES": {},
+        "save": lambda *_: None,
+        "score_by_size": lambda _: None,
     }.items():
         monkeypatch.setitem(front["main"].__globals__, name, value)
     monkeypatch.setitem(front["main"].__globals__, "blocks", lambda _: {"answers": "| new |"})
@@ -45,7 +47,7 @@ def test_a_table_that_the_records_do_not_say_is_told_by_its_page_and_renewed_onl
 
 def test_a_table_without_a_place_is_named(front, tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(PAGE.replace("<!-- end of answers -->", ""))
-    for name, value in {"ROOT": tmp_path, "PAGES": ("README.md",), "STUDIES": ()}.items():
+    for name, value in {"ROOT": tmp_path, "PAGES": ("README.md",), "STUDIES": {}}.items():
         monkeypatch.setitem(front["main"].__globals__, name, value)
     monkeypatch.setitem(front["main"].__globals__, "blocks", lambda _: {"answers": "| new |"})
     with pytest.raises(SystemExit, match="no page has a place for answers"):
@@ -61,7 +63,48 @@ def test_only_the_table_of_that_name_is_put_and_backslashes_stay(front):
     assert "old" not in put
 
 
-def test_a_table_in_markdown_and_turned(front):
+def test_a_table_in_markdown(front):
     table = Table("a title", ("task", "runs"), [["Pong", Value("3 of 4", 3)], ["Breakout", ""]])
     assert front["markdown"](table) == "| task | runs |\n|---|---|\n| Pong | 3 of 4 |\n| Breakout | |"
-    assert front["markdown"](front["turned"](table)) == "| | Pong | Breakout |\n|---|---|---|\n| runs | 3 of 4 | |"
+
+
+def test_means_leads_and_growth_are_of_the_runs_of_one_arm_and_size_that_were_scored(front):
+    def run(arm: str, parameters: int, seed: int, score: float, sampled: float | None, status: str = "done") -> dict:
+        facts = {"run": f"{arm}-{seed}", "arm": arm, "parameters": parameters, "seed": seed, "status": status}
+        return facts | {"score": score, "score_sampled": sampled}
+
+    runs = [run("rl", 100, 2, 4.0, 1.0), run("rl", 100, 1, 2.0, 3.0), run("rl", 400, 1, 7.0, 0.0)]
+    runs += [run("distill-student", 100, 1, 5.0, 1.5), run("rl", 100, 3, 90.0, 90.0, "failed")]
+    scores = front["Scores"](runs)
+    assert scores.runs("rl", 100) == [2.0, 4.0]
+    assert scores.both("rl", 100) == "3.0 greedy and 2.0 sampled"
+    assert scores.growth("rl") == [(100, 400, 2.0)]
+    assert scores.growth("rl", "sampled") == [(100, 400, -1.0)]
+    table = front["side_by_side"]({"Pong": scores})
+    assert table.rows == [["Pong", "100", "3.0 (2)", "-", "5.0 (1)", "2.0 (2)", "-", "1.5 (1)"]]
+
+
+def test_the_pilots_take_the_place_of_the_first_looks_once_their_records_are_there(front, tmp_path, monkeypatch):
+    def put(study: str, arm: str, parameters: int, scores: list[float]) -> None:
+        (tmp_path / study).mkdir(exist_ok=True)
+        for seed, score in enumerate(scores):
+            facts = {"run": f"{arm}_{seed}", "arm": arm, "parameters": parameters, "seed": seed, "status": "done"}
+            record = facts | {"score": score, "score_sampled": score - 1}
+            (tmp_path / study / f"{arm}_{seed}.json").write_text(json.dumps(record))
+
+    pilots, read = front["pilots"], front["read"]
+    monkeypatch.setitem(pilots.__globals__, "RESULTS", tmp_path)
+    for arm, score in (("rl", 1.0), ("distill-student", 6.0)):
+        put("pong", arm, 1964, [score, score, score])
+        put("breakout", arm, 8471, [score, score, score])
+    first = read("pong"), read("breakout")
+    assert pilots(*first).startswith("First looks")
+    put("pilot-pong", "rl-split", 1964, [7.0, 8.0, 9.0])
+    told = pilots(*first)
+    assert "First looks" not in told
+    assert "scores 8.0 greedy and 7.0 sampled, beside a critic as small as the actor 1.0 greedy and 0.0 sampled" in told
+    assert "3 and 3 runs; exact permutation test, p = 0.100 greedy and 0.100 sampled" in told
+    put("pilot-breakout", "rl-split", 8471, [7.0, 8.0])
+    assert "8 million" not in pilots(*first), "nothing is said of one arm alone"
+    put("pilot-breakout", "rl", 8471, [2.0, 3.0])
+    assert "8 million steps, RL beside a full-size critic scores 7.5 greedy" in pilots(*first)

@@ -150,7 +150,7 @@ def _sections(answers: Answers) -> Iterable[Section]:
         answers,
         "Sizes and scores",
         "Every arm at every size; the interval is of the interquartile mean over runs, teachers included.",
-        beside=[tables.sizes(answers), tables.scores(answers)],
+        beside=[tables.sizes(answers), tables.scores(answers.records)],
     )
     yield _of(
         answers,

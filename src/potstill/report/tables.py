@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from potstill.analysis.statistics import Interval
-from potstill.arms import ARMS, LONG, REWARD
+from potstill.arms import ARMS, LONG, REWARD, STUDENTS
 from potstill.report import words
 from potstill.report.answers import Answers
 from potstill.report.cells import Cell, Record, name, number, scored
@@ -57,24 +57,25 @@ def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
     return Table("Answers by task", headings, [row(answers, planned) for answers, planned in each])
 
 
-def scores(answers: Answers) -> Table:
-    """The score of every run that has one, seed after seed: an arm a row, a size a column."""
-    runs = sorted(filter(scored, answers.records), key=lambda run: (number(run, "seed") or 0.0, str(run.get("run"))))
+def scores(records: Sequence[Record]) -> Table:
+    """Score of every run that has one, seed after seed, greedy / sampled: an arm a row, a size a column."""
+    runs = sorted(filter(scored, records), key=lambda run: (number(run, "seed") or 0.0, str(run.get("run"))))
     sizes = sorted({(int(run["parameters"]), str(run.get("width"))) for run in runs})
-    order = [cell.arm for cell in answers.cells]
-    arms = {str(run.get("arm")) for run in runs}
+    known = [*REWARD, *STUDENTS]
 
     def place(arm: str) -> tuple[int, str]:
         base = LONG.get(arm, arm)  # beside what it is the longer of
-        return (order.index(base) if base in order else len(order), arm)
+        return (known.index(base) if base in known else len(known), arm)
 
     def told(arm: str, size: tuple[int, str]) -> str:
         found = [run for run in runs if (run.get("arm"), int(run["parameters"]), run.get("width")) == (arm, *size)]
-        return ", ".join(f"{run['score']:.1f}" for run in found)
+        return ", ".join(f"{run['score']:.1f} / {_number(number(run, 'score_sampled'), '.1f')}" for run in found)
 
-    rows = [[arm, *(told(arm, size) for size in sizes)] for arm in sorted(arms, key=place)]
+    rows = [[arm, *(told(arm, size) for size in sizes)] for arm in sorted({str(r.get("arm")) for r in runs}, key=place)]
     return Table(
-        "Scores of the runs, seed by seed", ("arm", *(f"{w} ({short(parameters)})" for parameters, w in sizes)), rows
+        "Scores of the runs, greedy / sampled, seed by seed",
+        ("arm", *(f"{w} ({short(parameters)})" for parameters, w in sizes)),
+        rows,
     )
 
 
