@@ -61,7 +61,10 @@ def road(tmp_path_factory):
         "import-sb3": call("import-sb3", file, *task, "--out", folder / "imported"),
         "evaluate": call("evaluate", file, *task, "--episodes", 8, "--json", *RUNTIME),
         "compress": call("compress", file, *task, "--out", folder / "small", *SEARCH),
-        "export": call("export", folder / "small", "--out", folder / "small.onnx", "--json", "--threads", 1),
+        "c": call("export", folder / "small", "--out", folder / "policy.c", "--episodes", 0, "--threads", 1),
+        "export": call(
+            "export", folder / "small", "--out", folder / "small.onnx", "--json", "--episodes", 1, "--threads", 1
+        ),
     }
     yield SimpleNamespace(folder=folder, done=done)
     signal.signal(signal.SIGTERM, before)
@@ -97,6 +100,16 @@ def test_the_example_plays_the_small_network_as_pytorch_does(road):
             score, over = score + float(reward), terminated or truncated
         assert play(str(road.folder / "small.onnx"), seed) == play(str(road.folder / "small" / "policy.onnx"), seed)
         assert play(str(road.folder / "small.onnx"), seed) == score
+
+
+def test_the_compiled_c_plays_as_the_onnx_file_does(road):
+    compiler = ["cc", "-std=c99", "-O2", "-shared", "-fPIC", "policy.c", "-o", "policy.so", "-lm"]
+    subprocess.run(compiler, cwd=road.folder, check=True)
+    words = [sys.executable, EXAMPLE.with_name("play_c.py"), road.folder / "policy.so", "CartPole-v1", "--games", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ)
+    play = runpy.run_path(str(EXAMPLE))["play"]
+    scores = [play(str(road.folder / "small.onnx"), seed) for seed in range(3)]
+    assert done.stdout == f"mean {sum(scores) / 3:g} of {scores}\n"
 
 
 def test_the_example_is_a_command_that_prints_the_mean(road):

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from potstill.api import Record
+from potstill.errors import InputError
 from potstill.load import load, sb3
 from potstill.options import describe_value, parse
 from potstill.tasks import find_env
@@ -43,14 +44,14 @@ class _Export:
     """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
     env: str | None = None
     """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
-    out: Path = Path("policy.onnx")
-    """The file; must not exist."""
-    format: Literal["onnx"] = "onnx"
-    """ONNX with the normalisation inside."""
+    out: Path | None = None
+    """The file; must not exist. Default: policy.onnx, or policy.c."""
+    format: Literal["onnx", "c"] | None = None
+    """onnx, or c: a .c and a .h of C99 for a microcontroller. Both hold the normalisation. Default: as --out ends."""
     int8: bool = False
-    """Write a quantised model beside it too (policy.int8.onnx), unless that is larger or slower."""
-    opset: int = 11
-    """Version of ONNX's operators: a newer one shuts older runtimes out."""
+    """Write a quantised version beside it too (policy.int8.onnx, policy_int8.c), unless that is larger or slower."""
+    opset: int | None = None
+    """Version of ONNX's operators, 11 by default: a newer one shuts older runtimes out."""
     episodes: int = 20
     """Whole games that the file plays, greedy, and as many under each disturbance; 0 plays none."""
     seed: int = 1
@@ -63,21 +64,22 @@ class _Export:
 
 def export(arguments: Sequence[str]) -> None:
     """`potstill export`."""
-    from potstill.export import onnx
+    from potstill.export import c, onnx
 
     options = parse(_Export, arguments, "export")
+    out = options.out or Path(f"policy.{options.format or 'onnx'}")
+    kind = options.format or ("c" if out.suffix == ".c" else "onnx")
+    if options.opset is not None and kind != "onnx":
+        raise InputError("--opset is ONNX's: leave it out")
     runtime = Runtime(threads=options.threads)
     runtime.settle()
-    record = onnx.export(
-        load(options.policy, options.env),
-        options.out,
-        int8=options.int8,
-        opset=options.opset,
-        episodes=options.episodes,
-        seed=options.seed,
-        threads=runtime.cores,
-        quiet=options.json and not sys.stderr.isatty(),
-    )
+    loaded = load(options.policy, options.env)
+    settings: dict[str, Any] = {"int8": options.int8, "episodes": options.episodes, "seed": options.seed}
+    settings |= {"threads": runtime.cores, "quiet": options.json and not sys.stderr.isatty()}
+    if kind == "c":
+        record = c.export(loaded, out, **settings)
+    else:
+        record = onnx.export(loaded, out, opset=onnx.OPSET if options.opset is None else options.opset, **settings)
     if options.json:
         print(json.dumps(record, allow_nan=False))
         return
@@ -87,12 +89,14 @@ def export(arguments: Sequence[str]) -> None:
 
     table = Table("", *record["models"], box=None)
     models = record["models"].values()
-    for name in ("path", "bytes", "latency_ms", "latency_p95_ms"):
+    for name in ("path", "bytes", "constants", "flash", "stack", "latency_ms", "latency_p95_ms"):
+        if name not in record["models"]["float32"]:
+            continue
         table.add_row(name.replace("_", " "), *(Text(describe_value(model[name])) for model in models))
-    for kind in ("score", "action_noise", "observation_noise", "delay") if options.episodes else ():
-        for name in ("mean", "ci95", "worst", "episodes") if kind == "score" else ("mean",):
-            title = name if kind == "score" else f"{name}, {kind.replace('_', ' ')}"
-            table.add_row(title, *(Text(describe_value(model[kind][name])) for model in models))
+    for games in ("score", "action_noise", "observation_noise", "delay") if options.episodes else ():
+        for name in ("mean", "ci95", "worst", "episodes") if games == "score" else ("mean",):
+            title = name if games == "score" else f"{name}, {games.replace('_', ' ')}"
+            table.add_row(title, *(Text(describe_value(model[games][name])) for model in models))
     Console(width=1_000).print(table)
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")

@@ -1,0 +1,553 @@
+"""A policy as C99 for a microcontroller: raw observation in, the environment's own greedy action out.
+
+One .c and one .h, without heap or libraries (`math.h` where a float network has tanh). The float32 version computes
+what PyTorch does. The integer version has 8-bit weights with a scale per output, and 16-bit activations whose ranges
+are those of recorded play; activations take so many levels that no sum overflows 32 bits.
+
+Source of the arithmetic: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-
+Arithmetic-Only Inference", section 2.2: a sum is brought to the next layer's scale by an integer product and a shift.
+"""
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill import __version__, checkpoints
+from potstill.envs import Array
+from potstill.errors import InputError
+from potstill.export.actor import Actor, Exported, actor, channels_last, verify
+from potstill.export.card import latencies, scores
+from potstill.policies import LoadedPolicy
+
+FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
+_WIDEST = 2**30  # of a sum before its bias, and of the bias: together they stay within 32 bits
+
+
+class Block(NamedTuple):
+    """A convolution or a linear layer with the activation after it."""
+
+    layer: nn.Conv2d | nn.Linear
+    activation: type[nn.Module] | None
+    shape: tuple[int, ...]  # of its input: (channels, rows, columns) or (features,)
+    weight: Tensor  # (outputs, inputs of each), float32
+    bias: Tensor
+    outputs: int  # numbers that it gives
+    padding: tuple[int, int] = (0, 0)  # rows and columns of zeros around its input
+
+
+def export(
+    loaded: LoadedPolicy,
+    out: Path,
+    *,
+    int8: bool = False,
+    episodes: int = 0,
+    seed: int = 1,
+    threads: int = 1,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Writes a policy to `out` and its header beside it, after the compiled code has computed what PyTorch does.
+
+    Args:
+        loaded: on the CPU.
+        out: .c; neither it nor the .h beside it may exist.
+        int8: writes the integer version too (`policy_int8.c` and .h), unless it takes more flash or time.
+        episodes, seed, threads, quiet: as of `onnx.export`; the compiled code plays.
+
+    Returns:
+        As `onnx.export`, and under `models` the `constants`, `flash` (code and constants as compiled here) and `stack`
+        (of the activations), all in bytes.
+
+    Raises:
+        InputError: there is no C compiler, a file exists or cannot be written, a layer has no C, or the code computes
+            something else than PyTorch. No file is left then.
+    """
+    small = out.with_name(f"{out.stem}_int8.c")
+    if out.suffix != ".c":
+        raise InputError(f"{out}: C files are written as .c")
+    for path in (each.with_suffix(end) for each in ((out, small) if int8 else (out,)) for end in (".c", ".h")):
+        if path.exists():
+            raise InputError(f"{path} exists: choose another --out")
+    if not re.fullmatch(r"[\w.-]+", out.name, re.ASCII):
+        raise InputError(f"{out}: the name of a C file is letters, digits, _, - and .")
+    deployed = actor(loaded, threads)
+    models: dict[str, dict[str, Any]] = {}
+    sources, players, left_out = {}, {}, None
+    with TemporaryDirectory() as folder:
+        for name, path in (("float32", out), ("int8", small)) if int8 else (("float32", out),):
+            source, header, sizes = build(deployed, path.stem, integer=name == "int8")
+            library = Library(source, header, path.stem, deployed, Path(folder))
+            models[name] = {"path": str(path), "bytes": len(source) + len(header)} | sizes | {"flash": library.flash}
+            sources[name], players[name] = (source, header), Exported(deployed, library.outputs)
+            if name == "float32":
+                outputs, actions = library.outputs(deployed.observations), library.actions(deployed.observations)
+                difference, tied = verify(deployed, outputs, actions, "the compiled C")
+        for name, measured in latencies(players).items():
+            models[name] |= measured
+        if int8 and (left_out := _no_better(models["float32"], models["int8"])):
+            del models["int8"], players["int8"]
+        for name, player in players.items() if episodes else ():
+            title = f"play {Path(models[name]['path']).name}"
+            models[name] |= scores(player, deployed, loaded.env, episodes, seed, threads, title, quiet)
+    try:
+        for name, model in models.items():
+            for end, text in zip((".c", ".h"), sources[name], strict=True):
+                checkpoints.write_atomically(Path(model["path"]).with_suffix(end), text.encode())
+    except BaseException:
+        for model in models.values():
+            for end in (".c", ".h"):
+                Path(model["path"]).with_suffix(end).unlink(missing_ok=True)
+        raise
+    return {
+        "env": loaded.env.id,
+        "observations": len(deployed.observations),
+        "max_difference": difference,
+        "tied": tied,
+        "models": models,
+        "left_out": left_out,
+    }
+
+
+def _no_better(large: dict[str, Any], small: dict[str, Any]) -> str | None:
+    """Why an integer version is not worth writing; None where it is."""
+    for key, unit in (("flash", "bytes of flash"), ("latency_ms", "ms")):
+        if small[key] > large[key]:
+            return f"it would take {small[key]:,.4g} {unit}, float32 takes {large[key]:,.4g}"
+    return None
+
+
+def blocks(actor: Actor) -> list[Block]:
+    """The layers as C computes them.
+
+    Raises:
+        InputError: the network is not a plain stack of convolutions and linear layers with ReLU or tanh.
+    """
+    shape = actor.policy.observation_shape
+    if channels_last(actor.policy):
+        shape = (shape[2], *shape[:2])
+    found: list[Block] = []
+    for layer in actor.layers:
+        match layer:
+            case nn.Conv2d(dilation=(1, 1), groups=1, padding=(int(), int()), padding_mode="zeros"):
+                sides = zip(shape[1:], layer.kernel_size, layer.stride, layer.padding, strict=True)
+                after: tuple[int, ...] = (layer.out_channels, *(_positions(*each) for each in sides))
+            case nn.Linear() if len(shape) == 1:
+                after = (layer.out_features,)
+            case nn.Flatten():
+                shape = (int(np.prod(shape)),)
+                continue
+            case nn.ReLU() | nn.Tanh() if found and found[-1].activation is None:
+                found[-1] = found[-1]._replace(activation=type(layer))
+                continue
+            case _:
+                raise InputError(f"C is written for plain stacks of Conv2d, Linear, ReLU and Tanh: not for {layer}")
+        weight = layer.weight.detach().flatten(1)
+        bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
+        padding = layer.padding if isinstance(layer, nn.Conv2d) else (0, 0)
+        found.append(Block(layer, None, shape, weight, bias, int(np.prod(after)), padding))  # type: ignore[arg-type]
+        shape = after
+    return found
+
+
+def _positions(size: int, kernel: int, stride: int, padding: Any) -> int:
+    """How many places a kernel has along one side."""
+    count: int = (size + 2 * padding - kernel) // stride + 1
+    return count
+
+
+def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dict[str, int]]:
+    """The .c, the .h, and how many bytes their constants and the activations take.
+
+    Args:
+        name: of the files, without .c; what is called has it in front, as an identifier.
+        integer: 8-bit weights and 16-bit activations.
+    """
+    stack, prefix = blocks(actor), identifier(name)
+    if (raw := _TYPES.get(actor.observations.dtype.name)) is None:
+        raise InputError(f"C has no {actor.observations.dtype} for these observations")
+    own = "int32_t" if actor.bounds is None else _TYPES[actor.bounds.dtype.name]
+    unit, sizes = ("int16_t", 2) if integer else ("float", 4)
+    if channels_last(actor.policy) and isinstance(stack[0].layer, nn.Linear):
+        stack[0] = _reordered(stack[0], actor.policy.observation_shape)
+    first_is_linear = isinstance(stack[0].layer, nn.Linear)
+    constants: list[tuple[str, str, Array]] = []
+    if integer and actor.bounds is None:  # what all actions have in common decides nothing, but takes most of 8 bits
+        last = stack[-1]
+        stack[-1] = last._replace(weight=last.weight - last.weight.mean(0), bias=last.bias - last.bias.mean())
+    scaled: list[_Scales] | list[None] = _quantise(actor, stack) if integer else [None] * len(stack)
+    folds = first_is_linear and not integer and actor.policy.clip == float("inf")
+    if folds:
+        stack[0] = stack[0]._replace(weight=stack[0].weight * actor.policy.scale.flatten())
+    normalise = _input(actor, folds, constants, raw, scaled[0])
+    functions, calls = [], []
+    rooms = [0, 0]  # numbers in the two buffers, which layers read and write in turn
+    if first_is_linear:
+        rooms[1] = int(np.prod(stack[0].shape))
+        calls.append(f"for (int i = 0; i < {rooms[1]}; i++)\n        b[i] = input(observation, i);")
+    patches = 0
+    for number, (block, scales) in enumerate(zip(stack, scaled, strict=True)):
+        final = block is stack[-1]
+        source = ("b", "a")[number % 2] if number or first_is_linear else "observation"
+        target = "outputs" if final else ("a", "b")[number % 2]
+        reads = raw if source == "observation" else unit
+        writes = ("int32_t" if integer else "float") if final else unit
+        if not final:
+            rooms[number % 2] = max(rooms[number % 2], block.outputs)
+        if scales is None:
+            constants.append((f"weight{number}", "float", block.weight.numpy()))
+            constants.append((f"bias{number}", "float", block.bias.numpy()))
+        else:
+            constants.append((f"weight{number}", "int8_t", scales.weight))
+            constants.append((f"bias{number}", "int32_t", scales.bias))
+            constants.append((f"product{number}", "int32_t", scales.product))
+        functions.append(_function(number, block, scales, reads, writes, unit, channels_last(actor.policy)))
+        if isinstance(block.layer, nn.Conv2d):
+            patches = max(patches, block.weight.shape[1])
+        calls.append(f"layer{number}({source}, {target});")
+    if integer and any(block.activation is nn.Tanh for block in stack):
+        constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
+        normalise = _TANH + normalise
+    needed = {"constants": sum(values.nbytes for _, _, values in constants)}
+    count = actor.policy.num_actions
+    needed["stack"] = sizes * (sum(rooms) + patches) + 4 * count
+    result = "int32_t" if integer else "float"
+    about = _ABOUT.format(
+        what="8-bit weights, 16-bit activations" if integer else "float32",
+        layers=len(stack),
+        parameters=sum(block.weight.numel() + block.bias.numel() for block in stack),
+        **needed,
+    )
+    unscale = f" * {_float(scaled[-1].unit)}" if scaled[-1] is not None else ""
+    if actor.bounds is None:
+        signature = f"int32_t {prefix}_act(const {raw} observation[{prefix.upper()}_OBSERVATION])"
+        constants.append(("actions", "int32_t", np.array(actor.actions, np.int32)))
+        act = _CHOOSE.format(count=count, result=result)
+    else:
+        signature = f"void {prefix}_act(const {raw} observation[{prefix.upper()}_OBSERVATION], {own} action[{count}])"
+        centre, half = actor.units
+        for key, numbers, kind in (
+            ("centre", centre, "float"),
+            ("half", half, "float"),
+            ("low", actor.bounds[0], own),
+            ("high", actor.bounds[1], own),
+        ):
+            constants.append((key, kind, numbers))
+        act = _BOUND.format(count=count, own=own, prefix=prefix)
+    outputs = f"void {prefix}_outputs(const {raw} observation[{prefix.upper()}_OBSERVATION], float output[{count}])"
+    size = int(np.prod(actor.policy.observation_shape))
+    what = "means, in units of half the range" if actor.bounds is not None else "logits"
+    what += ", less their mean" if integer and actor.bounds is None else ""
+    header = f"""/* {name}: a policy's greedy actions, written by potstill {__version__}.
+{about} */
+#ifndef {prefix.upper()}_H
+#define {prefix.upper()}_H
+
+#include <stdint.h>
+
+#define {prefix.upper()}_OBSERVATION {size} /* numbers, {tuple(actor.policy.observation_shape)} in C order, raw */
+#define {prefix.upper()}_ACTIONS {count}
+
+/* The greedy action, as the environment counts. */
+{signature};
+
+/* The network's {what}. */
+{outputs};
+
+#endif
+"""
+    declared = "\n".join(_declare(*constant) for constant in constants)
+    buffers = "".join(f"    {unit} {key}[{room}];\n" for key, room in zip("ab", rooms, strict=True) if room)
+    body = "\n    ".join(calls)
+    include = "#include <math.h>\n" if not integer and any(block.activation is nn.Tanh for block in stack) else ""
+    functions_text = "\n".join(functions)
+    source_text = f"""/* {name}.c: see {name}.h. */
+{include}#include "{name}.h"
+
+{declared}
+
+{normalise}
+{functions_text}
+static void network(const {raw} *observation, {result} *outputs)
+{{
+{buffers}    {body}
+}}
+
+{outputs}
+{{
+    {result} value[{count}];
+    network(observation, value);
+    for (int i = 0; i < {count}; i++)
+        output[i] = (float)value[i]{unscale};
+}}
+
+{signature}
+{{
+{act}}}
+"""
+    return source_text, header, needed
+
+
+_TYPES = {f"{kind}{bits}": f"{kind}{bits}_t" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_TYPES |= {"bool": "uint8_t", "float32": "float", "float64": "double"}
+_ABOUT = """   {what}, {layers} layers, {parameters} parameters.
+   Flash: {constants} bytes of constants, and the code. Stack: {stack} bytes, and the frames of five calls."""
+_CHOOSE = """    {result} value[{count}];
+    int best = 0;
+    network(observation, value);
+    for (int i = 1; i < {count}; i++)
+        if (value[i] > value[best])
+            best = i;
+    return actions[best];
+"""
+_BOUND = """    float value[{count}];
+    {prefix}_outputs(observation, value);
+    for (int i = 0; i < {count}; i++) {{
+        {own} own = ({own})(centre[i] + half[i] * value[i]);
+        own = own > low[i] ? own : low[i];
+        action[i] = own < high[i] ? own : high[i];
+    }}
+"""
+_TANH = """static int64_t tanh_of(int64_t x) /* in units of 1/8192, to units of 1/32767 */
+{
+    int64_t size = x < 0 ? -x : x, value;
+    size = size > 65535 ? 65535 : size;
+    value = tanh_table[size >> 8] + ((tanh_table[(size >> 8) + 1] - tanh_table[size >> 8]) * (size & 255) >> 8);
+    return x < 0 ? -value : value;
+}
+
+"""
+
+
+class _Scales(NamedTuple):
+    """A layer in integers: sum(weight * input) + bias, times product / 2^shift, is its output in the next unit."""
+
+    weight: Array  # int8
+    bias: Array  # int32
+    product: Array  # int32, one per output channel
+    shift: int
+    levels: int  # greatest input
+    unit_in: float  # what 1 of its input stands for
+    limit: int  # greatest output; 0 of the last, which keeps 32 bits
+    unit: float  # what 1 of its output stands for
+
+
+@torch.no_grad()
+def _quantise(actor: Actor, stack: list[Block]) -> list[_Scales]:
+    """Scales from the largest inputs of each layer on the recorded observations, and as much again for others."""
+    x = actor.policy.prepare(torch.from_numpy(actor.observations)).float()
+    reach, seen = [], x
+    for layer in actor.layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            reach.append(2 * seen.abs().max().item() or 1.0)
+        seen = layer(seen)
+    if actor.bounds is None:
+        seen = seen - seen.mean(1, keepdim=True)
+    reach.append(2 * seen.abs().max().item() or 1.0)
+    levels = [min(32_767, _WIDEST // (127 * block.weight.shape[1])) for block in stack]
+    units = []
+    for number in range(len(stack)):
+        before = stack[number - 1].activation if number else None
+        units.append((1.0 if before is nn.Tanh else reach[number]) / levels[number])
+    units.append(reach[-1] / 2**28)
+    found = []
+    for at, block in enumerate(stack):
+        scale = block.weight.abs().amax(1).double() / 127
+        scale = torch.maximum(scale, block.bias.abs().double() / (units[at] * _WIDEST)).clamp(min=1e-30)
+        tanh = block.activation is nn.Tanh
+        target = 1 / 8192 if tanh else units[at + 1]
+        ratio = (scale * units[at] / target).numpy()
+        shift = int(np.clip(30 - np.ceil(np.log2(ratio.max())), 1, 62))
+        found.append(
+            _Scales(
+                (block.weight.double() / scale[:, None]).round().numpy().astype(np.int8),
+                (block.bias.double() / (scale * units[at])).round().numpy().astype(np.int32),
+                np.round(ratio * 2.0**shift).clip(0, 2**31 - 1).astype(np.int32),
+                shift,
+                levels[at],
+                units[at],
+                0 if block is stack[-1] else levels[at + 1],
+                units[at + 1],
+            )
+        )
+    return found
+
+
+def _input(actor: Actor, folds: bool, constants: list[tuple[str, str, Array]], raw: str, scales: _Scales | None) -> str:
+    """The function that normalises one number of an observation, and in integers counts its levels."""
+    policy = actor.policy
+    mean, scale = policy.mean.flatten(), policy.scale.flatten()
+    at = "i" if len(mean) == int(np.prod(policy.observation_shape)) else f"i % {len(mean)}"
+    wide = "double" if mean.dtype == torch.float64 else "float"  # a float64 observation may lie far from zero
+    value = "x[i]" if raw == wide else f"({wide})x[i]"
+    if mean.any():
+        constants.append(("mean", wide, mean.numpy()))
+        value = f"({value} - mean[{at}])"
+    value = value if wide == "float" else f"(float){value}"
+    if not folds and (scale != 1).any():
+        constants.append(("scale", "float", scale.numpy()))
+        value = f"{value} * scale[{at}]"
+    lines, limits = [f"float value = {value};"], []
+    if policy.clip < float("inf"):
+        limits.append(policy.clip)
+    if scales is not None:
+        limits.append(float(scales.levels))
+    for number, limit in enumerate(limits):
+        if number or (scales is not None and len(limits) == 1):
+            lines.append(f"value *= {_float(1 / scales.unit_in)};")  # type: ignore[union-attr]
+        lines += [f"value = value > -{_float(limit)} ? value : -{_float(limit)};"]
+        lines += [f"value = value < {_float(limit)} ? value : {_float(limit)};"]
+    lines.append("return value;" if scales is None else "return (int16_t)(value < 0 ? value - 0.5f : value + 0.5f);")
+    body = "\n    ".join(lines)
+    result = "float" if scales is None else "int16_t"
+    return f"static {result} input(const {raw} *x, int i)\n{{\n    {body}\n}}\n"
+
+
+def _function(number: int, block: Block, scales: _Scales | None, reads: str, writes: str, unit: str, last: bool) -> str:
+    """One layer and its activation; `last` is whether an observation's channels come last."""
+    total, kind = ("float", "float") if scales is None else ("int32_t", "int8_t")
+    inputs = block.weight.shape[1]
+    first = reads != unit or (number == 0 and isinstance(block.layer, nn.Conv2d))
+    if isinstance(block.layer, nn.Linear):
+        return f"""static void layer{number}(const {reads} *x, {writes} *y)
+{{
+    const {kind} *w = weight{number};
+    for (int o = 0; o < {block.outputs}; o++) {{
+        {total} sum = bias{number}[o];
+        for (int i = 0; i < {inputs}; i++)
+            sum += *w++ * x[i];
+{_finish(number, block, scales, writes, "y[o]", 8)}
+    }}
+}}
+"""
+    channels, rows, columns = block.shape
+    (height, width), (down, right) = block.layer.kernel_size, block.layer.stride
+    above, left = block.padding
+    high, wide = _positions(rows, height, down, above), _positions(columns, width, right, left)
+    index = f"(r * {columns} + s) * {channels} + c" if number == 0 and last else f"(c * {rows} + r) * {columns} + s"
+    value = f"input(x, {index})" if first else f"x[{index}]"
+    if above or left:
+        value = f"r < 0 || r >= {rows} || s < 0 || s >= {columns} ? 0 : {value}"
+    return f"""static void layer{number}(const {reads} *x, {writes} *y)
+{{
+    {unit} patch[{inputs}];
+    for (int row = 0; row < {high}; row++)
+        for (int column = 0; column < {wide}; column++) {{
+            const int top = row * {down} - {above}, edge = column * {right} - {left};
+            const {kind} *w = weight{number};
+            {unit} *next = patch;
+            for (int c = 0; c < {channels}; c++)
+                for (int r = top; r < top + {height}; r++)
+                    for (int s = edge; s < edge + {width}; s++)
+                        *next++ = {value};
+            for (int o = 0; o < {len(block.weight)}; o++) {{
+                {total} sum = bias{number}[o];
+                for (int i = 0; i < {inputs}; i++)
+                    sum += *w++ * patch[i];
+{_finish(number, block, scales, writes, f"y[(o * {high} + row) * {wide} + column]", 16)}
+            }}
+        }}
+}}
+"""
+
+
+def _finish(number: int, block: Block, scales: _Scales | None, writes: str, target: str, indent: int) -> str:
+    """From a sum to the output that is written to `target`."""
+    relu, tanh = block.activation is nn.ReLU, block.activation is nn.Tanh
+    if scales is None:
+        value = "sum > 0.0f ? sum : 0.0f" if relu else "tanhf(sum)" if tanh else "sum"
+        return " " * indent + f"{target} = {value};"
+    limit = scales.limit or 2**31 - 1
+    least = "0" if relu else f"-{limit}"
+    lines = [
+        f"int64_t value = ((int64_t)sum * product{number}[o] + (INT64_C(1) << {scales.shift - 1})) >> {scales.shift};",
+        *([f"value = tanh_of(value) * {limit} >> 15;"] if tanh else []),
+        f"value = value > {least} ? value : {least};",
+        f"{target} = ({writes})(value < {limit} ? value : {limit});",
+    ]
+    return "\n".join(" " * indent + line for line in lines)
+
+
+def _float(value: float) -> str:
+    return f"{np.float32(value)}f"
+
+
+def _declare(name: str, kind: str, values: Array) -> str:
+    """A constant array; decimals are the shortest that are read back to the same bits."""
+    end = "f" if kind == "float" else ""
+    numbers = [f"{text}{end}" for text in values.flatten().astype(str)]
+    lines = [", ".join(numbers[at : at + 12]) for at in range(0, len(numbers), 12)]
+    return f"static const {kind} {name}[{len(numbers)}] = {{\n    " + ",\n    ".join(lines) + "};"
+
+
+class Library:
+    """Compiled C, called from Python."""
+
+    def __init__(self, source: str, header: str, name: str, actor: Actor, folder: Path) -> None:
+        """Compiles in `folder` with `cc`, or what the environment variable CC names.
+
+        Raises:
+            InputError: there is no compiler, or it refuses the code.
+        """
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        if not compiler or shutil.which(compiler[0]) is None:
+            raise InputError("export compiles the C that it writes, to check it: install gcc or clang, or set CC")
+        for end, text in ((".c", source), (".h", header)):
+            (folder / f"{name}{end}").write_text(text)
+        for options in (["-c", "-o", f"{name}.o"], ["-shared", "-fPIC", "-o", f"{name}.so"]):
+            words = [*compiler, *FLAGS, f"{name}.c", *options, "-lm"]
+            done = subprocess.run(words, check=False, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                raise InputError(f"{compiler[0]} does not compile what was written: {done.stderr.strip()[:200]}")
+        library = ctypes.CDLL(str(folder / f"{name}.so"))
+        prefix = identifier(name)
+        self._act, self._outputs = getattr(library, f"{prefix}_act"), getattr(library, f"{prefix}_outputs")
+        self._actor = actor
+        #: Bytes of code and constants, as compiled here; None where there is no `size`.
+        self.flash: int | None = None
+        if shutil.which("size"):
+            told = subprocess.run(["size", f"{name}.o"], cwd=folder, capture_output=True, text=True, check=True).stdout
+            text, data = told.splitlines()[1].split()[:2]
+            self.flash = int(text) + int(data)
+
+    def outputs(self, observations: Array) -> Array:
+        """(N, *shape) raw to (N, A) logits, or (N, d) means in units of half the range, float32."""
+        outputs = np.empty((len(observations), self._actor.policy.num_actions), np.float32)
+        observations = np.ascontiguousarray(observations, self._actor.observations.dtype)
+        for shown, output in zip(observations, outputs, strict=True):
+            self._outputs(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(output.ctypes.data))
+        return outputs
+
+    def act(self, observation: Array) -> Any:
+        """One raw observation to the environment's own action."""
+        shown = np.ascontiguousarray(observation, self._actor.observations.dtype)
+        if self._actor.bounds is None:
+            return self._act(ctypes.c_void_p(shown.ctypes.data))
+        action = np.empty(self._actor.policy.num_actions, self._actor.bounds.dtype)
+        self._act(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(action.ctypes.data))
+        return action
+
+    def actions(self, observations: Array) -> Array:
+        """(N, *shape) raw to what `verify` compares: indices, or actions as the environment counts."""
+        own = [self.act(observation) for observation in observations]
+        return np.array(own if self._actor.bounds is not None else [self._actor.actions.index(each) for each in own])
+
+
+def identifier(name: str) -> str:
+    """What functions in a file of this name begin with."""
+    return re.sub(r"\W|^(?=\d)", "_", name, flags=re.ASCII)
+
+
+def _reordered(block: Block, shape: tuple[int, ...]) -> Block:
+    """A linear layer over a grid whose channels come last."""
+    rows, columns, channels = shape
+    weight = block.weight.view(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1).contiguous()
+    return block._replace(weight=weight)
