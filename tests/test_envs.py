@@ -446,7 +446,7 @@ def test_minatar_missing_says_what_to_install(monkeypatch):
         (EnvConfig("Pendulum-v1", actions=(0, 1)), "Pendulum-v1 has continuous actions: there are none to choose"),
         (EnvConfig("FrozenLake-v1"), "FrozenLake-v1 has Discrete observations"),
         (EnvConfig("CartPole-v1", sticky=0.25), "CartPole-v1 has no sticky actions: leave sticky at 0"),
-        (EnvConfig("NoSuch-v0"), "Gymnasium cannot make 'NoSuch-v0'"),
+        (EnvConfig("NoSuch-v0"), "no task is registered as 'NoSuch-v0': a task of your own needs --import MODULE"),
         (
             EnvConfig("CartPole-v1", hidden_rows=1),
             "hidden-rows are 0 to 83 rows of an Atari frame, not 1 of CartPole-v1",

@@ -54,7 +54,7 @@ def _call(command: str, arguments: list[str]) -> None:
     import threading
     from importlib import import_module
 
-    from potstill.errors import DivergedError, InputError, Terminated, printable, reason
+    from potstill.errors import DivergedError, InputError, TaskError, Terminated, printable, reason
 
     def terminate(number: int, frame: object) -> None:
         raise Terminated
@@ -68,7 +68,7 @@ def _call(command: str, arguments: list[str]) -> None:
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
     except InputError as error:
         _refuse(str(error))
-    except DivergedError as error:
+    except (DivergedError, TaskError) as error:
         print(f"potstill: {command} failed: {printable(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:

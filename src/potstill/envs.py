@@ -2,19 +2,22 @@
 
 import difflib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, iterate
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from tyro.conf import Fixed
 
-from potstill.errors import DivergedError, InputError
+from potstill.errors import DivergedError, InputError, TaskError, first_line
+from potstill.imports import makers_of
 
 Array = NDArray[Any]
 CHECKED_EVERY = 16  # steps between two observations in the checksum: all of Pong's would cost a hundredth of its speed
@@ -190,6 +193,7 @@ class Envs:
 
         Raises:
             DivergedError: the task returned a reward or an observation that is not finite.
+            TaskError: its own code raised.
         """
         actions = actions.astype(np.uint8 if self.bounds is None else np.float32)
         self._log.append(actions)
@@ -385,28 +389,83 @@ class _Apart(VectorEnv[Any, Any, Any]):
             game.close()
 
 
+class _Games(SyncVectorEnv):
+    """Gymnasium's SyncVectorEnv with SAME_STEP autoreset, for tasks as people write them.
+
+    Infos, which potstill does not read, may be of any shape; a reward may be an array of one number; an observation may
+    be a buffer that the next reset writes over; and what a task's own code raises is told by task and step.
+    """
+
+    def __init__(self, name: str, games: Sequence[Any]) -> None:
+        super().__init__(games, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._name, self._steps = name, 0
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        try:
+            for i, env in enumerate(self.envs):
+                self._env_obs[i], _ = env.reset(seed=seed[i])
+            return self._shown(), {}
+        except Exception as error:
+            raise TaskError(f"{self._name} raised {first_line(error)}, when it was reset") from error
+
+    def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
+        rewards, finals = self._rewards, {}
+        terminated, truncated = self._terminations, self._truncations
+        self._steps += 1
+        i = 0
+        try:
+            for i, action in enumerate(iterate(self.action_space, actions)):
+                env = self.envs[i]
+                shown, reward, terminated[i], truncated[i], _ = env.step(action)
+                rewards[i] = reward if isinstance(reward, float) else np.asarray(reward).item()
+                if terminated[i] or truncated[i]:
+                    finals[i] = deepcopy(shown)
+                    shown, _ = env.reset()
+                self._env_obs[i] = shown
+            return self._shown(), rewards.copy(), terminated.copy(), truncated.copy(), {"final_obs": finals}
+        except Exception as error:
+            where = f"in environment {i} at step {self._steps:,} of each"
+            raise TaskError(f"{self._name} raised {first_line(error)}, {where}") from error
+
+    def _shown(self) -> Any:
+        return deepcopy(concatenate(self.single_observation_space, self._env_obs, self._observations))
+
+
 def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
     if ":" in config.id:  # for Gymnasium a module to import, which is to run it; a policy's task may be a stranger's
         raise InputError(f"{config.id!r} names a module: potstill plays tasks that are registered already")
     register_minatar(config.id)
-    kwargs = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
-    options = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    wrappers: list[Any] = [_NothingSticks] if config.id.startswith("MinAtar/") else []
-    try:
+
+    def make() -> gymnasium.Env[Any, Any]:
+        options: dict[str, Any] = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
+        env = gymnasium.make(config.id, **options)
+        if config.id.startswith("MinAtar/"):
+            env = _NothingSticks(env)
         if gymnasium.spec(config.id).max_episode_steps is None:
-            wrappers.append(partial(TimeLimit, max_episode_steps=config.max_frames // config.frame_skip))
-        return gymnasium.make_vec(
-            config.id,
-            num_envs,
-            vectorization_mode="sync",
-            vector_kwargs=options,
-            wrappers=wrappers,
-            **kwargs,
-        )
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise InputError(f"{config.id} needs a package that is not installed: {error}") from error
-    except gymnasium.error.Error as error:
-        raise InputError(f"Gymnasium cannot make {config.id!r}: {error}") from error
+            env = TimeLimit(env, config.max_frames // config.frame_skip)
+        return env
+
+    try:
+        return _Games(config.id, [make] * num_envs)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise InputError(f"{config.id} needs a package that is not installed: {first_line(error)}") from error
+    except gymnasium.error.UnregisteredEnv as error:
+        raise InputError(f"no task is registered as {config.id!r}{makers_of(config.id)}") from error
+    except Exception as error:  # a user's constructor raises whatever it likes
+        raise InputError(f"{config.id} cannot be made: {first_line(error)}") from error
+
+
+def check_task(config: EnvConfig) -> None:
+    """Makes one game of a task and starts it, before anything is built on it.
+
+    Raises:
+        InputError: that cannot be done, with the reason.
+    """
+    with closing(Envs(config, 1)) as envs:
+        try:
+            envs.reset(0)
+        except TaskError as error:
+            raise InputError(str(error)) from error
 
 
 class _NothingSticks(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -18,6 +18,10 @@ class DivergedError(Exception):
     """Something is no longer a finite number. Says where and why; what was saved before stands."""
 
 
+class TaskError(Exception):
+    """A task's own code raised while it was played. Says which task, where, and what was raised, in one line."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, where no loop waits for it to save first: unwinds what is open, as Ctrl-C does."""
 
@@ -32,6 +36,12 @@ def printable(text: object, longest: int = LONGEST) -> str:
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return _cut(line, longest)
+
+
+def first_line(error: BaseException) -> str:
+    """'ValueError: too small': what somebody else's code raised, by kind and the first line of its words."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {printable(said, 300)}" if said else type(error).__name__
 
 
 def _cut(line: str, longest: int) -> str:

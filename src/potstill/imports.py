@@ -13,12 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from potstill.errors import InputError, printable
+from potstill.errors import InputError, first_line, printable
 
 VARIABLE = "POTSTILL_IMPORT"
 """Modules and files to import, separated as in PATH. Workers of a study inherit it."""
 
 _named: dict[str, str] = {}  # by the module's name, how to name it from any folder
+_makers: dict[str, tuple[str, ...]] = {}  # by the id of a task, the modules that a run or a policy of it was made with
 
 
 def import_modules(names: Iterable[str], option: str = "--import", folder: Path | None = None) -> None:
@@ -39,8 +40,7 @@ def import_modules(names: Iterable[str], option: str = "--import", folder: Path 
         try:
             _import(module, place, folder)
         except Exception as error:  # a user's module raises whatever it likes
-            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise InputError(f"{option} {name} cannot be imported: {why}") from error
+            raise InputError(f"{option} {name} cannot be imported: {first_line(error)}") from error
         _named[module] = str(place or module)
     if _named:
         os.environ[VARIABLE] = os.pathsep.join(_named.values())
@@ -49,6 +49,20 @@ def import_modules(names: Iterable[str], option: str = "--import", folder: Path 
 def imported() -> tuple[str, ...]:
     """The modules the user named, in the order in which they were imported: what a run records."""
     return tuple(_named)
+
+
+def remember_makers(task: str, modules: Any) -> None:
+    """Keeps what a file says its task was made with, for `makers_of`. It is not imported."""
+    if isinstance(modules, list) and modules:
+        _makers[task] = tuple(printable(module, 120) for module in modules)
+
+
+def makers_of(task: str) -> str:
+    """': it was made with --import my_tasks', where a file said so; what to do, in any case."""
+    missing = [module for module in _makers.get(task, ()) if module not in _named]
+    if not missing:
+        return ": a task of your own needs --import MODULE"
+    return f": it was made with {' '.join(f'--import {module}' for module in missing)}"
 
 
 def allow(thing: Callable[..., Any]) -> str:

@@ -4,7 +4,7 @@ import json
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,14 +22,17 @@ from potstill import checkpoints, evaluation, ppo, telemetry
 from potstill.arms import arm_of
 from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs
-from potstill.errors import DivergedError, InputError, Terminated
+from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
+from potstill.imports import remember_makers
 from potstill.load.sb3 import load_sb3
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.runs import LockLostError, Run, stop_on_signals
 from potstill.teaching import teacher_data
 from potstill.training.runtime import Runtime, provenance
+
+KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
 
 
 class Interrupted(Exception):
@@ -129,12 +132,16 @@ def execute(
     Raises:
         Interrupted: SIGINT or SIGTERM; the state is saved.
         DivergedError: the run is marked failed; its last checkpoint stands.
+        TaskError: the task's own code raised; the run is marked failed and its state saved.
         InputError: the run is finished, held by another process, or its directory cannot be written.
     """
     kind = run.config.get("kind")
     if kind not in ("train", "distill"):
         raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
     runtime.settle()
+    config = run.config.get("config")
+    if isinstance(config, dict) and isinstance(config.get("env"), dict):
+        remember_makers(str(config["env"].get("id")), run.config.get("imports"))
     run = replace(run, config=run.config | {f"{role}_here": str(path) for role, path in (origins or {}).items()})
     with run.lock():
         if run.status == "done":
@@ -145,7 +152,7 @@ def execute(
             return (
                 _train(run, runtime, eval_config) if kind == "train" else _distill(run, runtime, eval_config, data_root)
             )
-        except DivergedError as error:
+        except (DivergedError, TaskError) as error:
             run.write_result({"status": "failed", "kind": kind, "error": str(error)})
             raise
         except KeyboardInterrupt as stop:  # while recording, replaying or evaluating: what was saved is enough
@@ -258,7 +265,20 @@ def _drive(
         metrics = stack.enter_context(telemetry.Metrics(run.metrics_path))
         others = telemetry.sinks(runtime.track, run.path, run.config, done)
         outputs: list[telemetry.Sink] = [metrics, *(stack.enter_context(closing(sink)) for sink in others)]
-        for progress in _naming_the_step(steps, done):
+
+        def save(tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+            document |= {"kind": "resume", "seconds": time.perf_counter() - began}
+            try:
+                run.touch_lock()
+            except LockLostError as lost:
+                beside = _beside(run)
+                metrics.copy(beside.metrics_path)
+                checkpoints.save(beside.resume_path, tensors, document)
+                raise InputError(f"{lost}; its state is saved: continue it with --resume {beside.path}") from lost
+            metrics.sync()
+            checkpoints.save(run.resume_path, tensors, document)
+
+        for progress in _saving_what_raises(run, steps, done, pack, save):
             if progress.step <= done and not progress.metrics:  # played again, to go on from there
                 run.touch_lock()
                 if stop.requested:
@@ -271,17 +291,7 @@ def _drive(
             score = None if np.isnan(progress.score) else progress.score
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
             if stop.requested or time.perf_counter() - saved > runtime.save_every or progress.step >= total:
-                tensors, document = pack()
-                document |= {"kind": "resume", "seconds": elapsed}
-                try:
-                    run.touch_lock()
-                except LockLostError as lost:
-                    beside = _beside(run)
-                    metrics.copy(beside.metrics_path)
-                    checkpoints.save(beside.resume_path, tensors, document)
-                    raise InputError(f"{lost}; its state is saved: continue it with --resume {beside.path}") from lost
-                metrics.sync()
-                checkpoints.save(run.resume_path, tensors, document)
+                save(*pack())
                 saved = time.perf_counter()
             if stop.requested:
                 raise Interrupted(run, stop.requested)
@@ -294,14 +304,30 @@ def _beside(run: Run) -> Run:
     return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
 
 
-def _naming_the_step(steps: Iterator[_Progress], done: int) -> Iterator[_Progress]:
-    """The same, where an error says how far it came."""
+def _saving_what_raises(
+    run: Run, steps: Iterator[_Progress], done: int, pack: Any, save: Callable[..., None]
+) -> Iterator[_Progress]:
+    """The same, where an error says how far it came, and one of the task's own code leaves a state to go on from.
+
+    A task may raise amid a rollout, when the state is no longer one to go on from: one of a second ago at most is kept.
+    """
+    kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    kept_at = -np.inf
     try:
         for progress in steps:
+            if progress.metrics and time.perf_counter() - kept_at > KEEP_EVERY:
+                tensors, document = pack()
+                kept = {name: tensor.clone() for name, tensor in tensors.items()}, document
+                kept_at = time.perf_counter()
             yield progress
             done = progress.step
     except DivergedError as error:
         raise DivergedError(f"after {done:,} agent steps: {error}") from error
+    except TaskError as error:
+        if kept is not None:
+            save(*kept)
+        words = f"after {done:,} agent steps: {error}"
+        raise TaskError(words + f"; go on with --resume {run.path}" * run.resume_path.exists()) from error
 
 
 def _finish(
@@ -358,7 +384,7 @@ def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> Load
 
 def _provenance_of(run: Run, seed: int, env_steps: int, seconds: float) -> dict[str, Any]:
     """Where a policy comes from, as its checkpoint tells."""
-    keys = ("command", "commit", "machine", "teacher", "teacher_hash", "initial", "initial_hash")
+    keys = ("command", "commit", "machine", "imports", "teacher", "teacher_hash", "initial", "initial_hash")
     facts = {key: run.config[key] for key in keys if key in run.config}
     return facts | {"seed": seed, "env_steps": env_steps, "seconds": seconds}
 

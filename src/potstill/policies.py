@@ -13,6 +13,7 @@ from potstill.checkpoints import load, save, verify_probe
 from potstill.configs import fits
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
+from potstill.imports import remember_makers
 from potstill.networks import NetworkConfig, Policy
 from potstill.runs import read_document
 
@@ -84,6 +85,8 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file} does not hold the policy its own description speaks of: {error}") from error
     verify_probe(expected, actual, device, file)
+    provenance = document.get("provenance")
+    remember_makers(env.id, provenance.get("imports") if isinstance(provenance, dict) else None)
     return LoadedPolicy(policy, env, document, file)
 
 

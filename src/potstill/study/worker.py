@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from potstill.errors import DivergedError, InputError, Terminated, printable, reason
+from potstill.errors import DivergedError, InputError, TaskError, Terminated, printable, reason
 from potstill.evaluation import EvalConfig
 from potstill.imports import VARIABLE, import_modules
 from potstill.jobs import Interrupted, execute
@@ -39,7 +39,7 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:  # before there was anything to save
         sys.exit(128 + signal.SIGTERM)
-    except (InputError, DivergedError) as error:
+    except (InputError, DivergedError, TaskError) as error:
         sys.exit(f"potstill: {printable(error)}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
