@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`potstill evaluate`."""
     options = vars(parse(_Evaluate, arguments, "evaluate"))
     json_only = options.pop("json")
-    record = api.evaluate(**options, quiet=json_only and not sys.stderr.isatty())
+    with redirect_stdout(sys.stderr):  # what a simulator prints is no part of the result
+        record = api.evaluate(**options, quiet=json_only and not sys.stderr.isatty())
     print(json.dumps(record, allow_nan=False) if json_only else record)
 
 

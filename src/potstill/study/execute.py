@@ -18,12 +18,15 @@ from rich.text import Text
 
 from potstill import telemetry
 from potstill.distill import DistillConfig
+from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.files import open_regular, read_json
 from potstill.jobs import new_distillation, new_training, resolved
 from potstill.policies import load_policy
+from potstill.ppo import PPOConfig
 from potstill.runs import Run, StopRequested, stop_on_signals, sweep
+from potstill.study import local
 from potstill.study.local import LocalProcess, Process
 from potstill.study.pace import Pace, Underway
 from potstill.study.plan import Cell
@@ -110,7 +113,8 @@ def execute(
         Every run as it ends, and first those that had ended without being in `done`.
 
     Raises:
-        InputError: a run in `folder` belongs to another plan, or what is asked for does not fit.
+        InputError: a run in `folder` belongs to another plan, a worker cannot make the task, or what is asked for does
+            not fit. No run directory is made then.
         StudyInterrupted: SIGINT or SIGTERM; the workers have saved and stopped.
     """
     for name, value in (("workers", workers), ("retries", retries), ("patience", patience)):
@@ -121,6 +125,7 @@ def execute(
     workers = workers or max(1, runtime.cores // threads)
     each = replace(runtime, threads=threads)
     waiting = _due(cells, folder, done)
+    _check_tasks(waiting)
     runs = {
         cell.name: open_or_create(cell, folder, each)
         for cell in waiting
@@ -217,6 +222,17 @@ def execute(
                 worker.process.close(SAVING if time.monotonic() >= until and not stop.requested else patience)
         if stop.requested:
             raise StudyInterrupted(stop)
+
+
+def _check_tasks(cells: Sequence[Cell]) -> None:
+    """Refuses tasks that a worker, which knows no more than the modules that the user named, could not make."""
+    teachers = {cell.teacher for cell in cells if isinstance(cell.config, DistillConfig)}
+    tasks = {load_policy(teacher).env for teacher in teachers if teacher is not None}
+    tasks |= {cell.config.env for cell in cells if isinstance(cell.config, PPOConfig)}
+    for env in tasks:
+        check_task(env)
+        if not is_builtin(env) and (said := local.check(env)) is not None:
+            raise InputError(f"workers cannot play what this process can: {said}")
 
 
 def open_or_create(cell: Cell, folder: Path, runtime: Runtime) -> Run:

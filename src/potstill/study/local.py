@@ -16,7 +16,8 @@ from potstill.errors import InputError, reason
 from potstill.files import open_append
 from potstill.runs import Run
 
-if TYPE_CHECKING:  # which brings torch along
+if TYPE_CHECKING:  # which bring torch along
+    from potstill.envs import EnvConfig
     from potstill.evaluation import EvalConfig
     from potstill.training.runtime import Runtime
 
@@ -62,6 +63,19 @@ def launch(
         process.stdin.write(json.dumps(job).encode() + b"\n")
         process.stdin.flush()
     return process
+
+
+def check(env: "EnvConfig") -> str | None:
+    """Why a worker cannot make a task; None where it can."""
+    worker = subprocess.run(
+        [sys.executable, "-m", "potstill.study.worker"],
+        input=json.dumps({"check": asdict(env)}) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = [line for line in worker.stderr.splitlines() if line.strip()] or ["no reason given"]
+    return said[-1].removeprefix("potstill: ") if worker.returncode else None
 
 
 class LocalProcess:

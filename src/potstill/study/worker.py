@@ -2,6 +2,7 @@
 
 Reads one JSON line on stdin: {"run": directory, "runtime": settings, "eval": games, "data": folder, "origins": {role:
 policy}}. The study keeps the other end of stdin open; when it closes, however the study ended, the run saves and stops.
+Or {"check": task}: whether a worker can make that.
 """
 
 import json
@@ -12,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from potstill.envs import EnvConfig, check_task
 from potstill.errors import DivergedError, InputError, TaskError, Terminated, printable, reason
 from potstill.evaluation import EvalConfig
 from potstill.imports import VARIABLE, import_modules
@@ -22,15 +24,19 @@ from potstill.training.runtime import Runtime
 
 
 def main() -> None:
-    """Does the run; exits 0, or 1 with a line that says why, or 130 / 143 where it was asked to stop."""
+    """Does what it reads; exits 0, or 1 with a line that says why, or 130 / 143 where it was asked to stop."""
     line = sys.stdin.readline()
     if not line.endswith("\n"):
         sys.exit("potstill: the study ended before it said what to do")
     job = json.loads(line)
     signal.signal(signal.SIGTERM, _terminate)  # where no loop waits for it
-    threading.Thread(target=_stop_with_the_study, daemon=True).start()
+    if "check" not in job:
+        threading.Thread(target=_stop_with_the_study, daemon=True).start()
     try:
         import_modules(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)), VARIABLE)
+        if "check" in job:
+            check_task(rebuild(EnvConfig, job["check"]))
+            return
         origins = {role: Path(path) for role, path in job["origins"].items()}
         runtime, eval_config = rebuild(Runtime, job["runtime"]), rebuild(EvalConfig, job["eval"])
         execute(Run.open(Path(job["run"])), runtime, eval_config, Path(job["data"]), origins)
