@@ -84,17 +84,15 @@ class Run(runs.Run):
         return Record(runs.read_document(self.result_path))
 
     def export(self, path: str | Path, **options: Any) -> Record:
-        """Writes the policy as a file of others, here ONNX, checked against PyTorch; what is known of that file.
+        """Writes the policy as a file of others, checked against PyTorch; what is known of that file.
 
         Args:
-            path: must not exist; its ending says the format.
-            options: as `export.onnx.export` has them.
+            path: must not exist; its ending says the format: .onnx, .c, or .zip for Stable-Baselines3.
+            options: as `export.export` has them.
         """
-        from potstill.export import onnx
+        from potstill.export import export
 
-        if Path(path).suffix != ".onnx":
-            raise InputError(f"{path}: the ending says the format, and .onnx is known")
-        return Record(onnx.export(self.loaded, Path(path), **options))
+        return Record(export(self.loaded, Path(path), **options))
 
     def _shown(self) -> Record:
         result = self.result if self.result_path.exists() else Record()

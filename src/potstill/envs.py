@@ -118,7 +118,7 @@ class Envs:
             self._venv = _make_gymnasium(config, num_envs)
         else:
             self._venv = _Apart(config, num_envs, threads) if apart else _make_atari(config, num_envs, threads)
-        space = self._venv.single_action_space
+        space = self.action_space = self._venv.single_action_space
         self.bounds: Array | None = None  # (2, d) float32, least and greatest value of each continuous action
         if isinstance(space, gymnasium.spaces.Box):
             self.bounds = _bounds(config, space)
@@ -128,7 +128,7 @@ class Envs:
             self._actions = np.array(config.actions if config.actions is not None else range(int(space.n)))
             if self._actions.size < 2 or self._actions.min() < 0 or self._actions.max() >= space.n:
                 raise InputError(f"actions {config.actions} do not fit {config.id}, which has {space.n}, at least 2")
-        observation_space = self._venv.single_observation_space
+        observation_space = self.observation_space = self._venv.single_observation_space
         if not isinstance(observation_space, gymnasium.spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
         self.observation_shape = observation_space.shape

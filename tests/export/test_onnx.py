@@ -327,7 +327,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
     [
         (["--out", "there.onnx"], "there.onnx exists: choose another --out"),
         (["--out", "small.onnx", "--int8"], "small.int8.onnx exists: choose another --out"),
-        (["--out", "policy.pt"], "policy.pt: ONNX files are written as .onnx"),
+        (["--out", "policy.pt"], "policy.pt: the ending says the format: .onnx, .c, or .zip"),
+        (["--out", "policy.pt", "--format", "onnx"], "policy.pt: ONNX files are written as .onnx"),
+        (["--out", "policy.zip", "--int8"], "Stable-Baselines3 has no 8-bit networks: leave out --int8"),
         (["--out", "nowhere/policy.onnx"], "cannot write nowhere/policy.onnx: no such file or directory"),
         (["--episodes", "-1"], "episodes must be at least 1"),
         (["--opset", "10"], "--opset is 11 to"),

@@ -5,12 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from potstill.api import Record
-from potstill.errors import InputError
 from potstill.load import load, sb3
 from potstill.options import describe_value, parse
 from potstill.tasks import find_env
@@ -45,9 +44,10 @@ class _Export:
     env: str | None = None
     """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
     out: Path | None = None
-    """The file; must not exist. Default: policy.onnx, or policy.c."""
-    format: Literal["onnx", "c"] | None = None
-    """onnx, or c: a .c and a .h of C99 for a microcontroller. Both hold the normalisation. Default: as --out ends."""
+    """The file; must not exist. Default: policy.onnx, policy.c or policy.zip."""
+    format: Literal["onnx", "c", "sb3"] | None = None
+    """onnx, or c: a .c and a .h of C99 for a microcontroller, or sb3: a zip that Stable-Baselines3's
+    PPO loads. All hold the normalisation. Default: as --out ends."""
     int8: bool = False
     """Write a quantised version beside it too (policy.int8.onnx, policy_int8.c), unless that is larger or slower."""
     opset: int | None = None
@@ -64,22 +64,23 @@ class _Export:
 
 def export(arguments: Sequence[str]) -> None:
     """`potstill export`."""
-    from potstill.export import c, onnx
+    from potstill.export import export as written
 
     options = parse(_Export, arguments, "export")
-    out = options.out or Path(f"policy.{options.format or 'onnx'}")
-    kind = options.format or ("c" if out.suffix == ".c" else "onnx")
-    if options.opset is not None and kind != "onnx":
-        raise InputError("--opset is ONNX's: leave it out")
+    ending = {"c": "c", "sb3": "zip"}.get(options.format or "", "onnx")
     runtime = Runtime(threads=options.threads)
     runtime.settle()
-    loaded = load(options.policy, options.env)
-    settings: dict[str, Any] = {"int8": options.int8, "episodes": options.episodes, "seed": options.seed}
-    settings |= {"threads": runtime.cores, "quiet": options.json and not sys.stderr.isatty()}
-    if kind == "c":
-        record = c.export(loaded, out, **settings)
-    else:
-        record = onnx.export(loaded, out, opset=onnx.OPSET if options.opset is None else options.opset, **settings)
+    record = written(
+        load(options.policy, options.env),
+        options.out or Path(f"policy.{ending}"),
+        options.format,
+        int8=options.int8,
+        opset=options.opset,
+        episodes=options.episodes,
+        seed=options.seed,
+        threads=runtime.cores,
+        quiet=options.json and not sys.stderr.isatty(),
+    )
     if options.json:
         print(json.dumps(record, allow_nan=False))
         return
@@ -93,7 +94,9 @@ def export(arguments: Sequence[str]) -> None:
         if name not in record["models"]["float32"]:
             continue
         table.add_row(name.replace("_", " "), *(Text(describe_value(model[name])) for model in models))
-    for games in ("score", "action_noise", "observation_noise", "delay") if options.episodes else ():
+    for games in ("score", "action_noise", "observation_noise", "delay"):
+        if games not in record["models"]["float32"]:
+            continue
         for name in ("mean", "ci95", "worst", "episodes") if games == "score" else ("mean",):
             title = name if games == "score" else f"{name}, {games.replace('_', ' ')}"
             table.add_row(title, *(Text(describe_value(model[games][name])) for model in models))

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from potstill import checkpoints, evaluation
@@ -27,6 +28,8 @@ class Actor(NamedTuple):
     observations: Array  # (B, *observation shape), raw, of the environment's own dtype
     actions: list[int]  # the environment's own, by index; empty where actions are continuous
     bounds: Array | None  # (2, d) of continuous actions, in their space's own dtype
+    observation_space: Any = None  # of the task, as Gymnasium has them
+    action_space: Any = None
 
     @property
     def units(self) -> tuple[Array, Array]:
@@ -49,19 +52,23 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
         for number, transition in zip(range(OBSERVED), play, strict=False):
             if number % 8 == 0:  # neighbours look alike
                 seen.append(transition.observations.copy())
-        dtype, bounds = envs.observation_dtype, envs.bounds
+        dtype, space = envs.observation_dtype, envs.action_space
+        bounds = np.stack([space.low, space.high]) if isinstance(space, Box) else None
         actions = [] if envs.continuous else envs.own_actions(np.arange(envs.num_actions)).tolist()
     if "network" in loaded.document:  # a checkpoint of ours, which has a probe
         seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
-    return Actor(policy, layers(policy), np.concatenate(seen).astype(dtype), actions, bounds)
+    return Actor(
+        policy, layers(policy), np.concatenate(seen).astype(dtype), actions, bounds, envs.observation_space, space
+    )
 
 
-def layers(policy: Policy) -> list[nn.Module]:
-    """The deployed actor's layers in order: the value head, or a split critic, stays behind."""
+def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
+    """The deployed actor's layers in order, or those of the critic, whether or not it has a trunk of its own."""
+    trunk, head = (policy.critic_trunk or policy.trunk, policy.critic) if critic else (policy.trunk, policy.actor)
     activation = nn.Tanh() if policy.family == "mlp" else nn.ReLU()
-    convs = [layer for conv in policy.trunk.convs for layer in (conv, nn.ReLU())]
-    linears = [layer for linear in policy.trunk.linears for layer in (linear, activation)]
-    return [*convs, nn.Flatten(), *linears, policy.actor]
+    convs = [layer for conv in trunk.convs for layer in (conv, nn.ReLU())]
+    linears = [layer for linear in trunk.linears for layer in (linear, activation)]
+    return [*convs, nn.Flatten(), *linears, head]
 
 
 def channels_last(policy: Policy) -> bool:

@@ -1,0 +1,79 @@
+"""Zips out, opened by the real Stable-Baselines3."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from potstill.envs import Envs
+from potstill.errors import InputError
+from potstill.export import sb3
+from potstill.load import load
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import load_policy, save_policy
+from potstill.tasks import find_env
+
+
+def saved(folder, task, **network):
+    """A policy with opinions that normalises its inputs, and values in units of its own; loaded again."""
+    env = find_env(task)
+    with closing(Envs(env, 8)) as envs:
+        probe = envs.reset(3)
+        policy = Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions, envs.continuous)
+    policy.initialise(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        policy.actor.weight *= 100
+        policy.return_scale.fill_(7.0)
+        if policy.log_std is not None:
+            policy.log_std.fill_(-0.5)
+    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    save_policy(folder / "policy.safetensors", policy, env, probe, {})
+    return load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "network"),
+    [
+        ("cartpole", {"width": "1/8"}),
+        ("cartpole", {"width": "1/8", "family": "mlp-relu", "critic": "split", "critic_width": "1/4"}),
+        ("pendulum", {"width": "1/4"}),
+    ],
+)
+def test_ppo_opens_the_zip_and_predicts_and_values_what_we_do(tmp_path, task, network):
+    loaded = saved(tmp_path, task, **network)
+    record = sb3.export(loaded, tmp_path / "policy.zip")
+    assert record["max_difference"] < 1e-4
+    model = PPO.load(tmp_path / "policy.zip", device="cpu")
+    policy, game = loaded.policy, find_env(task)
+    with closing(Envs(game, 4)) as envs:
+        observations = envs.reset(0)
+        for _ in range(20):
+            with torch.no_grad():
+                logits, value = policy(torch.from_numpy(observations))
+                theirs = model.policy.predict_values(torch.from_numpy(observations))
+            ours = policy.distribution.greedy(logits).numpy()
+            predicted, _ = model.predict(observations, deterministic=True)
+            np.testing.assert_allclose(predicted, envs.own_actions(ours), atol=1e-4)
+            np.testing.assert_allclose(theirs[:, 0].numpy(), value.numpy(), atol=1e-4)
+            observations = envs.step(ours).observations
+    again = load(tmp_path / "policy.zip", task).policy
+    with torch.no_grad():
+        shown = torch.from_numpy(observations)
+        torch.testing.assert_close(again(shown)[0], policy(shown)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_what_sb3_cannot_hold_is_refused_with_the_reason(tmp_path):
+    pong = saved(tmp_path, "pong", width="1/64")
+    with pytest.raises(InputError, match="SB3 knows neither these convolutions nor a clipped normalisation"):
+        sb3.export(pong, tmp_path / "policy.zip")
+    folder = tmp_path / "some"
+    folder.mkdir()
+    acrobot = saved(folder, "acrobot", width="1/8")
+    policy = Policy(NetworkConfig("1/8"), acrobot.policy.observation_shape, 2)
+    some = replace(acrobot, policy=policy, env=replace(acrobot.env, actions=(0, 2)), document={})
+    with pytest.raises(InputError, match=r"uses the actions \[0, 2\] of its task alone"):
+        sb3.export(some, tmp_path / "policy.zip")
+    assert not (tmp_path / "policy.zip").exists()
