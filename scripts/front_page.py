@@ -17,6 +17,7 @@ from statistics import mean
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from numpy.random import default_rng
 
 from potstill.analysis.statistics import permutation_test
 from potstill.arms import look_of
@@ -174,7 +175,8 @@ def pilots(pong: Scores, breakout: Scores) -> str:
 def _against(x: Scores, arm: str, y: Scores, other: str, size: int) -> str:
     """Two arms of one size: the scores of both, and the exact test of their difference, greedy and sampled."""
     tests = " and ".join(
-        f"{permutation_test(x.runs(arm, size, play), y.runs(other, size, play)):.3f} {play}" for play in PLAYS
+        f"{permutation_test(x.runs(arm, size, play), y.runs(other, size, play), default_rng(0)):.3f} {play}"
+        for play in PLAYS
     )
     runs = f"{len(x.runs(arm, size))} and {len(y.runs(other, size))} runs"
     return (

@@ -8,16 +8,14 @@ from scipy import optimize, stats
 
 from potstill.analysis.scaling import (
     convergence,
-    fit,
     isotonic,
-    leave_one_size_out,
     pareto_front,
     size_bounds,
     size_ratio,
     size_to_reach,
     slope,
-    smoothed_rate,
 )
+from potstill.analysis.statistics import resample_curve
 from potstill.errors import InputError
 
 SIZES = np.array([1e3, 4e3, 16e3, 64e3, 256e3, 1024e3])
@@ -113,13 +111,13 @@ def test_the_seed_decides_a_ratio_s_interval():
 
 
 def test_teachers_shared_by_all_sizes_are_drawn_together():
-    """Teachers that shift the whole curve: its slope is certain, whatever they are."""
+    """Teachers that shift the whole curve: the steps between its sizes are certain, whatever they are."""
     curve = [[[mean + skill + np.zeros(1)] * 2 for skill in (-3.0, 0.0, 4.0)] for mean in (-2.0, -1.0, 0.0)]
-    rates = [[[1 / (1 + np.exp(-run)) for run in runs] for runs in cell] for cell in curve]
-    exponent = fit([1, math.e, math.e**2], rates, "sigmoid", rng(), 500).exponent
-    assert exponent.interval() == pytest.approx((1, 1, 1))
+    deviations = resample_curve(curve, rng(), 500).deviations
+    assert deviations[:, 1:] == pytest.approx(deviations[:, :-1])
+    assert deviations.std() > 0.5
     with pytest.raises(InputError, match=r"the same teachers must be at every size: found \[3, 3, 2\] of them"):
-        fit([1, 2, 3], [*rates[:2], rates[2][:2]], "sigmoid", rng())
+        resample_curve([*curve[:2], curve[2][:2]], rng())
 
 
 @pytest.mark.parametrize("teachers", [1, 3])
@@ -202,42 +200,6 @@ def test_a_run_has_converged_where_its_curve_is_flat_and_more_steps_gain_nothing
 def test_only_the_last_quarter_counts():
     late = STEPS > 750_000
     assert convergence(STEPS, NOISE + ~late * 50).slope == slope(STEPS[late], NOISE[late])
-
-
-@pytest.mark.parametrize(
-    ("law", "means"), [("sigmoid", 1 / (1 + np.exp(0.4 * np.log(SIZES) - 3))), ("power", 50 * SIZES**-0.7)]
-)
-def test_a_law_is_recovered_from_data_that_obey_it(law, means):
-    found = fit(SIZES, cells(means), law, rng(), 100)
-    assert found.exponent.interval() == pytest.approx([{"sigmoid": -0.4, "power": -0.7}[law]] * 3)
-    assert found.predict(SIZES) == pytest.approx(means)
-    assert leave_one_size_out(SIZES, cells(means), law) == pytest.approx(np.zeros(6), abs=1e-9)
-
-
-def test_held_out_sizes_tell_the_laws_apart():
-    lost = 1 / (1 + np.exp(0.9 * np.log(SIZES) - 9))
-    noisy = [[[rate * math.exp(0.05 * e) * np.ones(1) for e in rng(i).normal(size=5)]] for i, rate in enumerate(lost)]
-    sigmoid, power = (np.sqrt((leave_one_size_out(SIZES, noisy, law) ** 2).mean()) for law in ("sigmoid", "power"))
-    assert sigmoid < power / 3
-
-
-def test_the_interval_of_an_exponent_holds_the_truth_in_93_to_98_of_100_studies():
-    seeded, held = rng(), 0
-    for _ in range(500):
-        curve = [[[np.exp(1 - 0.5 * np.log(size) + 0.5 * seeded.normal(size=1)) for _ in range(5)]] for size in SIZES]
-        _, low, high = fit(SIZES, curve, "power", seeded, 500).exponent.interval()
-        held += low <= -0.5 <= high
-    assert 465 <= held <= 490
-
-
-def test_values_outside_a_law_s_range_are_refused_and_smoothed_rates_never_are():
-    with pytest.raises(InputError, match=r"between 0 and 1\.0, not 1\.0"):
-        fit(SIZES, cells([0.5] * 5 + [1.0]), "sigmoid", rng())
-    with pytest.raises(InputError, match=r"between 0 and inf, not 0\.0"):
-        leave_one_size_out(SIZES, cells([0.0] * 6), "power")
-    with pytest.raises(InputError, match="3 sizes or more"):
-        leave_one_size_out(SIZES[:2], cells([0.1, 0.2]), "power")
-    assert smoothed_rate([0, 3, 9], 9) == pytest.approx([0.05, 0.35, 0.95])
 
 
 def test_the_pareto_front_is_what_no_other_point_beats():

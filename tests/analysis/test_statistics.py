@@ -275,14 +275,14 @@ def test_a_permutation_test_is_scipys_over_every_split():
         x, y = seeded.normal(1, 1, m), seeded.normal(0, 2, n)
         reference = stats.permutation_test((x, y), lambda a, b: abs(a.mean() - b.mean()), n_resamples=np.inf,
                                            alternative="greater")  # fmt: skip
-        assert permutation_test(x, y) == pytest.approx(reference.pvalue)
+        assert permutation_test(x, y, rng()) == pytest.approx(reference.pvalue)
 
 
 def test_the_least_that_a_permutation_test_can_say_is_that_of_the_observed_split_and_its_mirror():
-    assert permutation_test([1, 2, 3], [7, 8, 9]) == pytest.approx(0.1)
-    assert permutation_test([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == pytest.approx(2 / 252)
-    assert permutation_test([0.1, 0.2], [0.1, 0.2]) == 1.0
-    assert permutation_test([0.1] * 3, [0.1] * 3) == 1.0
+    assert permutation_test([1, 2, 3], [7, 8, 9], rng()) == pytest.approx(0.1)
+    assert permutation_test([1, 2, 3, 4, 5], [6, 7, 8, 9, 10], rng()) == pytest.approx(2 / 252)
+    assert permutation_test([0.1, 0.2], [0.1, 0.2], rng()) == 1.0
+    assert permutation_test([0.1] * 3, [0.1] * 3, rng()) == 1.0
 
 
 @pytest.mark.parametrize(("spread", "most"), [(8.0, 0.06), (2.4, 0.09)])
@@ -291,13 +291,19 @@ def test_a_permutation_tests_false_alarms_at_five_runs_with_the_spreads_seen(spr
     # below 0.05 is a false alarm: 4.6 % where the spreads are equal, 7.5 % where they are not, as the test is exact for
     # two arms of one distribution only.
     seeded = rng(1)
-    p = [permutation_test(8.0 * seeded.normal(size=5), spread * seeded.normal(size=5)) for _ in range(1000)]
+    p = [permutation_test(8.0 * seeded.normal(size=5), spread * seeded.normal(size=5), seeded) for _ in range(1000)]
     assert 0.03 < np.mean(np.array(p) < 0.05) < most
 
 
-def test_a_permutation_test_of_nothing_of_what_is_no_number_or_of_too_many_splits_is_refused():
+def test_a_permutation_test_of_nothing_or_of_what_is_no_number_is_refused():
     for x, y in (([], [1.0]), ([np.nan], [1.0]), ([[1.0]], [[2.0]])):
         with pytest.raises(InputError):
-            permutation_test(x, y)
-    with pytest.raises(InputError, match="30 runs against 30"):
-        permutation_test(np.arange(30), np.arange(30))
+            permutation_test(x, y, rng())
+
+
+def test_of_too_many_splits_a_permutation_test_draws_some_which_the_seed_decides():
+    x, y = rng(2).normal(0.5, 1, 8), rng(3).normal(0, 1, 8)
+    exact, drawn = permutation_test(x, y, rng()), permutation_test(x, y, rng(), limit=10_000)
+    assert drawn == pytest.approx(exact, abs=0.03)
+    assert drawn == permutation_test(x, y, rng(), limit=10_000) != permutation_test(x, y, rng(1), limit=10_000)
+    assert permutation_test(np.arange(30), np.arange(100, 130), rng()) == pytest.approx(1 / 20_000)

@@ -18,8 +18,8 @@ from potstill.report.answers import answer
 
 FEW = {"rl": 1.0, "distill-student": 3.0}
 DRAWN = ("iqm_by_size", "size_ratios", "differences", "improvements", "learning_costs", "cost_fronts")
-DRAWN += ("bad_starts", "covariate_shift", "size_laws")
-SECTIONS = ("Sizes and scores", "Size needed for a score", "Difference at equal size", "Laws of size", "Learning")
+DRAWN += ("bad_starts", "covariate_shift", "growth")
+SECTIONS = ("Sizes and scores", "Size needed for a score", "Difference at equal size", "Growth with size", "Learning")
 SECTIONS += ("Cost of deployment", "Bad starts", "Covariate shift", "Scores of single games", "All runs", "Methods")
 
 
@@ -114,16 +114,12 @@ def test_several_studies_stand_on_one_page_each_task_answering_for_itself():
     contents = text(re.findall(r"<nav.*?</nav>", html, flags=re.DOTALL)[0])
     assert contents.count("Sizes and scores") == 2 == contents.count("Pong") + contents.count("Breakout")
     by_task = words[words.index("1. Does RL need a bigger network") : words.index("1. Does learning from reward")]
-    assert re.search(r"Pong Yes, at this budget: \d\.\d+ times for \S+ points \(\d\.\d+ to", by_task)
-    assert re.search(
-        r"Yes, at this budget: \+\d+\.\d at \S+ \(\+\d+\.\d to \+\d+\.\d\); higher at \d of 3 sizes", by_task
-    )
-    assert re.search(
-        r"shown: the \w+ of \w+( a)? points?( lost)? x 0\.\d\d \(0\S+ to 0\S+\) by RL,"
-        r" x 0\.\d\d \(0\S+ to 0\S+\) distilled, per doubling",
-        by_task,
-    )
-    assert "not known Cannot be said 18 of 30 Each task" in by_task  # no law of a negative score, so no number either
+    assert re.search(r"Pong Open: .{10,40} more than \d\.\d times at 0 points \(from \d\.\d, no upper end\)", by_task)
+    assert "with actions sampled" in by_task
+    # Three runs against three: no test can show a difference.
+    assert "Not shown: played greedily higher at 0 of 3 sizes; with actions sampled higher at 0 of 3 sizes" in by_task
+    assert re.search(r"RL from scratch [+]\d+\.\d, [+]\d+\.\d; student-led distillation [+]\d+\.\d, ", by_task)
+    assert "18 of 30 Each task" in by_task
     assert "whether it holds for other tasks is not known" not in words
     assert "whether it holds for other tasks is not known" in text(page.render(studies[:1], resamples=200))
     with pytest.raises(InputError, match="two of the studies are of pong"):

@@ -1,4 +1,4 @@
-"""How score goes with size: the size a score takes, ratios of such sizes, laws, convergence, the Pareto front."""
+"""How score goes with size: the size a score takes, ratios of such sizes, convergence, the Pareto front."""
 
 import math
 from collections.abc import Sequence
@@ -12,18 +12,14 @@ from scipy import stats
 from potstill.analysis.statistics import (
     Arm,
     Curve,
-    Estimate,
     FloatArray,
     Interval,
-    iqm,
     percentiles,
     resample_curve,
     welch,
     widen,
 )
 from potstill.errors import InputError
-
-Law = Literal["sigmoid", "power"]
 
 
 @dataclass(frozen=True)
@@ -59,19 +55,6 @@ class Convergence:
     """Of the last quarter of the learning curve, in score per step."""
     gain: float | None
     """Score that the extension of the budget added; None where there was none."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """g(y) = intercept + exponent * ln(size); g is logit for a sigmoid, ln for a power law."""
-
-    law: Law
-    intercept: float
-    exponent: Estimate
-
-    def predict(self, sizes: ArrayLike) -> FloatArray:
-        """y at these sizes, in its own units; shape as given."""
-        return _inverse(self.intercept + self.exponent.value * np.log(np.asarray(sizes, dtype=np.float64)), self.law)
 
 
 def isotonic(scores: ArrayLike) -> FloatArray:
@@ -256,63 +239,6 @@ def convergence(steps: ArrayLike, scores: ArrayLike, gain: float | None = None, 
     return Convergence(verdict, last, gain)
 
 
-def smoothed_rate(successes: ArrayLike, trials: ArrayLike) -> FloatArray:
-    """(successes + 1/2) / (trials + 1): a rate that is never 0 or 1, so that its logit exists (Haldane 1956)."""
-    return np.asarray((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1.0))
-
-
-def fit(sizes: ArrayLike, cells: Sequence[Arm], law: Law, rng: np.random.Generator, resamples: int = 10_000) -> Fit:
-    """Sigmoid or power law of a quantity in size, by least squares on the transformed interquartile means.
-
-    Fit both to the same quantity to compare them. In Pong that is the share of points lost: as a sigmoid its logit,
-    which is minus that of the point-win rate, goes with log size; as a power law its logarithm does. Steps to a
-    threshold have a power law only.
-
-    Args:
-        sizes: (S,) parameters, increasing.
-        cells: S arms, one per size. A run's mean must lie between 0 and 1 for a sigmoid, above 0 for a power law: see
-            `smoothed_rate`.
-        law: "sigmoid" or "power".
-        rng: decides everything drawn.
-        resamples: B.
-
-    Returns:
-        The fit. The exponent's interval holds the runs' noise, given that the law is right; whether it is, held-out
-        sizes tell (`leave_one_size_out`).
-
-    Raises:
-        InputError: fewer than 2 sizes; a run's mean outside the law's range; or as `size_bounds` and `resample_curve`.
-    """
-    x = np.log(_sizes(sizes, len(cells)))
-    curve = resample_curve(_transformed(cells, law), rng, resamples)
-    intercept, exponent = _line(x, curve.values)
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    df = curve.df[0] if curve.shared else welch(weights**2 * curve.deviations.var(axis=0), curve.df)
-    return Fit(law, float(intercept), Estimate(float(exponent), exponent + widen(curve.deviations @ weights, df, rng)))
-
-
-def leave_one_size_out(sizes: ArrayLike, cells: Sequence[Arm], law: Law) -> FloatArray:
-    """Prediction less observation at each size, (S,), by the law fitted to the other sizes; units of the quantity.
-
-    The ends are extrapolated to. Laws are compared by the root of the mean square of these errors.
-
-    Args:
-        sizes, cells, law: as `fit`.
-
-    Raises:
-        InputError: fewer than 3 sizes, or as `fit`.
-    """
-    x = np.log(_sizes(sizes, len(cells)))
-    if len(x) < 3:
-        raise InputError("leaving a size out takes 3 sizes or more")
-    y = np.array([_runs_iqm(cell) for cell in _transformed(cells, law)])
-    errors = []
-    for i, cell in enumerate(cells):
-        intercept, exponent = _line(np.delete(x, i), np.delete(y, i))
-        errors.append(_inverse(intercept + exponent * x[i], law) - _runs_iqm(cell))
-    return np.array(errors)
-
-
 def pareto_front(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
     """Which of N points no other one beats: as cheap and as good, and better in either; (N,) bool.
 
@@ -374,31 +300,3 @@ def _bounded(value: tuple[FloatArray, FloatArray], drawn: tuple[FloatArray, Floa
         below=float((bare & ~topless).mean()),
         unknown=float((bare & topless).mean()),
     )
-
-
-def _line(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Least-squares intercept and slope, (...,), of y (..., S) on x (S,)."""
-    centred = x - x.mean()
-    gradient = np.asarray(y @ centred / (centred @ centred))
-    return np.asarray(y.mean(axis=-1) - gradient * x.mean()), gradient
-
-
-def _transformed(cells: Sequence[Arm], law: Law) -> list[list[list[FloatArray]]]:
-    """Each run's mean on the scale on which the law is a line."""
-    top = 1.0 if law == "sigmoid" else math.inf
-
-    def g(run: FloatArray) -> FloatArray:
-        y = float(np.mean(run)) if len(run) else math.nan
-        if not 0 < y < top:
-            raise InputError(f"a {law} law takes values between 0 and {top}, not {y}: smooth rates of 0 and 1")
-        return np.array([math.log(y) - (math.log1p(-y) if law == "sigmoid" else 0.0)])
-
-    return [[[g(run) for run in runs] for runs in cell] for cell in cells]
-
-
-def _inverse(y: FloatArray, law: Law) -> FloatArray:
-    return np.asarray(1 / (1 + np.exp(-y)) if law == "sigmoid" else np.exp(y))
-
-
-def _runs_iqm(cell: Arm) -> float:
-    return iqm([float(np.mean(run)) for runs in cell for run in runs])

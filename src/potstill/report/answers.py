@@ -8,17 +8,18 @@ from potstill.report.cells import Cell, Certificate, Record, Scale, cells_of, ce
 from potstill.report.comparisons import (
     Ablation,
     Budget,
+    Comparison,
     Difference,
-    Longer,
+    Growth,
     Ratio,
-    Scaling,
     ablations,
     budgets,
     differences,
     front,
+    growths,
     longer,
     ratios,
-    scalings,
+    sampled,
     ways,
 )
 
@@ -37,11 +38,13 @@ class Answers:
     ways: tuple[Difference, ...]
     """The other distilled arms less `student`."""
     budgets: tuple[Budget, ...]
-    scalings: tuple[Scaling, ...]
+    growths: tuple[Growth, ...]
     front: dict[str, tuple[bool, ...]]
     """Of each cost, which of `cells` no other beats in cost and score; False for a cell without that cost."""
     ablations: tuple[Ablation, ...]
-    longer: Longer | None
+    sampled: Comparison | None
+    """With actions sampled: as much an answer as the greedy one. None where that was not played."""
+    longer: Comparison | None
     """None where RL was not given twice the budget."""
     notes: tuple[str, ...]
     """What was left out of a computation, and why."""
@@ -90,9 +93,10 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
         tuple(differences(by_arm, scale, seed, resamples)),
         tuple(ways(by_arm, scale, seed, resamples)),
         tuple(budgets(by_arm)),
-        tuple(scalings(by_arm, scale, seed, resamples, notes)),
+        tuple(growths(by_arm, seed, resamples)),
         {cost: front(cells, cost) for cost in ("latency_ms", "bytes", "macs")},
         tuple(ablations(cells, scale, seed, resamples)),
+        sampled(records, scale, seed, resamples),
         longer(records, by_arm, scale, seed, resamples),
         tuple(dict.fromkeys(notes)),
     )

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from potstill.analysis import scaling
 from potstill.analysis.scaling import Convergence
 from potstill.analysis.statistics import (
     Arm,
@@ -122,14 +121,6 @@ def learning_curve(record: Record) -> list[tuple[float, float]]:
     """(step, score) of the points of a record's `curve` that have a score."""
     points = [(number(point, "step"), number(point, "score")) for point in record.get("curve") or []]
     return [(step, score) for step, score in points if step is not None and score is not None]
-
-
-def share_lost(run: Record) -> FloatArray:
-    """Share of the points lost in a run of a game to 21, kept off 0 and 1; (1,)."""
-    games = np.array(run.get("returns") or [run["score"]], dtype=np.float64)
-    played = float((42 - np.abs(games)).sum())  # the winner has 21 points, the loser 21 less the score
-    lost = float(np.where(games < 0, 21, 21 - games).sum())
-    return scaling.smoothed_rate(np.array([lost]), np.array([played]))
 
 
 def scale_of(task: str, records: Sequence[Record]) -> Scale:

@@ -2,23 +2,23 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from potstill.analysis import scaling
-from potstill.analysis.scaling import Bounded, Law
+from potstill.analysis.scaling import Bounded
 from potstill.analysis.statistics import (
     Arm,
-    Estimate,
     FloatArray,
     Interval,
     difference,
     holm,
+    permutation_test,
     probability_of_improvement,
 )
 from potstill.arms import REWARD, STUDENTS
-from potstill.errors import InputError
 from potstill.report.cells import (
     Cell,
     Record,
@@ -26,9 +26,8 @@ from potstill.report.cells import (
     cells_of,
     generator,
     name,
-    share_lost,
+    number,
     student_arm,
-    teacher_of,
     units_of,
 )
 
@@ -55,7 +54,8 @@ class Difference:
     parameters: int
     score: Interval
     p: float | None
-    """Holm-corrected over the sizes of the arm; None where a cell has one outermost unit: no test."""
+    """Of the permutation test of the difference of means (of ways, of the paired bootstrap), Holm-corrected over the
+    arm's sizes; None where a cell has one outermost unit: no test."""
     equivalent: bool
     improvement: Interval
     """Probability that a run of the arm scores above one of RL."""
@@ -77,17 +77,13 @@ class Budget(NamedTuple):
         return self.alone is not None and self.alone[0] >= ENOUGH
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """A law of size of one arm, and how well it predicts sizes left out."""
+class Growth(NamedTuple):
+    """What a doubling of the parameters brings an arm between two neighbouring sizes."""
 
     arm: str
-    law: Law
-    exponent: Estimate
-    intercept: float
-    held_out: float | None
-    """Root mean square of the errors, in units of the quantity; None with fewer than 3 sizes."""
-    sizes: tuple[int, ...]
+    sizes: tuple[int, int]
+    score: Interval
+    """Points per doubling; without ends where a size has a single run."""
 
 
 class Ablation(NamedTuple):
@@ -100,8 +96,8 @@ class Ablation(NamedTuple):
     """Their difference over the teachers that both have, which are paired; None where one has a single run."""
 
 
-class Longer(NamedTuple):
-    """The distilled arm that the answers are about against RL with twice the budget (the arm rl-long)."""
+class Comparison(NamedTuple):
+    """The distilled arm that the answers are about against RL, played or trained in another way than theirs."""
 
     ratios: tuple[Ratio, ...]
     differences: tuple[Difference, ...]
@@ -172,42 +168,47 @@ def budgets(arms: dict[str, list[Cell]]) -> Iterable[Budget]:
             )
 
 
-def scalings(
-    arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int, notes: list[str]
-) -> Iterable[Scaling]:
-    """Of Pong the share of points lost, by both laws; of another task the score, which has no ceiling to bend under."""
-    laws: tuple[Law, ...] = ("sigmoid", "power") if scale.points else ("power",)
+def growths(arms: dict[str, list[Cell]], seed: int, resamples: int) -> Iterable[Growth]:
+    """Between neighbouring sizes of each arm; paired over the teachers that both sizes have."""
     for arm in (arm for arm in (*REWARD, *STUDENTS) if arm in arms):
-        curve = _curve(arms[arm], notes)
-        if len(curve.cells) < 2:
-            continue
-        measured: list[Arm] = [
-            [[_quantity(run, scale) for run in cell.runs if teacher_of(run) == teacher] for teacher in curve.teachers]
-            for cell in curve.cells
-        ]
-        sizes = [cell.parameters for cell in curve.cells]
-        for law in laws:
-            try:
-                fit = scaling.fit(sizes, measured, law, generator(seed, "law", arm, law), resamples)
-                errors = scaling.leave_one_size_out(sizes, measured, law) if len(sizes) > 2 else None
-            except InputError as error:
-                notes.append(f"No {law} law of {name(arm)}: {error}.")
+        for small, large in pairwise(arms[arm]):
+            x, y = _with_shared(large, small)
+            if not x:
                 continue
-            held_out = float(np.sqrt(np.mean(errors**2))) if errors is not None else None
-            yield Scaling(arm, law, fit.exponent, fit.intercept, held_out, tuple(sizes))
+            gain = difference(x, y, generator(seed, "growth", arm, small.parameters), len(x) > 1, resamples).interval()
+            doublings = float(np.log2(large.parameters / small.parameters))
+            yield Growth(arm, (small.parameters, large.parameters), Interval(*(each / doublings for each in gain)))
 
 
 def longer(
     records: Sequence[Record], arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int
-) -> Longer | None:
+) -> Comparison | None:
     """The same ratios and differences with the runs of rl-long in the place of RL's; None without such runs."""
-    doubled = [run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"]
-    cells = list(cells_of(doubled, (), scale, seed, resamples))
-    student = student_arm(arms)
-    if not cells or student is None:
+    doubled = list(
+        cells_of([run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"], (), scale, seed, resamples)
+    )
+    return _comparison(doubled, arms.get(student_arm(arms) or "", []), scale, seed, resamples)
+
+
+def sampled(records: Sequence[Record], scale: Scale, seed: int, resamples: int) -> Comparison | None:
+    """The same ratios and differences with actions sampled, by the mean of each run's games; None where RL or the
+    students were not played so."""
+    played = [
+        run | {"score": run["score_sampled"], "returns": None}
+        for run in records
+        if number(run, "score_sampled") is not None
+    ]
+    cells = list(cells_of(played, (), scale, seed, resamples))
+    student = student_arm({cell.arm for cell in cells})
+    rl, students = ([cell for cell in cells if cell.arm == arm] for arm in ("rl", student))
+    return _comparison(rl, students, scale, seed, resamples)
+
+
+def _comparison(rl: list[Cell], students: list[Cell], scale: Scale, seed: int, resamples: int) -> Comparison | None:
+    if not (rl and students):
         return None
-    pair = {"rl": cells, student: arms[student]}
-    return Longer(tuple(ratios(pair, scale, seed, resamples, [])), tuple(differences(pair, scale, seed, resamples)))
+    pair = {"rl": rl, students[0].arm: students}
+    return Comparison(tuple(ratios(pair, scale, seed, resamples, [])), tuple(differences(pair, scale, seed, resamples)))
 
 
 def ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:
@@ -248,7 +249,14 @@ def _compared(pairs: Sequence[_Pair], what: str, scale: Scale, seed: int, resamp
         for cell, x, y, paired, _ in pairs
     ]
     tested = [min(units_of(pair.games), units_of(pair.others)) > 1 for pair in pairs]
-    corrected = iter(holm([each.p_value() for each, yes in zip(found, tested, strict=True) if yes]).tolist())
+    p = [
+        each.p_value()
+        if paired
+        else permutation_test(_means(x), _means(y), generator(seed, "p", what, cell.arm, cell.parameters))
+        for each, (cell, x, y, paired, _), yes in zip(found, pairs, tested, strict=True)
+        if yes
+    ]
+    corrected = iter(holm(p).tolist())
     for (cell, x, y, _, lower_bound), each, yes in zip(pairs, found, tested, strict=True):
         yield Difference(
             cell.arm,
@@ -302,5 +310,5 @@ def _place(cell: Cell) -> tuple[str, int]:
     return str(cell.runs[0].get("method")), cell.parameters
 
 
-def _quantity(run: Record, scale: Scale) -> FloatArray:
-    return share_lost(run) if scale.points else np.array([run["score"]], dtype=np.float64)
+def _means(games: Arm) -> list[float]:
+    return [float(np.mean(run)) for runs in games for run in runs]

@@ -163,8 +163,9 @@ def _sections(answers: Answers) -> Iterable[Section]:
     yield _of(
         answers,
         "Difference at equal size",
-        "The arm's interquartile mean less that of RL from scratch. p is corrected over the arm's sizes by Holm's"
-        f" method; equivalent: the 90 % interval lies within {answers.scale.margin:.2g} of no difference. The"
+        "The arm's interquartile mean less that of RL from scratch. p is that of the exact permutation test of the"
+        " difference of means, corrected over the arm's sizes by Holm's method; equivalent: the 90 % interval lies"
+        f" within {answers.scale.margin:.2g} of no difference. The"
         " probability is that of a run of the arm scoring above one of RL. <=: RL is not shown to have converged, so"
         " the difference may be smaller.",
         [drawn.differences, drawn.improvements],
@@ -172,10 +173,10 @@ def _sections(answers: Answers) -> Iterable[Section]:
     )
     yield _of(
         answers,
-        "Laws of size",
-        "Both laws are fitted to the same quantity and judged by their error at sizes left out of the fit.",
-        [drawn.size_laws],
-        [tables.laws(answers), tables.reach(answers)],
+        "Growth with size",
+        "Between each two neighbouring sizes, as no one law fits them; paired over the teachers that both sizes have.",
+        [drawn.growth],
+        [tables.growths(answers), tables.reach(answers)],
     )
     yield _of(
         answers,

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
 from potstill.report.answers import Answers
-from potstill.report.cells import Cell, number, share_lost
+from potstill.report.cells import Cell, number
 from potstill.report.drawing import (
     NARROW,
     beside,
@@ -25,7 +25,7 @@ from potstill.report.drawing import (
     size_axis,
 )
 from potstill.report.figures import GREY, STYLE, WIDTH, short
-from potstill.report.words import LEVEL, headline_laws, task
+from potstill.report.words import LEVEL, task
 
 
 def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
@@ -298,35 +298,23 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
     return figure
 
 
-def size_laws(answers: Answers, width: float = WIDTH) -> Figure:
-    """The quantity that the laws of size are fitted to, per run, and the sigmoid and the power law through it."""
-    if headline_laws(answers) is None:
-        raise InputError("no law of size could be fitted to both RL from scratch and a distilled network")
-    arms = ["rl", answers.student or ""]
+def growth(answers: Answers, width: float = WIDTH) -> Figure:
+    """Points that a doubling of the parameters brings RL and the students, between each two neighbouring sizes."""
+    arms = [arm for arm in ("rl", answers.student) if arm and any(each.arm == arm for each in answers.growths)]
+    if not arms:
+        raise InputError("no arm has runs at two sizes")
     with rc_context(STYLE):
-        quantity = "share of points lost" if answers.scale.points else "score"
-        kinds = {"sigmoid": "-", "power": (0, (4, 2))}
-        note = (
-            "a dot per run; solid: sigmoid; dashed: power law"
-            if answers.scale.points
-            else "a dot per run; line: power law"
-        )
-        figure, (ax,) = canvas(f"{quantity.capitalize()} against size, {task(answers)}", note, width, 4.2)
-        for cell in (cell for cell in answers.cells if cell.arm in arms):
-            values = [float(share_lost(run)[0]) if answers.scale.points else run["score"] for run in cell.runs]
-            look = look_of(cell.arm)
-            ax.plot([cell.parameters] * len(values), values, look.marker, color=look.colour, alpha=0.5, markersize=4.5)
-        for law in (law for law in answers.scalings if law.arm in arms):
-            sizes = np.geomspace(min(law.sizes), max(law.sizes), 100)
-            y = law.intercept + law.exponent.value * np.log(sizes)
-            style: Any = kinds[law.law] if answers.scale.points else "-"
-            curve = 1 / (1 + np.exp(-y)) if law.law == "sigmoid" else np.exp(y)
-            ax.plot(sizes, curve, color=look_of(law.arm).colour, linestyle=style, linewidth=1.4)
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 20, not 2 x 10^1
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        note = "between neighbouring sizes, played greedily; 95 % intervals"
+        figure, (ax,) = canvas(f"Points gained per doubling of the parameters, {task(answers)}", note, width, 4.2)
+        ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
+        for order, arm in enumerate(arms):
+            look, mine = look_of(arm), [each for each in answers.growths if each.arm == arm]
+            x = [math.sqrt(math.prod(each.sizes)) * beside(order, len(arms)) for each in mine]
+            for at, each in zip(x, mine, strict=True):
+                interval(ax, at, each.score.low, each.score.high, look.colour)
+            ax.plot(x, [each.score.value for each in mine], color=look.colour, marker=look.marker, markersize=5.5)
         size_axis(ax, [cell for cell in answers.cells if cell.arm in arms], width)
-        ax.set_ylabel(f"{quantity} (log scale)")
+        ax.set_ylabel("points per doubling")
         legend(figure, key_of(arms), width)
     return figure
 

@@ -44,13 +44,12 @@ def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
         done = sum(record.get("status") == "done" for record in answers.records)
         bigger, equal, scaling = map(short_reply, words.replies(answers))
         runs = f"{done} of {max(planned or 0, len(answers.records))}"
-        return [words.task(answers), bigger, equal, words.twice(answers) or "not known", scaling, runs]
+        return [words.task(answers), bigger, equal, scaling, runs]
 
     headings = (
         "task",
         "1. Does RL need a bigger network for the same score?",
         "2. Can a student beat RL of its size?",
-        "1 and 2, RL with twice the budget",
         "3. How do both scale with size?",
         "runs so far",
     )
@@ -155,20 +154,18 @@ def _differences(title: str, each_of: Sequence[Difference]) -> Table:
     return Table(title, headings, rows)
 
 
-def laws(answers: Answers) -> Table:
-    quantity = "share of points lost" if answers.scale.points else "score"
-    rows = []
-    for law in answers.scalings:
-        value, low, high = law.exponent.interval()
-        held_out = f"{law.held_out:.2g}" if law.held_out is not None else "takes 3 sizes"
-        rows.append(
-            [name(law.arm), law.law, f"{len(law.sizes)}", f"{value:.2f}", _interval(low, high, ".2f"), held_out]
-        )
-    return Table(
-        "Laws, fitted and left out",
-        ("arm", "law", "sizes", "exponent", "95 % interval", f"error left out, {quantity}"),
-        rows,
-    )
+def growths(answers: Answers) -> Table:
+    rows = [
+        [
+            name(each.arm),
+            "{:,} to {:,}".format(*each.sizes),
+            _signed(each.score.value),
+            _interval(*each.score[1:], "+.1f"),
+        ]
+        for each in answers.growths
+    ]
+    headings = ("arm", "parameters", "points per doubling", "95 % interval")
+    return Table("Points gained per doubling of the parameters", headings, rows)
 
 
 def reach(answers: Answers) -> Table:

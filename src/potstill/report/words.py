@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from potstill.analysis.statistics import Estimate
 from potstill.arms import REWARD, STUDENTS
 from potstill.report.answers import Answers
 from potstill.report.cells import learning_curve, name, steps_to_reach
-from potstill.report.comparisons import ENOUGH, Difference, Ratio, Scaling
+from potstill.report.comparisons import ENOUGH, Difference, Ratio
 from potstill.report.figures import short
 
 QUESTIONS = (
@@ -35,32 +34,7 @@ class Reply(NamedTuple):
 def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
     """The three questions and their answers, by rules that were fixed before the runs (docs/report.md)."""
     bigger, equal, scaling = QUESTIONS
-    return _overhead(bigger, answers), _equal_size(equal, answers), _laws(scaling, answers)
-
-
-def headline(answers: Answers) -> Ratio | None:
-    """The ratio that answers the first question: that of the highest score with an interval of two ends, else one.
-
-    None where no ratio of RL from scratch to the distilled arm has a bound.
-    """
-    ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", answers.student)]
-    for ends in (2, 1):
-        bounded = [r for r in ours if (r.size.interval[0] > 0) + math.isfinite(r.size.interval[1]) >= ends]
-        if bounded:
-            return bounded[-1]
-    return None
-
-
-def headline_laws(answers: Answers) -> tuple[Scaling, Scaling] | None:
-    """RL's law of size and the distilled arm's: of the kind that predicts the left-out sizes of both better."""
-    found = {(each.arm, each.law): each for each in answers.scalings}
-    pairs = [
-        (found["rl", law], found[answers.student, law])
-        for law in ("sigmoid", "power")
-        if ("rl", law) in found and answers.student is not None and (answers.student, law) in found
-    ]
-    errors = [sum((each.held_out or 0.0) ** 2 for each in pair) for pair in pairs]
-    return pairs[errors.index(min(errors))] if pairs else None
+    return _overhead(bigger, answers), _equal_size(equal, answers), _growth(scaling, answers)
 
 
 def unknown(answers: Answers, planned: int | None = None, alone: bool = True) -> list[str]:
@@ -121,75 +95,82 @@ def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
     return rows
 
 
-def twice(answers: Answers) -> str:
-    """What the first two answers become where RL has twice the budget; empty where its runs do not say."""
-    told = [_longer_ratios(answers, " times for ")]
-    if found := _longer_differences(answers):
-        most = max(found, key=lambda each: each.score.value)
-        above = sum(_significant(each) and each.score.value > 0 for each in found)
-        told.append(f"{most.score.value:+.1f} at {short(most.parameters)}; higher at {above} of {len(found)} sizes")
-    return "; ".join(filter(None, told))
-
-
 def _overhead(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
         return Reply(question, "Cannot be said", missing)
-    assert answers.student is not None
-    ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", answers.student)]
+    student = answers.student or ""
+    ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)]
     if not ours:
         return Reply(
             question,
             "Cannot be said",
             "A ratio of sizes takes two sizes or more at which both RL from scratch and"
-            f" {name(answers.student)} have two runs or more; this study has fewer.",
+            f" {name(student)} have two runs or more; this study has fewer.",
         )
-    ratio = headline(answers)
     scores = ", ".join(f"{target:g}" for target in answers.scale.targets)
-    if ratio is None:
+    told = [ratio for ratio in ours if _bounded(ratio)]
+    if not told:
         return Reply(
             question,
             "Cannot be said",
             f"At none of the scores asked for ({scores}) do the runs bound the ratio of sizes: RL from scratch or"
-            f" {name(answers.student)} reaches them beyond the sizes measured, or too near their ends.",
+            f" {name(student)} reaches them beyond the sizes measured, or too near their ends. {_wanted(answers)}",
         )
-    low, high = ratio.size.interval
-    budgets = [budget for budget in answers.budgets if budget.student == answers.student]
+    soft = [ratio for ratio in answers.sampled.ratios if _bounded(ratio)] if answers.sampled else []
+    plays = [[each.size.interval for each in found] for found in ([told, soft] if answers.sampled else [told])]
+    above, below = [any(low > 1 for low, _ in f) for f in plays], [any(high < 1 for _, high in f) for f in plays]
+    holding = any(0 < low <= 1 <= high < math.inf for found in plays for low, high in found)
+    budgets = [budget for budget in answers.budgets if budget.student == student]
     fair = sum(budget.no_less for budget in budgets)
     unfair = sum(budget.alone is not None and budget.alone[1] <= 1 / ENOUGH for budget in budgets)
-    bound = any(cell.lower_bound for cell in answers.of("rl"))
-    if low > 1:
-        verdict = ("Yes, at this budget" if bound else "Yes") if fair >= 2 else "Not claimed"
-    elif high < 1:
+    open_ = any(cell.lower_bound for cell in answers.of("rl"))
+    if all(above) and not any(below) and not holding:
+        verdict = "Open" if open_ else "Yes" if fair >= 2 else "Not claimed"
+    elif all(below) and not any(above) and not holding:
         verdict = "No: a smaller one" if unfair >= 2 else "Not claimed"
     else:
         verdict = "Not shown"
+    played = f"{_ratios(told, ' times at ', answers)} in greedy play"
+    played += f"; with actions sampled {_ratios(soft, ' times at ', answers)}" if soft else ""
     sentence = (
-        f"To reach {_score(answers, ratio.target)}, RL from scratch needs {ratio_text(ratio)} times the parameters that"
-        f" {name(answers.student)} needs (95 % interval {span(low, high)})"
+        f"For the same score RL from scratch needs this many times the parameters of {name(student)} (95 % intervals):"
+        f" {played}."
     )
-    sentence += "." if low > 1 or high < 1 else ": the interval includes 1, which is no difference."
-    beyond = sum(each.size.interval[0] > 1 for each in ours)
-    below = sum(each.size.interval[1] < 1 for each in ours)
     notes = [
-        f"Of {len(ours)} scores asked for ({scores}), the interval lies above 1 at {beyond} and below 1 at {below}."
+        "A claim takes an interval on one side of 1, greedy and sampled, and none of two ends that holds 1. Scores"
+        f" asked for: {scores}."
     ]
-    if bound:
-        notes.append("RL has sizes not shown to have converged: with more training its ratio may be smaller.")
-    if again := _longer_ratios(answers, " at "):
-        notes.append(f"With twice the budget for RL the ratio is {again}.")
-    given, to, fairly = ("the student", "RL", unfair) if high < 1 else ("RL", "the student", fair)
+    if open_:
+        notes.append(
+            "RL is not shown to have converged: with more steps, or a larger critic, its ratio may be smaller."
+        )
+    if again := answers.longer and _ratios([r for r in answers.longer.ratios if _bounded(r)], " times at ", answers):
+        notes.append(f"With twice the budget for RL, greedy: {again}.")
+    notes += [_wanted(answers)] * (len(told) < len(ours))
     notes.append(
-        f"Of three budgets (agent steps, gradient steps, multiply-adds) {given} had no less than {to} of {fairly}, the"
+        f"Of three budgets (agent steps, gradient steps, multiply-adds) RL had no less than the student of {fair}, the"
         " teacher's cost left out; a claim takes two."
     )
-    figure = f"{ratio_text(ratio)} times for {_score(answers, ratio.target)} ({span(low, high)})"
-    return Reply(question, verdict, sentence, tuple(notes), figure)
+    return Reply(question, verdict, sentence, tuple(notes), f"RL's size over the student's: {played}")
+
+
+def _wanted(answers: Answers) -> str:
+    """Which sizes would bound what these do not: larger ones where an arm stays below a score, smaller ones where its
+    smallest is above it already."""
+    cells = [cells for arm in ("rl", answers.student or "") if (cells := answers.of(arm))]
+    most, least = min(each[-1].score.value for each in cells), max(each[0].score.value for each in cells)
+    above = [f"{target:g}" for target in answers.scale.targets if target > most]
+    below = [f"{target:g}" for target in answers.scale.targets if target <= least]
+    told = [f"above {short(cells[0][-1].parameters)} parameters for {', '.join(above)}"] * bool(above)
+    told += [f"below {short(cells[0][0].parameters)} for {', '.join(below)}"] * bool(below)
+    return f"Sizes that would tell more: {'; '.join(told)}." if told else "More runs would tell more."
 
 
 def _equal_size(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
         return Reply(question, "Cannot be said", missing)
-    ours = [each for each in answers.differences if each.arm == answers.student]
+    student = answers.student or ""
+    ours = [each for each in answers.differences if each.arm == student]
     tested = [each for each in ours if each.p is not None]
     if not tested:
         common = f"{len(ours)} size{'s' * (len(ours) != 1)}" if ours else "no size"
@@ -198,112 +179,101 @@ def _equal_size(question: str, answers: Answers) -> Reply:
             "Cannot be said",
             f"A test takes two runs or more of both arms at one size; they share {common}, none with so many.",
         )
-    assert answers.student is not None
-    arm = name(answers.student)
-    higher = [each for each in tested if _significant(each) and each.score.value > 0]
-    lower = [each for each in tested if _significant(each) and each.score.value < 0]
-    of = f"{len(tested)} size{'s' * (len(tested) > 1)}"
-    shown = max(higher or lower or tested, key=lambda each: abs(each.score.value))
-    effect = (
-        f"the largest difference is {shown.score.value:+.1f} at {short(shown.parameters)} parameters"
-        f" (95 % interval {span(shown.score.low, shown.score.high, '+.1f')})."
+    soft = [each for each in answers.sampled.differences if each.p is not None] if answers.sampled else []
+    plays = [("played greedily", tested)] + [("with actions sampled", soft)] * bool(soft)
+    higher, lower = (
+        [[each for each in found if _significant(each) and sign * each.score.value > 0] for _, found in plays]
+        for sign in (1, -1)
     )
-    if higher and lower:
+    if any(higher) and any(lower):
         verdict = "At some sizes"
-        sentence = f"{_capital(arm)} scores higher than RL from scratch at {len(higher)} of {of}, lower at {len(lower)}"
-    elif higher:
-        verdict = "Yes, at this budget" if all(each.lower_bound for each in higher) else "Yes"
-        sentence = f"{_capital(arm)} scores higher than RL from scratch at {len(higher)} of {of}"
-    elif lower:
+    elif all(higher):
+        verdict = "Open" if all(each.lower_bound for each in higher[0]) else "Yes"
+    elif all(lower):
         verdict = "No"
-        sentence = f"RL from scratch scores higher than {arm} at {len(lower)} of {of}, {arm} at none"
     else:
-        verdict = "Not shown"
-        sentence = f"Between {arm} and RL from scratch no difference is significant at any of {of}"
-    sentence += f"; {effect}"
+        verdict = "Only greedily" if higher[0] else "Only sampled" if any(higher) else "Not shown"
+    sentences = []
+    for (how, found), above, below in zip(plays, higher, lower, strict=True):
+        most = max(above or below or found, key=lambda each: abs(each.score.value))
+        sentences.append(
+            f"{_capital(how)}, {name(student)} scores higher than RL from scratch at {len(above)} of {len(found)}"
+            f" sizes and lower at {len(below)}; the largest difference is {most.score.value:+.1f} at"
+            f" {short(most.parameters)} parameters (95 % interval {span(most.score.low, most.score.high, '+.1f')}; p ="
+            f" {most.p:.3f})."
+        )
     equal = sum(each.equivalent for each in tested)
     notes = [
-        f"Tests are corrected over {of} by Holm's method; at {equal or 'none'} of them the two are shown to be"
-        f" equivalent, within {answers.scale.margin:.2g}{' points' * answers.scale.points}."
+        f"Exact permutation tests, corrected over the sizes by Holm's method; at {equal or 'none'} of them the two are"
+        f" shown to be equivalent, within {answers.scale.margin:.2g}{' points' * answers.scale.points}."
     ]
-    apart = {each.parameters: gap for each in tested if (gap := _sampled_gap(answers, each)) is not None}
-    if shown.parameters in apart:
+    if (least := _least(answers, tested)) >= LEVEL:
+        notes.append(f"With so few runs no test can show a difference: its p is {min(least, 1.0):.2f} at least.")
+    if again := [each for each in answers.longer.differences if each.p is not None] if answers.longer else []:
+        above_long = sum(_significant(each) and each.score.value > 0 for each in again)
         notes.append(
-            f"With actions sampled, not greedy, the student's median less that of RL is above 0 at"
-            f" {sum(gap > 0 for gap in apart.values())} of {len(apart)} sizes, and {apart[shown.parameters]:+.1f} at"
-            f" {short(shown.parameters)} parameters."
-        )
-    if again := _longer_differences(answers):
-        above = [_significant(each) and each.score.value > 0 for each in again]
-        notes.append(
-            f"With twice the budget for RL the student scores higher at {sum(above)} of {len(again)} sizes; the"
+            f"With twice the budget for RL the student scores higher at {above_long} of {len(again)} sizes; the"
             f" differences are {', '.join(f'{each.score.value:+.1f}' for each in again)} from the smallest on."
         )
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
-    ends = span(shown.score.low, shown.score.high, "+.1f")
-    figure = f"{shown.score.value:+.1f} at {short(shown.parameters)} ({ends}); higher at {len(higher)} of {of}"
-    return Reply(question, verdict, sentence, tuple(notes), figure)
-
-
-def _sampled_gap(answers: Answers, each: Difference) -> float | None:
-    """Median score of a difference's arm less that of RL, actions sampled; None where it was not played."""
-    arm, rl = (
-        next((cell.middle("score_sampled") for cell in answers.of(arm) if cell.parameters == each.parameters), None)
-        for arm in (each.arm, "rl")
+    figure = "; ".join(
+        f"{how} higher at {len(above)} of {len(found)} sizes" for (how, found), above in zip(plays, higher, strict=True)
     )
-    return arm - rl if arm is not None and rl is not None else None
+    return Reply(question, verdict, " ".join(sentences), tuple(notes), figure)
 
 
-def _longer_ratios(answers: Answers, at: str) -> str:
-    """Those with a bound where RL has twice the budget: '7.7 at a score of 22.4 (from 3.5, no upper end), ...'."""
-    found = [each for each in answers.longer.ratios if each.size.interval != (0.0, math.inf)] if answers.longer else []
-    return ", ".join(
-        f"{ratio_text(each)}{at}{_score(answers, each.target)} ({span(*each.size.interval)})" for each in found
-    )
+def _least(answers: Answers, tested: list[Difference]) -> float:
+    """The smallest p that the tests could have had, corrected: of the split that is observed, and of its mirror."""
+    least = []
+    for each in tested:
+        m, n = (
+            next(len(cell.runs) for cell in answers.of(arm) if cell.parameters == each.parameters)
+            for arm in (each.arm, "rl")
+        )
+        least.append((1 + (m == n)) / math.comb(m + n, m) * len(tested))
+    return min(least)
 
 
-def _longer_differences(answers: Answers) -> list[Difference]:
-    """Those with a test where RL has twice the budget, from the smallest size on."""
-    return [each for each in answers.longer.differences if each.p is not None] if answers.longer else []
+def _bounded(ratio: Ratio) -> bool:
+    return ratio.size.interval != (0.0, math.inf)
 
 
-def _laws(question: str, answers: Answers) -> Reply:
+def _ratios(found: Iterable[Ratio], at: str, answers: Answers) -> str:
+    """'7.7 times at a score of 22.4 (from 3.5, no upper end), ...'"""
+    return ", ".join(f"{ratio_text(r)}{at}{_score(answers, r.target)} ({span(*r.size.interval)})" for r in found)
+
+
+def _growth(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
         return Reply(question, "Cannot be said", missing)
-    pair = headline_laws(answers)
-    if pair is None:
-        return Reply(
-            question,
-            "Cannot be said",
-            "A law of size takes two sizes or more with two runs or more, in both arms; this study has fewer.",
-        )
-    rl, student = pair
-    quantity = "the score"
-    if answers.scale.points:
-        quantity = "the odds of losing a point" if rl.law == "sigmoid" else "the share of points lost"
-    low, high = _gap(rl, student)
-    verdict = "At different rates" if low > 0 or high < 0 else "No difference in rate shown"
-    sentence = (
-        f"Every doubling of the parameters multiplies {quantity} by {_doubling(rl)} in RL from scratch, and by"
-        f" {_doubling(student)} in {name(student.arm)} (95 % intervals)."
-    )
-    notes = [f"{_law(rl.law)} in size; the exponents' difference has the 95 % interval {span(low, high, '+.2f')}."]
-    errors = {
-        law: [e.held_out for e in answers.scalings if (e.law, e.arm) in ((law, rl.arm), (law, student.arm))]
-        for law in dict.fromkeys(each.law for each in answers.scalings)
+    told = {
+        arm: found for arm in ("rl", answers.student or "") if (found := [g for g in answers.growths if g.arm == arm])
     }
-    told = [
-        f"{_law(law).lower()} {' and '.join(f'{e:.2g}' for e in both)}"
-        for law, found in errors.items()
-        if len(both := [e for e in found if e is not None]) == 2
+    ends = [(found[0].score, found[-1].score) for found in told.values() if len(found) > 1]
+    known = [end for pair in ends for end in pair if math.isfinite(end.low)]
+    if len(told) < 2 or len(ends) < 2 or len(known) < 4:
+        return Reply(question, "Cannot be said", "It takes three sizes or more with two runs or more, in both arms.")
+    falls, rises = ([sign * (first.value - last.value) > 0 for first, last in ends] for sign in (1, -1))
+    apart = [first.low > last.high or last.low > first.high for first, last in ends]
+    verdict = "Not shown"
+    if all(apart) and (all(falls) or all(rises)):
+        verdict = "Less and less" if all(falls) else "More and more"
+    elif any(apart):
+        verdict = "By different rates"
+    each = [f"{name(arm)} {', '.join(f'{g.score.value:+.1f}' for g in found)}" for arm, found in told.items()]
+    sentence = (
+        f"A doubling of the parameters gains, in points from the smallest sizes to the largest: {'; '.join(each)}."
+    )
+    notes = [
+        f"{_capital(name(arm))}: between {short(g.sizes[0])} and {short(g.sizes[1])} parameters {g.score.value:+.1f}"
+        f" ({span(g.score.low, g.score.high, '+.1f')})."
+        for arm, found in told.items()
+        for g in (found[0], found[-1])
     ]
-    if len(told) == 2:
-        notes.append(f"Error at sizes left out of the fit, RL and student: {'; '.join(told)} (root mean square).")
     if any(cell.lower_bound for cell in answers.of("rl")):
-        notes.append("RL has sizes not shown to have converged: its law is that of this budget.")
-    figure = f"{quantity} x {_doubling(rl)} by RL, x {_doubling(student)} distilled, per doubling"
-    return Reply(question, verdict, sentence, tuple(notes), figure)
+        notes.append("RL has sizes not shown to have converged: its growth is that of this budget.")
+    return Reply(question, verdict, sentence, (*notes, "95 % intervals; greedy play."), "; ".join(each))
 
 
 def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:
@@ -361,22 +331,6 @@ def _missing(answers: Answers) -> str:
 
 def _significant(each: Difference) -> bool:
     return each.p is not None and each.p < LEVEL
-
-
-def _gap(rl: Scaling, student: Scaling) -> tuple[float, float]:
-    """95 % interval of RL's exponent less the student's: the two were drawn independently."""
-    value = rl.exponent.value - student.exponent.value
-    _, low, high = Estimate(value, rl.exponent.resamples - student.exponent.resamples).interval()
-    return low, high
-
-
-def _doubling(law: Scaling) -> str:
-    value, low, high = (2.0**each for each in law.exponent.interval())
-    return f"{value:.2f} ({span(low, high, '.2f')})"
-
-
-def _law(law: str) -> str:
-    return {"sigmoid": "Sigmoid", "power": "Power law"}[law]
 
 
 def _score(answers: Answers, target: float) -> str:

@@ -1,0 +1,110 @@
+"""Computes the front page's numbers again from the JSON records, with numpy and json only, and prints both.
+
+python benchmarks/recompute.py         # exits with 1 where a number on a page is not the one computed here
+
+It shares no code with potstill, so a fault of the analysis shows here. A number agrees if it is that of the page once
+it is rounded as the page rounds it.
+"""
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+ROOT = Path(__file__).resolve().parent.parent
+GAMES = {"Pong": "first/pong", "Breakout": "first/minatar-breakout", "Space Invaders": "first/minatar-space-invaders"}
+PLAYS = {"greedy": "score", "sampled": "score_sampled"}
+ARMS = {"RL": "rl", "RL, twice the steps": "rl-long", "student": "distill-student"}
+
+
+@cache
+def records(study: str) -> list[dict[str, Any]]:
+    folder = ROOT / "results" / study
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "study.json"]
+    return [record for record in found if record["status"] == "done"]
+
+
+def runs(study: str, arm: str, size: int, play: str) -> FloatArray:
+    kept = [r for r in records(study) if (r["arm"], r["parameters"]) == (arm, size)]
+    if play == "greedy":  # from the games themselves, not from the record's own mean
+        return np.array([np.mean(r["returns"]) for r in kept])
+    return np.array([r[PLAYS[play]] for r in kept])
+
+
+def permutation_p(x: FloatArray, y: FloatArray) -> float:
+    both, seen = np.concatenate([x, y]), abs(x.mean() - y.mean())
+    splits = list(itertools.combinations(range(len(both)), len(x)))
+    apart = [abs(both[list(s)].mean() - np.delete(both, s).mean()) for s in splits]
+    return float(np.mean(np.array(apart) >= seen - 1e-9))
+
+
+def rows(text: str, name: str) -> tuple[list[str], list[list[str]]]:
+    block = re.findall(f"<!-- {name}: .*?-->(.*?)<!-- end of {name} -->", text, re.DOTALL)[0]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in block.strip().splitlines()]
+    return cells[0], cells[2:]
+
+
+def tables(page: str) -> Iterator[tuple[str, str, str]]:
+    """(what, number computed, number on the page) of the two tables of docs/results.md."""
+    headings, body = rows(page, "side by side")
+    for game, size, *cells in body:
+        for heading, cell in zip(headings[2:], cells, strict=True):
+            who, play = heading.rsplit(", ", 1)
+            scores = runs(GAMES[game], ARMS[who], int(size.replace(",", "")), play)
+            computed = f"{scores.mean():.1f} ({len(scores)})" if len(scores) else "-"
+            yield f"{game} {size} {heading}", computed, cell
+    for game, who, sizes, *cells in rows(page, "growth per doubling")[1]:
+        low, high = (int(size.replace(",", "")) for size in sizes.split(" to "))
+        for play, cell in zip(PLAYS, cells, strict=True):
+            gain = runs(GAMES[game], ARMS[who], high, play).mean() - runs(GAMES[game], ARMS[who], low, play).mean()
+            yield f"{game} {who} {sizes} per doubling, {play}", f"{gain / np.log2(high / low):+.1f}", cell
+
+
+def sentences(page: str) -> Iterator[tuple[str, str, str]]:
+    """(what, words computed, the same or "not there") of the sentences of README."""
+    said = {
+        f"{game} {size:,} {arm}": " and ".join(f"{runs(GAMES[game], arm, size, p).mean():.1f} {p}" for p in PLAYS)
+        for game, size, arm in (
+            ("Pong", 1964, "distill-student"), ("Pong", 1964, "rl"), ("Breakout", 8471, "distill-student"),
+            ("Breakout", 2189, "distill-value"), ("Breakout", 2189, "finetune"), ("Breakout", 2189, "rl-long"),
+        )
+    }  # fmt: skip
+    for play in PLAYS:
+        leads = []
+        for game, study in GAMES.items():
+            both = [{r["parameters"] for r in records(study) if r["arm"] == arm} for arm in ("rl", "distill-student")]
+            means = [[runs(study, arm, n, play).mean() for n in both[0] & both[1]] for arm in ("rl", "distill-student")]
+            leads.append(f"{game} {sum(b > a for a, b in zip(*means, strict=True))} of {len(means[0])}")
+        said[f"sizes at which students lead, {play}"] = ", ".join(leads)
+    for name, first, size in (("pilot-pong", "first/pong", 1964), ("pilot-breakout", "pilot-breakout", 8471)):
+        if (ROOT / "results" / name).is_dir():
+            pairs = {play: (runs(name, "rl-split", size, play), runs(first, "rl", size, play)) for play in PLAYS}
+            if all(len(scores) for pair in pairs.values() for scores in pair):
+                said[f"{name}, p"] = " and ".join(f"{permutation_p(x, y):.3f} {play}" for play, (x, y) in pairs.items())
+                said[f"{name}, larger critic"] = " and ".join(
+                    f"{x.mean():.1f} {play}" for play, (x, _) in pairs.items()
+                )
+    for what, words in said.items():
+        yield what, words, words if words in page else "not there"
+
+
+def main() -> int:
+    found = [*sentences((ROOT / "README.md").read_text()), *tables((ROOT / "docs" / "results.md").read_text())]
+    wrong = [what for what, computed, page in found if computed != page]
+    for what, computed, page in found:
+        print(f"{what}: {computed}; on the page {page}" + ("  <-- differs" if what in wrong else ""))
+    print(f"{len(found) - len(wrong)} of {len(found)} agree")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

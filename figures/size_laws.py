@@ -1,7 +1,0 @@
-"""python figures/size_laws.py FOLDER [--arms ARM ...] [--out FILE]"""
-
-from potstill.report.scaling_figures import size_laws
-from potstill.report.script import main_of_study
-
-if __name__ == "__main__":
-    main_of_study(size_laws)
