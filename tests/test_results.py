@@ -82,7 +82,7 @@ def test_the_curves_of_an_unfinished_run_are_there_up_to_its_last_whole_line(tmp
 
 def test_every_column_of_every_table_is_described():
     assert set(TABLE) | set(EPISODES) | set(CURVES) == set(COLUMNS)
-    assert all(COLUMNS.values())
+    assert all(column.help for column in COLUMNS.values())
 
 
 def test_a_written_table_is_read_back_as_it_was(tmp_path):
@@ -131,3 +131,60 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe\n")
     with pytest.raises(InputError, match="not a table of potstill's"):
         results.read_table(tmp_path / "table.csv", TABLE)
+
+
+def test_every_start_is_a_column_in_the_order_of_the_steps_and_survives_the_csv(tmp_path):
+    starts = {"1000": {"score": 3.0}, "100": {"score": 12.5}}
+    write_run(tmp_path / "a", RESULT | {"starts": starts})
+    write_run(tmp_path / "b", RESULT)
+    table = results.runs_table(tmp_path)
+    assert [name for name in table.columns if name not in TABLE] == ["score_start_100", "score_start_1000"]
+    assert table["score_start_100"].to_list() == [12.5, None]
+    results.write_tables(tmp_path)
+    assert results.read_table(tmp_path / "table.csv", TABLE).equals(table)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda runs: (runs / "b/config.json").write_text('{"kind": '), "b/config.json is damaged: it is not JSON"),
+        (lambda runs: (runs / "b/result.json").write_text(""), "b/result.json is damaged: it is not JSON"),
+        (
+            lambda runs: (runs / "b/result.json").write_text('{"status": "done", "score": "high"}'),
+            "its score is 'high'",
+        ),
+    ],
+)
+def test_a_damaged_run_is_named_once_and_the_others_are_there(tmp_path, capsys, spoil, line):
+    write_run(tmp_path / "a", RESULT)
+    write_run(tmp_path / "b", RESULT)
+    spoil(tmp_path)
+    for read in (results.runs_table, results.episodes_table, results.curves_table):
+        assert set(read(tmp_path)["run"]) <= {"a"}
+    told = capsys.readouterr().err
+    assert told.startswith("potstill: left out: ")
+    assert line in told
+    assert told.count("\n") == 1
+
+
+def test_a_bad_line_of_metrics_costs_that_run_its_curve_alone(tmp_path, capsys):
+    (write_run(tmp_path / "a", RESULT) / "metrics.jsonl").write_text('{"step": 1, "score": 2.0}\n')
+    (write_run(tmp_path / "b", RESULT) / "metrics.jsonl").write_text('{"step": 1}\nno\n{"step": 2}\n')
+    assert results.curves_table(tmp_path)["run"].to_list() == ["a"]
+    assert results.runs_table(tmp_path)["run"].to_list() == ["a", "b"]
+    assert capsys.readouterr().err == f"potstill: left out: {tmp_path}/b/metrics.jsonl, line 2: not a JSON object" + (
+        " with an integer 'step'\n"
+    )
+
+
+def test_json_that_is_no_record_is_ignored_with_a_line_and_a_torn_record_is_left_out(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps({"run": "a", **RESULT}))
+    (tmp_path / "notes.json").write_text('{"todo": []}')
+    (tmp_path / "torn.json").write_text('{"run": "to')
+    (tmp_path / "empty.json").write_text("")
+    assert results.runs_table(tmp_path)["run"].to_list() == ["a"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"potstill: left out: {tmp_path}/empty.json is damaged: it is not JSON",
+        f"potstill: left out: {tmp_path}/torn.json is damaged: it is not JSON",
+        f"potstill: ignored: {tmp_path}/notes.json is no record of a run of a study",
+    ]

@@ -4,13 +4,16 @@ A folder holds run directories, or a study's records: one JSON file per run, `<r
 """
 
 import math
+import re
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
-from polars.datatypes import DataType, DataTypeClass
+from polars.datatypes import DataTypeClass
 
 from potstill import telemetry
 from potstill.analysis.scaling import Convergence, convergence
@@ -20,85 +23,121 @@ from potstill.errors import InputError, printable
 from potstill.files import read_bytes
 from potstill.runs import Run, read_document
 
-COLUMNS = {
-    "run": "directory name",
-    "status": "done, failed, interrupted, running or new; only a run that is done has scores",
-    "kind": "train or distill",
-    "arm": "a study's name for how the policy came to be, or: rl (PPO), rl-split (with a critic of its own),"
-    " distill-student, distill-teacher, distill-mixed, ppd (PPO beside a teacher), finetune (PPO from a given policy)",
-    "method": "rl, distill, ppd or finetune",
-    "env": "the task: an ALE ROM or a Gymnasium id",
-    "width": "multiplier on the units of every hidden layer, as a fraction",
-    "parameters": "parameters of the deployed actor: trunk and action head",
-    "conv": "of these, in convolutions",
-    "linear": "of these, in linear layers",
-    "macs": "multiply-adds of the deployed actor for one observation",
-    "bytes": "size of the deployed actor: float32 parameters and normalisation",
-    "latency_ms": "milliseconds from one raw observation to its logits, batch 1, one thread: median",
-    "latency_p95_ms": "the same, 95th percentile",
-    "seed": "the run's seed",
-    "teacher": "where the teacher lay; empty for an arm without one",
-    "lead": "who acted during distillation: student, teacher or mixed",
-    "objective": "distillation loss",
-    "mode": "when the student was updated",
-    "env_steps": "agent steps played in training",
-    "gradient_steps": "optimiser steps",
-    "training_macs": "multiply-adds of the training: acting, labelling by the teacher, forward and backward passes",
-    "teacher_env_steps": "agent steps the teacher itself was trained for",
-    "teacher_gradient_steps": "optimiser steps of the teacher's own training",
-    "teacher_training_macs": "multiply-adds of the teacher's own training",
-    "initial_env_steps": "agent steps of the distillation a finetune began with",
-    "initial_gradient_steps": "optimiser steps of that distillation",
-    "initial_training_macs": "multiply-adds of that distillation",
-    "wall_seconds": "seconds of training, evaluation not included",
-    "score": "mean score of whole games, greedy, sticky as trained; in curves.csv of the last 100 training games",
-    "ci95_low": "lower end of the 95 % interval of score, over distinct games of this one run",
-    "ci95_high": "its upper end",
-    "median": "median score of a game",
-    "std": "standard deviation of a game's score",
-    "p_negative": "share of games with a score below 0",
-    "distinct": "distinct games: repeats of a game are counted once",
-    "episodes": "games played for the evaluation",
-    "point_win_rate": "points scored of all points played, 0 to 1",
-    "score_sampled": "mean score with sampled actions, sticky as trained",
-    "score_nosticky": "mean greedy score without sticky actions; empty where the task has none",
-    "beside_games": "games behind score_sampled, and behind score_nosticky unless it is above 30: then 30",
-    "score_start_50": "mean greedy score after 50 steps of a random policy, sticky as trained",
-    "score_start_200": "the same after 200",
-    "score_start_500": "the same after 500",
-    "converged": "of an RL run with a learning curve, in a study: converged, not converged or unknown, see"
-    " docs/analysis.md",
-    "teacher_score": "the teacher's mean score, greedy, sticky as trained",
-    "teacher_point_win_rate": "the teacher's share of the points",
-    "random_score": "mean score of a uniformly random policy, where it was measured",
-    "agreement": "share of the policy's own states where its greedy action is the teacher's; in curves.csv of a batch",
-    "kl": "KL(teacher || policy) on the policy's own states, nats; in curves.csv of PPO between old and new policy",
-    "agreement_teacher_states": "agreement on the teacher's states",
-    "kl_teacher_states": "KL(teacher || policy) on the teacher's states, nats",
-    "action_difference": "between greedy continuous actions and the teacher's, absolute, in units of half the range, on"
-    " the policy's own states; in curves.csv of a batch",
-    "action_difference_teacher_states": "the same on the teacher's states",
-    "command": "what was run",
-    "commit": "the code's commit",
-    "machine": "where it ran",
-    "threads": "CPU threads it used",
-    "precision": "arithmetic in training: float32 or bfloat16",
-    "error": "why the run failed",
-    "game": "number of the game within the run's evaluation, from 0",
-    "step": "agent steps so far",
-    "seconds": "seconds of training so far",
-    "games": "games finished so far",
-    "loss": "distillation loss of a batch",
-    "policy_loss": "PPO's clipped policy loss",
-    "value_loss": "loss of the value head",
-    "entropy": "entropy of the policy, nats",
-    "clip_fraction": "share of samples whose probability ratio was clipped",
-    "grad_norm": "norm of the gradient before clipping",
-    "learning_rate": "the optimiser's",
-    "return_scale": "unit of the value head: running deviation of the returns",
-}
-"""Every column of every table: what it holds, and its unit where it has one."""
+TEXT, WHOLE, NUMBER = pl.String, pl.Int64, pl.Float64
 
+
+class Column(NamedTuple):
+    """A column of the tables."""
+
+    name: str
+    dtype: DataTypeClass
+    help: str
+    """What it holds, and its unit where it has one."""
+
+
+_COLUMNS = (
+    Column("run", TEXT, "directory name"),
+    Column("status", TEXT, "done, failed, interrupted, running or new; only a run that is done has scores"),
+    Column("kind", TEXT, "train or distill"),
+    Column("arm", TEXT, "a study's name for how the policy came to be, or a name of `arms.ARMS`"),
+    Column("method", TEXT, "rl, distill, ppd or finetune"),
+    Column("env", TEXT, "the task: an ALE ROM or a Gymnasium id"),
+    Column("width", TEXT, "multiplier on the units of every hidden layer, as a fraction"),
+    Column("parameters", WHOLE, "parameters of the deployed actor: trunk and action head"),
+    Column("conv", WHOLE, "of these, in convolutions"),
+    Column("linear", WHOLE, "of these, in linear layers"),
+    Column("macs", WHOLE, "multiply-adds of the deployed actor for one observation"),
+    Column("bytes", WHOLE, "size of the deployed actor: float32 parameters and normalisation"),
+    Column("latency_ms", NUMBER, "milliseconds from one raw observation to its logits, batch 1, one thread: median"),
+    Column("latency_p95_ms", NUMBER, "the same, 95th percentile"),
+    Column("seed", WHOLE, "the run's seed"),
+    Column("teacher", TEXT, "where the teacher lay; empty for an arm without one"),
+    Column("lead", TEXT, "who acted during distillation: student, teacher or mixed"),
+    Column("objective", TEXT, "distillation loss"),
+    Column("mode", TEXT, "when the student was updated"),
+    Column("env_steps", WHOLE, "agent steps played in training"),
+    Column("gradient_steps", WHOLE, "optimiser steps"),
+    Column(
+        "training_macs",
+        WHOLE,
+        "multiply-adds of the training: acting, labelling by the teacher, forward and backward passes",
+    ),
+    Column("teacher_env_steps", WHOLE, "agent steps the teacher itself was trained for"),
+    Column("teacher_gradient_steps", WHOLE, "optimiser steps of the teacher's own training"),
+    Column("teacher_training_macs", WHOLE, "multiply-adds of the teacher's own training"),
+    Column("initial_env_steps", WHOLE, "agent steps of the distillation a finetune began with"),
+    Column("initial_gradient_steps", WHOLE, "optimiser steps of that distillation"),
+    Column("initial_training_macs", WHOLE, "multiply-adds of that distillation"),
+    Column("wall_seconds", NUMBER, "seconds of training, evaluation not included"),
+    Column(
+        "score",
+        NUMBER,
+        "mean score of whole games, greedy, sticky as trained; in curves.csv of the last 100 training games",
+    ),
+    Column("ci95_low", NUMBER, "lower end of the 95 % interval of score, over distinct games of this one run"),
+    Column("ci95_high", NUMBER, "its upper end"),
+    Column("median", NUMBER, "median score of a game"),
+    Column("std", NUMBER, "standard deviation of a game's score"),
+    Column("p_negative", NUMBER, "share of games with a score below 0"),
+    Column("distinct", WHOLE, "distinct games: repeats of a game are counted once"),
+    Column("episodes", WHOLE, "games played for the evaluation"),
+    Column("point_win_rate", NUMBER, "points scored of all points played, 0 to 1"),
+    Column("score_sampled", NUMBER, "mean score with sampled actions, sticky as trained"),
+    Column("score_nosticky", NUMBER, "mean greedy score without sticky actions; empty where the task has none"),
+    Column(
+        "beside_games", WHOLE, "games behind score_sampled, and behind score_nosticky unless it is above 30: then 30"
+    ),
+    Column(
+        "converged",
+        TEXT,
+        "of an RL run with a learning curve, in a study: converged, not converged or unknown, see docs/analysis.md",
+    ),
+    Column("teacher_score", NUMBER, "the teacher's mean score, greedy, sticky as trained"),
+    Column("teacher_point_win_rate", NUMBER, "the teacher's share of the points"),
+    Column("random_score", NUMBER, "mean score of a uniformly random policy, where it was measured"),
+    Column(
+        "agreement",
+        NUMBER,
+        "share of the policy's own states where its greedy action is the teacher's; in curves.csv of a batch",
+    ),
+    Column(
+        "kl",
+        NUMBER,
+        "KL(teacher || policy) on the policy's own states, nats; in curves.csv of PPO between old and new policy",
+    ),
+    Column("agreement_teacher_states", NUMBER, "agreement on the teacher's states"),
+    Column("kl_teacher_states", NUMBER, "KL(teacher || policy) on the teacher's states, nats"),
+    Column(
+        "action_difference",
+        NUMBER,
+        "between greedy continuous actions and the teacher's, absolute, in units of half the range, on the"
+        " policy's own states; in curves.csv of a batch",
+    ),
+    Column("action_difference_teacher_states", NUMBER, "the same on the teacher's states"),
+    Column("command", TEXT, "what was run"),
+    Column("commit", TEXT, "the code's commit"),
+    Column("machine", TEXT, "where it ran"),
+    Column("threads", WHOLE, "CPU threads it used"),
+    Column("precision", TEXT, "arithmetic in training: float32 or bfloat16"),
+    Column("error", TEXT, "why the run failed"),
+    Column("game", WHOLE, "number of the game within the run's evaluation, from 0"),
+    Column("step", WHOLE, "agent steps so far"),
+    Column("seconds", NUMBER, "seconds of training so far"),
+    Column("games", WHOLE, "games finished so far"),
+    Column("loss", NUMBER, "distillation loss of a batch"),
+    Column("policy_loss", NUMBER, "PPO's clipped policy loss"),
+    Column("value_loss", NUMBER, "loss of the value head"),
+    Column("entropy", NUMBER, "entropy of the policy, nats"),
+    Column("clip_fraction", NUMBER, "share of samples whose probability ratio was clipped"),
+    Column("grad_norm", NUMBER, "norm of the gradient before clipping"),
+    Column("learning_rate", NUMBER, "the optimiser's"),
+    Column("return_scale", NUMBER, "unit of the value head: running deviation of the returns"),
+)
+COLUMNS = {column.name: column for column in _COLUMNS}
+"""Every column of every table by name, but those of starts: `score_start_50`, a NUMBER, is the mean greedy score after
+50 steps of a random policy, sticky as trained; a table has one for each start that its runs were scored from."""
+
+_START = re.compile(r"score_start_([0-9]{1,18})")
 _NAMES = tuple(COLUMNS)
 TABLE = _NAMES[: _NAMES.index("game")]
 TABLE_LIMIT = 1 << 30  # bytes of a CSV
@@ -106,39 +145,75 @@ CURVE_POINTS = 200  # of a record's learning curve, at most
 EPISODES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "game", "score")
 CURVES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "step", "seconds", "games", "score")
 CURVES += ("agreement", "kl", "action_difference", *_NAMES[_NAMES.index("loss") :])
-
-_TEXT = {"run", "status", "kind", "arm", "method", "converged", "env", "width", "teacher", "lead", "objective", "mode"}
-_TEXT |= {"command", "commit", "machine", "precision", "error"}
 _LABELS = {"arm", "method", "env", "width"}
-_INTEGER = {"parameters", "conv", "linear", "macs", "bytes", "seed"}
-_INTEGER |= {f"{whose}{what}" for whose in ("", "teacher_", "initial_") for what in ("env_steps", "gradient_steps")}
-_INTEGER |= {"training_macs", "teacher_training_macs", "initial_training_macs"}
-_INTEGER |= {"distinct", "episodes", "beside_games", "threads", "game", "games", "step"}
+
+
+class Found(NamedTuple):
+    """What a folder of runs or of records holds."""
+
+    records: list[dict[str, Any]]
+    damaged: dict[str, str]
+    """Why a run cannot be read, by its name."""
+    ignored: list[str]
+    """JSON files that are no records, a line for each."""
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """One record per run, by directory name: `run`, `path`, `status`, what config.json knows, and result.json's keys.
 
-    Unfinished and failed runs are there too, with their status; folders that are no runs are not. `folder` may itself
-    be a run.
+    Unfinished and failed runs are there too, with their status; folders that are no runs are not. A damaged run, and
+    JSON that is no record, is named on stderr, once, and left out. `folder` may itself be a run.
 
     Raises:
-        InputError: no run there, or a file of one is damaged.
+        InputError: no run there, or none that can be read.
     """
+    found = find_runs(folder)
+    if not found.records and found.damaged:
+        more = f"; so are {len(found.damaged) - 1} others" if len(found.damaged) > 1 else ""
+        raise InputError(f"{next(iter(found.damaged.values()))}{more}")
+    if not found.records:
+        raise InputError(f"{folder} holds no runs: no record, and no directory with a config.json or a result.json")
+    tell(found)
+    return found.records
+
+
+def find_runs(folder: Path) -> Found:
+    """As `read_runs`, silently and with what is left out. Raises InputError where `folder` is no folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: a folder of runs is needed")
-    records = [] if _is_run(folder) else sorted(folder.glob("*.json"))
-    if records:
-        return [_read_record(path) for path in records if path.name != "study.json"]
-    places = (
-        [folder]
-        if _is_run(folder)
-        else sorted(path for path in folder.iterdir() if path.name[0] != "." and _is_run(path))
-    )
-    if not places:
-        raise InputError(f"{folder} holds no runs: no record, and no directory with a config.json or a result.json")
-    return [_read_run(path) for path in places]
+    files = [] if _is_run(folder) else [path for path in sorted(folder.glob("*.json")) if path.name != "study.json"]
+    found = Found([], {}, [])
+    for path in files:
+        try:
+            if (record := _read_record(path)) is not None:
+                found.records.append(record)
+            else:
+                found.ignored.append(f"{path} is no record of a run of a study")
+        except InputError as error:
+            found.damaged[path.stem] = str(error)
+    if found.records or found.damaged:
+        return found
+    inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and _is_run(path))
+    for path in [folder] if _is_run(folder) else inside:
+        try:
+            found.records.append(_read_run(path))
+        except InputError as error:
+            found.damaged[path.name] = str(error)
+    return found
+
+
+def tell(found: Found) -> None:
+    """Names on stderr what is left out of a folder: a line each, and once in a process."""
+    for line in found.damaged.values():
+        _tell(f"left out: {line}")
+    for line in found.ignored:
+        _tell(f"ignored: {line}")
+
+
+@cache
+def _tell(line: str) -> None:
+    print(f"potstill: {line}", file=sys.stderr)
 
 
 def as_record(path: Path) -> dict[str, Any]:
@@ -167,10 +242,10 @@ def episodes_table(folder: Path) -> pl.DataFrame:
 
 
 def curves_table(folder: Path) -> pl.DataFrame:
-    """A row per metrics.jsonl record of all runs, unfinished ones included, columns `CURVES`.
+    """A row per metrics.jsonl record of all runs, unfinished ones included, columns `CURVES`; a damaged one is named.
 
     Raises:
-        InputError: as `read_runs`, or a metrics.jsonl is damaged.
+        InputError: as `read_runs`.
     """
     return _curves_frame(read_runs(folder))
 
@@ -199,7 +274,9 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
         return frames[columns](read_runs(path))
     try:
         # From bytes: polars' own file errors say less than the system's.
-        frame = pl.read_csv(read_bytes(path, TABLE_LIMIT, follow=True), schema_overrides=_schema(columns))
+        text = read_bytes(path, TABLE_LIMIT, follow=True)
+        columns = _with_starts(columns, text.partition(b"\n")[0].decode(errors="replace").rstrip().split(","))
+        frame = pl.read_csv(text, schema_overrides=_schema(columns))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} is not a table of potstill's: {str(error).splitlines()[0]}") from error
     missing = [name for name in columns if name not in frame.columns]
@@ -241,8 +318,12 @@ def _read_run(path: Path) -> dict[str, Any]:
     return _with_interval(record)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record = _read_result(path)
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record at `path`; None where it is no record, but JSON of another kind."""
+    record = read_document(path)
+    if "run" not in record and "status" not in record:
+        return None
+    _checked(record, path)
     if record.get("run") != path.stem or record.get("status") is None:
         raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
     return _with_interval(record | {"path": path})
@@ -279,12 +360,8 @@ def _is_allowed(key: str, value: Any) -> bool:
     """Whether a result may hold `value` under `key`: what a table shows or a report computes with is of one type."""
     if value is None:
         return True
-    if key in _TEXT or key == "status":
-        return isinstance(value, str)
-    if key in _INTEGER:
-        return _is_whole(value)
     if key in COLUMNS:
-        return _is_number(value)
+        return _fits(COLUMNS[key], value)
     if key in ("ci95", "returns"):
         return isinstance(value, list) and all(map(_is_number, value)) and (key == "returns" or len(value) == 2)
     if key == "starts":
@@ -302,14 +379,16 @@ def _is_point(point: Any) -> bool:
         isinstance(point, dict)
         and point.get("step") is not None
         and all(
-            key not in COLUMNS or value is None or (_is_whole(value) if key in _INTEGER else _is_number(value))
+            key not in COLUMNS or value is None or (COLUMNS[key].dtype != TEXT and _fits(COLUMNS[key], value))
             for key, value in point.items()
         )
     )
 
 
-def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
+def _fits(column: Column, value: Any) -> bool:
+    if column.dtype == TEXT:
+        return isinstance(value, str)
+    return _is_number(value) and (column.dtype == NUMBER or value == int(value))
 
 
 def _is_number(value: Any) -> bool:
@@ -324,7 +403,7 @@ def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
         after = {f"score_start_{steps}": score["score"] for steps, score in starts.items()}
         certificate = certificates.get(record["run"])
         rows.append(record | after | {"converged": certificate.verdict if certificate is not None else None})
-    return _frame(rows, TABLE)
+    return _frame(rows, _with_starts(TABLE, {name for row in rows for name in row}))
 
 
 def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
@@ -346,7 +425,11 @@ def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
     if "curve" in record:
         return list(record["curve"] or [])
     metrics = record["path"] / "metrics.jsonl"
-    return telemetry.read(metrics) if metrics.is_file() else []
+    try:
+        return telemetry.read(metrics) if metrics.is_file() else []
+    except InputError as error:  # the other runs have curves
+        _tell(f"left out: {error}")
+        return []
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:
@@ -367,5 +450,14 @@ def _with_plain_labels(frame: pl.DataFrame, otherwise: str) -> pl.DataFrame:
     return frame
 
 
-def _schema(columns: tuple[str, ...]) -> dict[str, DataType | DataTypeClass]:
-    return {c: pl.String if c in _TEXT else pl.Int64 if c in _INTEGER else pl.Float64 for c in columns}
+def _schema(columns: tuple[str, ...]) -> dict[str, DataTypeClass]:
+    return {name: NUMBER if _START.fullmatch(name) else COLUMNS[name].dtype for name in columns}
+
+
+def _with_starts(columns: tuple[str, ...], present: Iterable[str]) -> tuple[str, ...]:
+    """`columns`, and of TABLE the starts among `present`, in order, where the other scores are."""
+    starts = {int(found[1]): name for name in present if (found := _START.fullmatch(name))}
+    if columns != TABLE or not starts:
+        return columns
+    after = columns.index("beside_games") + 1
+    return (*columns[:after], *(starts[steps] for steps in sorted(starts)), *columns[after:])
