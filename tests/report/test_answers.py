@@ -262,6 +262,14 @@ def test_failed_and_missing_runs_are_counted_and_left_out_of_the_scores():
     assert unknown(answers, planned=23)[0].startswith("Of 23 runs, 2 failed, 3 not started")
 
 
+def test_runs_of_two_precisions_are_warned_of_first():
+    records = settled(study(RL_AND_STUDENT, widths=("1/8",), extended=False))
+    mixed = [run | {"precision": "float32" if run["arm"] == "rl" else "bfloat16"} for run in records]
+    warning = unknown(ask(mixed))[0]
+    assert warning.startswith("The runs were trained in more than one precision (bfloat16 in student-led distillation;")
+    assert not any("precision" in line for line in unknown(ask(records)))
+
+
 def test_an_arm_more_changes_no_other_s_numbers_and_the_seed_does():
     few = settled(study(RL_AND_STUDENT, widths=("1/8", "1/4")))
     more = ask(settled(study(ARMS, widths=("1/8", "1/4"))))

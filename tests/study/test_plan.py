@@ -10,6 +10,7 @@ from potstill import distill
 from potstill.arms import ARMS
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
+from potstill.networks import Policy
 from potstill.policies import load_policy, save_policy
 from potstill.study.execute import open_or_create, taught_by
 from potstill.study.plan import Part
@@ -187,6 +188,23 @@ def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
         ('from = "distill-student"', "", ", line 20: arms.finetune.from is missing"),
         ('from = "distill-student"\nseeds = [3]', 'from = "distill-student"', "which the plan does not make"),
         ('"experts/b"', '"other/a"', ", line 4: two teachers have the same last name"),
+        ('"experts/b"', '"experts/\\u0000"', ", line 4: a teacher's path holds a NUL"),
+        (
+            "seeds = [3, 4]",
+            'seeds = [3, 4]\nprecision = "half"',
+            ", line 4: precision is one of auto, float32, bfloat16",
+        ),
+        ("value-coefficient = 1", 'precision = "bfloat16"', "a plan has one precision for all its arms"),
+        ("seeds = [3, 4]", "seeds = [3, 4]\nscores = [1, 1]", ", line 4: scores are finite numbers, none twice"),
+        ("seeds = [3, 4]", "seeds = [3, 4]\nscores = [nan]", ", line 4: scores are finite numbers, none twice"),
+        ("seeds = [3, 4]", 'seeds = [3, 4]\ncritic = ["half"]', ", line 4: width 'half' is not"),
+        (
+            "seeds = [3, 4]",
+            'seeds = [3, 4]\ncritic = ["full", "full"]',
+            ", line 4: critic must name at least one, and none",
+        ),
+        ("value-coefficient = 1", 'critic = ["full"]', "critics to compare go with the method rl, not distill"),
+        ("[arms.rl]", '[arms.rl-split]\n[arms.rl]\ncritic = ["full"]', "two arms are called rl-split"),
         ("[evaluation]", "[evaluation", " is not TOML: Expected ']' at the end of a table declaration (at line 6"),
     ],
 )
@@ -220,6 +238,35 @@ def test_the_line_of_a_key_is_found_in_its_own_table():
     assert line_of(text, ("arms", "a", "seeds")) == 3
     assert line_of(text, ("arms", "b c", "seeds")) == 6
     assert line_of(text, ("arms", "b c", "width")) == 4
+
+
+def test_an_arm_of_rl_has_a_variant_for_each_critic_whose_cost_is_not_its_size(tmp_path):
+    text = PLAN.replace("seeds = [3, 4]", 'seeds = [3, 4]\ncritic = ["shared", "full", "1/4"]\nscores = [100, 400]', 1)
+    plan = read_plan(write(tmp_path, text))
+    assert plan.scores == (100.0, 400.0)
+    assert [arm.name for arm in plan.arms] == ["rl", "rl-split", "rl-split-1_4", "distill-student", "finetune"]
+    cells = {cell.name: cell for cell in plan.cells()}
+    networks = [cells[f"{arm}_width-1_8_seed-3"].config.network for arm in ("rl", "rl-split", "rl-split-1_4")]
+    assert [(n.critic, n.critic_width) for n in networks] == [("shared", "1"), ("split", "1"), ("split", "1/4")]
+    assert len({Policy(network, (4,), 2).size() for network in networks}) == 1
+    assert cells["finetune_width-1_8_teacher-a_seed-3"].config.network.critic == "shared"
+    written = read_plan(
+        write(tmp_path, PLAN + '[arms.rl-split]\n[arms.rl-split.width."1/16"]\nmax-learning-rate = 1e-2\n')
+    )
+    alone = next(cell for cell in written.cells() if cell.name == "rl-split_width-1_16_seed-3")
+    assert alone.config.network == cells[alone.name].config.network
+
+
+def test_a_plan_has_one_precision_which_is_float32_where_it_does_not_say(tmp_path):
+    assert {cell.config.precision for cell in read_plan(write(tmp_path)).cells()} == {"float32"}
+    coarse = read_plan(write(tmp_path, 'precision = "bfloat16"\n' + PLAN))
+    assert {cell.config.precision for cell in coarse.cells()} == {"bfloat16"}
+
+
+def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path):
+    path = write(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_plan(path).cells()) == len(read_plan(write(tmp_path)).cells())
 
 
 def test_every_named_arm_can_be_planned(tmp_path):

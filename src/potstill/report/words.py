@@ -278,6 +278,10 @@ def _growth(question: str, answers: Answers) -> Reply:
 
 def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:
     records = answers.records
+    precisions = {str(r["precision"]): name(str(r.get("arm"))) for r in records if r.get("precision") is not None}
+    if len(precisions) > 1:
+        which = "; ".join(f"{precision} in {arm}" for precision, arm in sorted(precisions.items()))
+        yield f"The runs were trained in more than one precision ({which}): a difference may be the arithmetic's."
     failed = sum(record.get("status") == "failed" for record in records)
     undone = sum(record.get("status") not in ("done", "failed") for record in records)
     absent = max((planned or 0) - len(records), 0)

@@ -57,6 +57,12 @@ class PlannedArm:
     by_width: dict[str, dict[str, Any]] = field(default_factory=dict)
     origin: str | None = None  # the arm whose students a finetune begins with
 
+    @property
+    def precisions(self) -> set[str]:
+        """Of its runs: one, in a plan that was read."""
+        whole = [self.settings | self.by_width.get(width, {}) for width in self.widths]
+        return {str(settings.get("precision", "auto")) for settings in whole}
+
 
 class Part(NamedTuple):
     """The runs of a plan to do now. Each empty axis stands for all that the plan has."""
@@ -81,6 +87,8 @@ class Plan:
     pairing: Literal["cross", "cycle"] = "cross"
     """cross: every seed with every teacher. cycle: seed number i with teacher i modulo their number."""
     tune: dict[str, Any] = field(default_factory=dict)
+    scores: tuple[float, ...] = ()
+    """At which the report compares sizes, fixed before the runs; without them, the task's."""
 
     def cells(self) -> list[Cell]:
         """Every run: each arm's first seed at all widths, small ones first, then its second, and so on.

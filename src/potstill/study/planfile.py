@@ -5,6 +5,9 @@ env = "pong"
 widths = ["1/8", "1/4"]
 seeds = [0, 1, 2]
 teachers = ["../experts/pong/seed-0"]     # from the plan's own folder
+critic = ["shared", "full", "1/4"]        # an arm of rl for each: rl, rl-split, rl-split-1_4; without it, shared
+scores = [5, 10]                          # at which the report compares sizes
+precision = "float32"                     # of all arms; without it, float32
 
 [evaluation]
 episodes = 100
@@ -18,6 +21,7 @@ max-learning-rate = 5e-3
 """
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -30,7 +34,7 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.files import read_bytes
 from potstill.imports import import_modules
-from potstill.networks import NetworkConfig, parse_width
+from potstill.networks import NetworkConfig, Precision, parse_width
 from potstill.ppo import PPOConfig
 from potstill.study.plan import NETWORK, Plan, PlannedArm, make_config
 from potstill.tasks import find_env
@@ -38,7 +42,21 @@ from potstill.tasks import find_env
 PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
 MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB
 
-_PLAN_KEYS = ("name", "env", "widths", "seeds", "teachers", "pairing", "evaluation", "arms", "tune", "imports")
+_PLAN_KEYS = (
+    "name",
+    "env",
+    "widths",
+    "seeds",
+    "teachers",
+    "critic",
+    "precision",
+    "scores",
+    "pairing",
+    "evaluation",
+    "arms",
+    "tune",
+    "imports",
+)
 _ARM_KEYS = ("method", "widths", "seeds", "teachers", "from", "width")
 
 
@@ -50,7 +68,7 @@ def read_plan(path: Path) -> Plan:
     """
     path = Path(path)
     try:
-        text = read_bytes(path, PLAN_LIMIT, follow=True).decode()
+        text = read_bytes(path, PLAN_LIMIT, follow=True).decode("utf-8-sig")
         if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
             raise ValueError(f"a line of it has more than {MAX_DOTS} dots; write a list over several lines")
         document = tomllib.loads(text)
@@ -110,15 +128,26 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     arms = _table(document, "arms", ())
     if not arms:
         raise _At(("arms",), f"a plan needs arms, such as [arms.rl]; known: {', '.join(ARMS)}")
-    made = tuple(_arm(document, name, path.parent, env) for name in arms)
+    made = tuple(arm for name in arms for arm in _arms(document, name, path.parent, env))
+    names = [arm.name for arm in made]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise _At(("arms", twice), f"two arms are called {twice}: another arm's critic makes one of them")
+    precisions = {name: arm.name for arm in made for name in arm.precisions}
+    if len(precisions) > 1:
+        which = ", ".join(f"{arm} {precision}" for precision, arm in precisions.items())
+        raise _At(("precision",), f"a plan has one precision for all its arms, or they do not compare: {which}")
+    scores = _list(document, "scores", float, (), ())
+    if not all(map(math.isfinite, scores)) or len(set(scores)) < len(scores):
+        raise _At(("scores",), "scores are finite numbers, none twice: those at which sizes are compared")
     for arm in made:
         if arm.origin is not None and next((a.method for a in made if a.name == arm.origin), None) != "distill":
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
     evaluation = EvalConfig(episodes, starts, start_games, beside_games)
-    return Plan(name, env, evaluation, made, text, pairing, _table(document, "tune", ()))  # type: ignore[arg-type]  # checked
+    return Plan(name, env, evaluation, made, text, pairing, _table(document, "tune", ()), scores)  # type: ignore[arg-type]  # checked
 
 
-def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> PlannedArm:
+def _arms(document: dict[str, Any], name: str, folder: Path, env: str) -> list[PlannedArm]:
+    """An arm as it stands in the plan, once for each critic that it names: `rl`, `rl-split`, `rl-split-1_4`."""
     here = ("arms", name)
     table = _table(document["arms"], name, ("arms",))
     if not _is_name(name):
@@ -136,8 +165,15 @@ def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Planned
     widths = _axis(document, table, "widths", str, here)
     seeds = _axis(document, table, "seeds", int, here)
     teachers = _axis(document, table, "teachers", str, here) if taught else ()
-    own = {key: value for key, value in table.items() if key not in _ARM_KEYS}
-    settings = fixed | _settings(own, method, here)
+    critics: tuple[str, ...] = ()
+    if isinstance(table.get("critic"), list) or ("critic" in document and not {"critic"} & {*table, *fixed}):
+        critics = _axis(document, table, "critic", str, here) if method == "rl" else ()
+        if "critic" in table and not critics:
+            raise _At((*here, "critic"), f"critics to compare go with the method rl, not {method}")
+    own = {key: value for key, value in table.items() if key not in _ARM_KEYS and not (critics and key == "critic")}
+    precision = _choice(document, "precision", get_args(Precision), "float32")
+    one = {"precision": precision} if precision != "auto" else {}  # else the task's preset has its word
+    settings = one | fixed | _settings(own, method, here)
     by_width = {}
     for width in _table(table, "width", here):
         if width not in widths:
@@ -151,10 +187,24 @@ def _arm(document: dict[str, Any], name: str, folder: Path, env: str) -> Planned
         origin = _text(table, "from", here)
     elif "from" in table:
         raise _At((*here, "from"), "from goes with the method finetune")
+    if any("\0" in teacher for teacher in teachers):
+        raise _At(("teachers",), "a teacher's path holds a NUL, which no file's name can")
     places = tuple((folder / teacher).resolve() for teacher in teachers)
     if len({place.name for place in places}) < len(places):
         raise _At(("teachers",), "two teachers have the same last name, by which their runs are told apart")
-    return PlannedArm(name, method, settings, widths, seeds, places, by_width, origin)
+    return [
+        PlannedArm(name + suffix, method, settings | network, widths, seeds, places, by_width, origin)
+        for suffix, network in map(_critic, critics or ("shared",))
+    ]
+
+
+def _critic(named: str) -> tuple[str, dict[str, str]]:
+    """What a critic adds to an arm's name and to its settings: shared, full, or a width of its own."""
+    if named == "shared":
+        return "", {}
+    if named == "full":
+        return "-split", {"critic": "split"}
+    return f"-split-{named.replace('/', '_')}", {"critic": "split", "critic_width": named}
 
 
 def _settings(table: Mapping[str, Any], method: Method, here: tuple[str, ...]) -> dict[str, Any]:
@@ -243,7 +293,11 @@ def _axis(
     """An axis of the grid: the arm's own, or else the plan's."""
     table, here = (arm, here) if key in arm or key not in document else (document, ())
     values = _list(table, key, kind, here)
-    meant = {_checked((*here, key), parse_width, value) if key == "widths" else value for value in values}
+    words = ("shared", "full") if key == "critic" else ()
+    meant = {
+        _checked((*here, key), parse_width, value) if key in ("widths", "critic") and value not in words else value
+        for value in values
+    }
     if not values or len(meant) < len(values):
         raise _At(
             (*here, key), f"{key} must name at least one, and none twice: {', '.join(map(str, values)) or 'none'}"

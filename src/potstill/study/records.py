@@ -44,7 +44,13 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
     wanted = plan.cells_of(part)
     with working_in(out) as folder:
         done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
-        document = {"name": plan.name, "plan": plan.text, "potstill": __version__, "planned": len(cells)}
+        document = {
+            "name": plan.name,
+            "plan": plan.text,
+            "potstill": __version__,
+            "planned": len(cells),
+            "scores": plan.scores,
+        }
         document["random_score"] = _random_score(plan, out, runtime, folder)
         write_atomically(out / "study.json", _json(document))
         for ended in execute(
