@@ -4,7 +4,7 @@ import html
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -359,6 +359,7 @@ def study(
     part: Part = WHOLE,
     executor: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
+    gpus_per_run: float = 0.0,
     workers: int = 0,
     threads: int = 1,
     retries: int = 1,
@@ -372,6 +373,7 @@ def study(
         out: folder of the records. Default: results/<name of the plan>.
         part: the arms, widths and seeds alone to do.
         executor: the cores of this machine, or a Ray cluster at `ray_address`.
+        gpus_per_run: GPUs that Ray keeps for each run; 0.25 puts four on one.
         workers: runs at a time; 0 takes as many as fill the cores.
         threads: CPU threads of each run.
         retries: how often a run whose process died is started again, from its last save.
@@ -387,10 +389,15 @@ def study(
     if executor == "ray":
         from potstill.study import cluster
 
+        if not gpus_per_run >= 0:
+            raise InputError(f"gpus-per-run must be 0 or more, not {gpus_per_run}")
         cores = cluster.connect(ray_address)
-        limits |= {"workers": workers or max(1, cores // max(1, threads)), "start": cluster.RemoteProcess}
+        start = partial(cluster.RemoteProcess, gpus=gpus_per_run)
+        limits |= {"workers": workers or max(1, cores // max(1, threads)), "start": start}
     elif ray_address is not None:
         raise InputError("--ray-address goes with --executor ray")
+    elif gpus_per_run:
+        raise InputError("--gpus-per-run goes with --executor ray: elsewhere every run takes --device")
     ended = list(records.run_study(plan, out, runtime or Runtime(), part=part, **limits))
     return Study(out, plan, {each.cell.name: each.error for each in ended if each.error is not None}, len(ended))
 

@@ -109,6 +109,8 @@ class _StudyTune:
     """Where runs go: the cores of this machine, or a Ray cluster."""
     ray_address: str | None = None
     """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
+    gpus_per_run: float = 0.0
+    """GPUs that Ray keeps for each run; 0.25 puts four on one."""
     runtime: OmitArgPrefixes[_StudyRuntime] = field(default_factory=_StudyRuntime)
 
 
@@ -163,7 +165,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
-    names = ("executor", "ray_address", "workers", "threads", "retries", "patience")
+    names = ("executor", "ray_address", "gpus_per_run", "workers", "threads", "retries", "patience")
     limits: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         done = api.study(plan, out=out, part=part, runtime=Runtime(**vars(options.runtime)), **limits)
@@ -202,6 +204,8 @@ def _status(arguments: Sequence[str]) -> None:
     print(f"{report['study']}: {report['planned']} runs, {', '.join(counts)}")
     for name, error in report["failures"].items():
         print(printable(f"{name}: {error}"))
+    for line in (*report["damaged"].values(), *report["ignored"]):
+        print(f"potstill: {line}", file=sys.stderr)
 
 
 def _table(arguments: Sequence[str]) -> None:

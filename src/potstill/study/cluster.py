@@ -54,7 +54,7 @@ def connect(address: str | None) -> int:
 class RemoteProcess:
     """A run on the cluster, seen from here; as `local.LocalProcess`."""
 
-    def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path) -> None:
+    def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path, *, gpus: float = 0.0) -> None:
         import ray
 
         self.run = run
@@ -72,7 +72,7 @@ class RemoteProcess:
                     origins[role]["result.json"] = (policy.parent / "result.json").read_bytes()
         # Its own threads are the worker process's; a lost machine is ours to answer, from the last save.
         remote: Any = ray.remote(RemoteRun)
-        self._actor = remote.options(num_cpus=runtime.threads, max_restarts=0).remote()
+        self._actor = remote.options(num_cpus=runtime.threads, num_gpus=gpus, max_restarts=0).remote()
         self._begun = self._actor.start.remote(files, origins, asdict(runtime), asdict(eval_config))
         self._asked: Any = None
         self._next = 0.0

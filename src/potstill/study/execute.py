@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from potstill import telemetry
+from potstill import checkpoints, telemetry
 from potstill.distill import DistillConfig
 from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
@@ -25,7 +25,7 @@ from potstill.files import open_regular, read_json
 from potstill.jobs import new_distillation, new_training, resolved
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig
-from potstill.runs import Run, StopRequested, stop_on_signals, sweep
+from potstill.runs import InUseError, Run, StopRequested, hold, stop_on_signals, sweep, touch
 from potstill.study import local
 from potstill.study.local import LocalProcess, Process
 from potstill.study.pace import Pace, Underway
@@ -33,6 +33,7 @@ from potstill.study.plan import Cell
 from potstill.training.runtime import Runtime
 
 SAVING = 30.0  # seconds a worker has to save when time is up
+SIGN = 30.0  # seconds between two signs of life on the claims
 LOG_TAIL = 1 << 16  # bytes of a log that are searched for its last line
 
 
@@ -60,6 +61,7 @@ class _Worker:
     process: Process
     began: float  # as `time.monotonic()` counts
     before: float  # share of the training that was done then
+    claim: ExitStack  # on the run, against other studies in the same folder
     played: tuple[float, float] | None = None  # when its games were first seen to go on, and the share played by then
 
     def underway(self, seen: "_Seen") -> Underway:
@@ -94,7 +96,10 @@ def execute(
 
     Each is a process of its own: what kills one leaves the others alone. Its output goes to log.txt in its directory.
     A process that dies is named on stderr and started again from its last save; a run that failed by itself (its loss
-    diverged) is not. What an earlier study's worker still holds, because it is saving, is waited for.
+    diverged) is not. What an earlier study's worker still holds, because it is saving, is waited for. Several processes
+    may do this at once in one folder: a run belongs to who holds its claim, and the others wait for it.
+    One bad file is one bad run: it ends with that error and stays as it is, but for a torn resume state, whose run
+    begins again.
 
     Args:
         folder: of the run directories.
@@ -126,19 +131,26 @@ def execute(
     each = replace(runtime, threads=threads)
     waiting = _due(cells, folder, done)
     _check_tasks(waiting)
-    runs = {
-        cell.name: open_or_create(cell, folder, each)
-        for cell in waiting
-        if cell.start_from is None or (folder / cell.name / "config.json").exists()  # else it has nothing to begin with
-    }
+    over: dict[str, str | None] = {}  # what ended, and why it failed
+    runs: dict[str, Run] = {}
+    for cell in waiting.copy():
+        if (damage := _damage(folder / cell.name)) is not None:
+            waiting.remove(cell)
+            over[cell.name] = damage
+            yield Ended(cell, None, damage)
+        elif cell.start_from is None or (folder / cell.name / "config.json").exists():  # else nothing to begin with
+            with ExitStack() as claim:
+                if _claim(claim, folder, cell):
+                    runs[cell.name] = open_or_create(cell, folder, each)
     for cell in [cell for cell in waiting if cell.name in runs and runs[cell.name].status == "done"]:
         waiting.remove(cell)  # whoever ran it was stopped before this was noted
         _tidy(runs[cell.name])
         yield Ended(cell, runs[cell.name], None)
-    over: dict[str, str | None] = {}  # what ended here, and why it failed
+    failed_before = {name for name, run in runs.items() if run.status == "failed"}
     starts: dict[str, int] = {}
     active: list[_Worker] = []
     began, total, pace = time.monotonic(), len(waiting), Pace()
+    touched = began
     console = Console(stderr=True)
     with stop_on_signals() as stop, Live(console=console, auto_refresh=False, transient=True) as live:
         printed = began
@@ -155,33 +167,44 @@ def execute(
                         over[cell.name] = f"{cell.start_from.name}, which it begins with, failed"
                         yield Ended(cell, None, over[cell.name])
                         continue
-                    run = runs.get(cell.name)
-                    if run is None or not run.path.exists():
+                    with ExitStack() as claim:
+                        if not _claim(claim, folder, cell):  # another process does it
+                            continue
+                        run = runs.get(cell.name)
                         try:
-                            run = open_or_create(cell, folder, each)
+                            if (damage := _damage(folder / cell.name)) is not None:
+                                raise InputError(damage)
+                            if run is None or not run.path.exists():
+                                run = open_or_create(cell, folder, each)
                         except InputError as error:  # it does not fit what it begins with, say: the others go on
                             waiting.remove(cell)
                             over[cell.name] = str(error)
                             yield Ended(cell, None, over[cell.name])
                             continue
-                    runs[cell.name] = run
-                    if run.status == "running" and time.monotonic() - began < patience:
-                        continue
-                    waiting.remove(cell)
-                    if run.status == "done":  # by the worker of an earlier study
-                        _tidy(run)
-                        over[cell.name] = None
-                        yield Ended(cell, run, None)
-                        continue
-                    starts[cell.name] = starts.get(cell.name, 0) + 1
-                    before = _progress(run).trained
-                    try:
-                        process = start(run, each, eval_config, folder / "data")
-                        active.append(_Worker(cell, run, process, time.monotonic(), before))
-                    except InputError as error:  # its log is a link, say: the others go on
-                        over[cell.name] = str(error)
-                        yield Ended(cell, run, over[cell.name])
-                time.sleep(0.2)
+                        runs[cell.name], status = run, run.status
+                        if status == "running" and time.monotonic() - began < patience:
+                            continue
+                        waiting.remove(cell)
+                        if status == "done" or (status == "failed" and cell.name not in {*failed_before, *starts}):
+                            _tidy(run)  # by the worker of another study
+                            over[cell.name] = _error(run) if status == "failed" else None
+                            yield Ended(cell, run, over[cell.name])
+                            continue
+                        starts[cell.name] = starts.get(cell.name, 0) + 1
+                        _drop_torn_state(run)
+                        before = _progress(run).trained
+                        try:
+                            process = start(run, each, eval_config, folder / "data")
+                        except InputError as error:  # its log is a link, say: the others go on
+                            over[cell.name] = str(error)
+                            yield Ended(cell, run, over[cell.name])
+                            continue
+                        active.append(_Worker(cell, run, process, time.monotonic(), before, claim.pop_all()))
+                time.sleep(0.2 if active else 0.5)
+                if time.monotonic() - touched > SIGN:
+                    touched = time.monotonic()
+                    for worker in active:
+                        touch(_claim_of(folder, worker.cell))
                 if study is not None:
                     study.touch_lock()
                 for worker in active.copy():
@@ -192,17 +215,23 @@ def execute(
                         worker.process.kill()
                     worker.process.close(patience)
                     active.remove(worker)
-                    name, status = worker.cell.name, worker.run.status
-                    words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
-                    if status not in ("done", "failed") and starts[name] <= retries:
-                        print(f"study  {name}: {words}; started again", file=sys.stderr, flush=True)
-                        waiting.insert(0, worker.cell)
-                        continue
-                    if status == "done":
-                        _tidy(worker.run)
-                        pace.ended(worker.underway(_Seen("done", 1.0)))
-                    over[name] = None if status == "done" else words
-                    yield Ended(worker.cell, worker.run, over[name])
+                    name = worker.cell.name
+                    with worker.claim:  # until what it came to is noted
+                        if (damage := _damage(worker.run.path)) is not None:
+                            over[name] = damage
+                            yield Ended(worker.cell, None, damage)
+                            continue
+                        status = worker.run.status
+                        words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
+                        if status not in ("done", "failed") and starts[name] <= retries:
+                            print(f"study  {name}: {words}; started again", file=sys.stderr, flush=True)
+                            waiting.insert(0, worker.cell)
+                            continue
+                        if status == "done":
+                            _tidy(worker.run)
+                            pace.ended(worker.underway(_Seen("done", 1.0)))
+                        over[name] = None if status == "done" else words
+                        yield Ended(worker.cell, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
                 looks = [_progress(worker.run) for worker in active]
                 rest = [worker.underway(seen) for worker, seen in zip(active, looks, strict=True)]
@@ -219,7 +248,8 @@ def execute(
             for worker in active:
                 worker.process.terminate()
             for worker in active:  # who asked for a stop may wait for the save; a time that is up may not
-                worker.process.close(SAVING if time.monotonic() >= until and not stop.requested else patience)
+                with worker.claim:
+                    worker.process.close(SAVING if time.monotonic() >= until and not stop.requested else patience)
         if stop.requested:
             raise StudyInterrupted(stop)
 
@@ -265,6 +295,47 @@ def open_or_create(cell: Cell, folder: Path, runtime: Runtime) -> Run:
     return run
 
 
+def _claim_of(folder: Path, cell: Cell) -> Path:
+    return folder / f".{cell.name}.claim"
+
+
+def _claim(stack: ExitStack, folder: Path, cell: Cell) -> bool:
+    """Whether `stack` now holds the cell's claim; not where another process has it. A dead one's ends with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(hold(_claim_of(folder, cell)))
+    except InUseError:
+        return False
+    return True
+
+
+def _damage(path: Path) -> str | None:
+    """Why the run in directory `path` cannot be read, if so."""
+    if not (path / "config.json").exists():
+        return None
+    try:
+        Run.open(path).status  # noqa: B018  # it is read
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _drop_torn_state(run: Run) -> None:
+    """A resume state that cannot be read is no reason to fail for ever: told, and the run begins again."""
+    if not run.resume_path.exists():
+        return
+    try:
+        checkpoints.load(run.resume_path)
+    except InputError as error:
+        print(f"study  {run.path.name}: {error}; it begins again", file=sys.stderr, flush=True)
+        for path in (run.resume_path, run.games_path, run.metrics_path):
+            path.unlink(missing_ok=True)
+
+
+def _error(run: Run) -> str:
+    return printable(read_json(run.result_path).get("error"))
+
+
 def _tidy(run: Run) -> None:
     """Takes away what a process that died with its result written has left in the run's directory."""
     with suppress(InputError), run.lock():  # refused: its process is still there, about to do the same
@@ -295,7 +366,7 @@ def _due(cells: Sequence[Cell], folder: Path, done: Collection[str]) -> list[Cel
 def _last_words(worker: _Worker) -> str:
     """Why a run failed: what its result says, or the last line of its log."""
     if worker.run.status == "failed":
-        return printable(read_json(worker.run.result_path).get("error"))
+        return _error(worker.run)
     said = ""
     with suppress(InputError), open_regular(worker.run.path / "log.txt") as log:
         log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL))
@@ -315,7 +386,9 @@ class _Seen(NamedTuple):
 
 
 def _progress(run: Run) -> _Seen:
-    records = telemetry.read(run.metrics_path) if run.metrics_path.exists() else []
+    records = []
+    with suppress(InputError):  # none yet, or a bad line, which its worker tells
+        records = telemetry.read(run.metrics_path)
     if not records:
         return _Seen("starting", 0.0)
     last = records[-1]

@@ -91,9 +91,10 @@ class Plan:
     """At which the report compares sizes, fixed before the runs; without them, the task's."""
 
     def cells(self) -> list[Cell]:
-        """Every run: each arm's first seed at all widths, small ones first, then its second, and so on.
+        """Every run: each arm's first seed at all widths, large ones first, then its second, and so on.
 
-        So a study that is not finished has fewer seeds, not fewer sizes. A run comes after the one it begins with.
+        So a study that is not finished has fewer seeds, not fewer sizes, and no core waits for a large run that began
+        last. A run comes after the one it begins with.
 
         Raises:
             InputError: there are more than 100,000; or a run begins with one that the plan does not make.
@@ -103,7 +104,7 @@ class Plan:
             raise InputError(f"it asks for some {count:,} runs; {MAX_CELLS:,} are planned at most")
         made: dict[str, Cell] = {}
         order = sorted(self.arms, key=lambda arm: arm.origin is not None)
-        for width in sorted({width for arm in self.arms for width in arm.widths}, key=parse_width):
+        for width in sorted({width for arm in self.arms for width in arm.widths}, key=parse_width, reverse=True):
             for arm in order:
                 if width in arm.widths:
                     made |= {cell.name: cell for cell in self._cells(arm, width, made)}

@@ -1,8 +1,9 @@
 """A study's folder: one small JSON record per run, `study.json`, and the run directories themselves under `runs/`."""
 
 import json
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from potstill.errors import InputError
 from potstill.files import read_json
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result
-from potstill.results import as_record, read_runs
-from potstill.runs import FORMAT_VERSION, Run, read_document, working_in
+from potstill.results import Found, as_record, find_runs, tell
+from potstill.runs import FORMAT_VERSION, InUseError, Run, read_document, working_in
 from potstill.study.execute import Ended, execute, identity, taught_by
 from potstill.study.plan import WHOLE, Cell, Part, Plan
 from potstill.tasks import find_env
@@ -26,7 +27,8 @@ _COSTS = ("env_steps", "gradient_steps", "training_macs")
 def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **options: Any) -> Iterator[Ended]:
     """Runs what the plan asks for and `out` does not hold yet; every run that ends leaves its record in `out`.
 
-    A run that is recorded as done is never run again. What failed is run again by the next call.
+    A run that is recorded as done is never run again. What failed is run again by the next call. Several calls on one
+    `out` share the work, and each yields every run. What cannot be read is named on stderr and left; the others go on.
 
     Args:
         part: the runs alone to do, with those that they begin with.
@@ -36,13 +38,14 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
         Every run as it ends.
 
     Raises:
-        InputError: `out` holds a record of a run with other settings, or another process works there; or the plan has
-            nothing of such a part.
+        InputError: `out` holds a record of a run with other settings, or the plan has nothing of such a part.
         StudyInterrupted: as `execute`.
     """
     cells = plan.cells()
     wanted = plan.cells_of(part)
-    with working_in(out) as folder:
+    with _alone_in(out) as folder:
+        found = find_recorded(out)
+        tell(found)
         done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
         document = {
             "name": plan.name,
@@ -53,30 +56,57 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
         }
         document["random_score"] = _random_score(plan, out, runtime, folder)
         write_atomically(out / "study.json", _json(document))
-        for ended in execute(
-            wanted,
-            out / "runs",
-            runtime,
-            plan.evaluation,
-            done=done,
-            study=folder,
-            **options,
-        ):
-            record = make_record(ended, out / "runs") | {"random_score": document["random_score"]}
-            write_atomically(out / f"{ended.cell.name}.json", _json(record))
-            yield ended
+    for cell in [cell for cell in wanted if cell.name in found.damaged]:  # left as it is
+        wanted.remove(cell)
+        yield Ended(cell, None, found.damaged[cell.name])
+    for ended in execute(wanted, out / "runs", runtime, plan.evaluation, done=done, **options):
+        path = out / f"{ended.cell.name}.json"
+        try:
+            record = make_record(ended, out / "runs")
+        except InputError as error:  # a bad line in its metrics, say
+            ended = Ended(ended.cell, None, str(error))
+            record = make_record(ended, out / "runs")
+        record |= {"random_score": document["random_score"]}
+        if not _is_noted(path, record):
+            write_atomically(path, _json(record))
+        yield ended
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[Run]:
+    """Holds the lock of a study's folder, for which it waits: several may begin at once."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                folder = stack.enter_context(working_in(out))
+                break
+            except InUseError:
+                time.sleep(0.2)
+        yield folder
+
+
+def _is_noted(path: Path, record: dict[str, Any]) -> bool:
+    """Whether another process on the same folder has written this record already."""
+    try:
+        there = read_document(path)
+    except InputError:
+        return False
+    return there.get("status") == "done" and there.get("identity") == record["identity"]
+
+
+def find_recorded(out: Path) -> Found:
+    """The records in `out`, and what of it cannot be read."""
+    return find_runs(out) if out.is_dir() else Found([], {}, [])
 
 
 def recorded(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
     """The records in `out` of these cells, by name.
 
     Raises:
-        InputError: one is of a run with other settings, or damaged.
+        InputError: one is of a run with other settings.
     """
     names = {cell.name: cell for cell in cells}
-    if not out.is_dir() or not any(path.name != "study.json" for path in out.glob("*.json")):
-        return {}
-    found = {record["run"]: record for record in read_runs(out) if record["run"] in names}
+    found = {record["run"]: record for record in find_recorded(out).records if record["run"] in names}
     hashes: dict[Path, str] = {}
     for name, record in found.items():
         if record.get("identity") != identity(names[name], hashes):
@@ -88,23 +118,34 @@ def recorded(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
 
 
 def status(plan: Plan, out: Path) -> dict[str, Any]:
-    """How far a study is: counts of done, running, interrupted, failed and missing runs, and the failed by name."""
+    """How far a study is: counts of done, running, interrupted, failed and missing runs, and why each failed one did.
+
+    A damaged run counts as failed. `damaged` names the records that cannot be read, `ignored` JSON that is no record.
+    """
     cells = plan.cells()
-    records = recorded(cells, out)
+    found, records = find_recorded(out), recorded(cells, out)
     counts = dict.fromkeys(("done", "running", "interrupted", "failed", "missing"), 0)
     failed = {}
     for cell in cells:
-        state = records[cell.name]["status"] if cell.name in records else "missing"
-        path = out / "runs" / cell.name
-        if state != "done" and (path / "config.json").is_file():
-            now = Run.open(path).status
-            if now == "running" or state != "failed":
-                state = {"new": "missing", "done": "interrupted"}.get(now, now)  # done: and not recorded yet
+        name, path = cell.name, out / "runs" / cell.name
+        state = records[name]["status"] if name in records else "missing"
+        try:
+            if name in found.damaged:
+                raise InputError(found.damaged[name])
+            if state != "done" and (path / "config.json").is_file():
+                now = Run.open(path).status
+                if now == "running" or state != "failed":
+                    state = {"new": "missing", "done": "interrupted"}.get(now, now)  # done: and not recorded yet
+            if state == "failed":
+                told = records.get(name) or read_document(path / "result.json")
+                failed[name] = str(told.get("error"))
+        except InputError as error:
+            state, failed[name] = "failed", str(error)
         counts[state] += 1
-        if state == "failed":
-            told = records.get(cell.name) or json.loads((path / "result.json").read_bytes())
-            failed[cell.name] = str(told.get("error"))
-    return {"study": plan.name, "planned": len(cells), **counts, "failures": failed}
+    return {
+        "study": plan.name, "planned": len(cells), **counts, "failures": failed,
+        "damaged": found.damaged, "ignored": found.ignored,
+    }  # fmt: skip
 
 
 def make_record(ended: Ended, runs: Path) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""Several studies on one folder share its runs; a bad file there is one bad run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from potstill import jobs
+from potstill.cli import main
+from potstill.results import runs_table
+from potstill.runs import hold
+from potstill.study import records
+from potstill.study.planfile import read_plan
+from potstill.training.runtime import Runtime
+
+RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
+NAMES = [f"rl_width-1_32_seed-{seed}" for seed in range(2)]
+PLAN = """\
+env = "cartpole"
+widths = ["1/32"]
+seeds = [0, 1]
+
+[evaluation]
+episodes = 2
+
+[arms.rl]
+total-timesteps = 4096
+num-steps = 32
+"""
+
+
+class Here:
+    """A run in this very process: the study's `start` where nothing else begins it."""
+
+    returncode = 0
+
+    def __init__(self, run, runtime, eval_config, data):
+        jobs.execute(run, runtime, eval_config, data)
+
+    def poll(self):
+        return 0
+
+    def last_sign(self):
+        return time.time()
+
+    def close(self, patience): ...
+
+
+MEASURED = ["wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The study by one process."""
+    folder = tmp_path_factory.mktemp("sharing")
+    (folder / "plan.toml").write_text(PLAN)
+    plan = read_plan(folder / "plan.toml")
+    ended = list(records.run_study(plan, folder / "alone", RUNTIME, workers=1, start=Here))
+    assert [each.error for each in ended] == [None] * 2
+    return SimpleNamespace(folder=folder, plan=plan, out=folder / "alone")
+
+
+def table(out):
+    return runs_table(out).drop(MEASURED)
+
+
+def test_two_studies_on_one_folder_do_each_run_once_and_both_end_with_the_whole_table(alone):
+    out = alone.folder / "shared"
+    words = [sys.executable, "-m", "potstill", "study", "run", alone.folder / "plan.toml", "--out", out]
+    words += ["--workers", "1", "--device", "cpu", "--quiet"]
+    both = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        for _ in range(2)
+    ]
+    ends = [process.communicate() for process in both]
+    assert [(process.returncode, err) for process, (_, err) in zip(both, ends, strict=True)] == [(0, "")] * 2
+    assert all(name in told for told, _ in ends for name in NAMES)
+    assert table(out).equals(table(alone.out))
+    for name in NAMES:  # a run begun twice has its steps twice in metrics.jsonl, or words in its log
+        steps = [json.loads(line)["step"] for line in (out / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(set(steps))
+        assert (out / "runs" / name / "log.txt").read_text() == ""
+    assert not list((out / "runs").glob(".*.claim"))
+
+
+def test_a_run_that_another_process_holds_is_waited_for_and_the_others_go_on(alone, tmp_path):
+    out, ended = tmp_path / "out", []
+    (out / "runs").mkdir(parents=True)
+    with hold(out / "runs" / f".{NAMES[0]}.claim"):
+        runs = records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
+        ended.append(next(runs))
+        assert ended[0].cell.name == NAMES[1]
+    ended += list(runs)
+    assert ended[-1].cell.name == NAMES[0]
+    assert table(out).equals(table(alone.out))
+
+
+def damaged(alone, tmp_path, spoil):
+    """The finished study copied, its first run spoiled and its second one's record taken away, run again."""
+    out = tmp_path / "out"
+    subprocess.run(["cp", "-r", alone.out, out], check=True)
+    spoil(out)
+    (out / f"{NAMES[1]}.json").unlink()
+    return out, {
+        each.cell.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
+    }
+
+
+@pytest.mark.parametrize("file", ["config.json", "result.json"])
+@pytest.mark.parametrize("content", [b"", b'{"kind": "tra', b"\x00" * 40, b"[]"])
+def test_a_damaged_run_is_named_and_left_and_the_others_are_noted(alone, tmp_path, file, content):
+    def spoil(out):
+        (out / "runs" / NAMES[0] / file).write_bytes(content)
+        (out / f"{NAMES[0]}.json").unlink()
+
+    out, ended = damaged(alone, tmp_path, spoil)
+    assert f"{NAMES[0]}/{file} is damaged" in ended[NAMES[0]]
+    assert ended[NAMES[1]] is None
+    assert (out / "runs" / NAMES[0] / file).read_bytes() == content
+    assert table(out)["status"].to_list() == ["failed", "done"]
+    report = records.status(alone.plan, out)
+    assert (report["done"], list(report["failures"])) == (1, NAMES[:1])
+
+
+def test_a_bad_line_of_metrics_makes_a_run_fail_and_no_other(alone, tmp_path):
+    def spoil(out):
+        path = out / "runs" / NAMES[0] / "metrics.jsonl"
+        path.write_bytes(b"no\n" + path.read_bytes())
+        (out / f"{NAMES[0]}.json").unlink()
+
+    _, ended = damaged(alone, tmp_path, spoil)
+    assert f"{NAMES[0]}/metrics.jsonl, line 1: not a JSON object" in ended[NAMES[0]]
+    assert ended[NAMES[1]] is None
+
+
+def test_a_damaged_record_and_json_that_is_none_are_named_and_left(alone, tmp_path, capsys):
+    def spoil(out):
+        (out / f"{NAMES[0]}.json").write_text("")
+        (out / "notes.json").write_text('{"buy": "milk"}')
+
+    out, ended = damaged(alone, tmp_path, spoil)
+    assert ended == {NAMES[0]: f"{out}/{NAMES[0]}.json is damaged: it is not JSON", NAMES[1]: None}
+    assert (out / f"{NAMES[0]}.json").read_text() == ""
+    assert capsys.readouterr().err.splitlines() == [
+        f"potstill: left out: {out}/{NAMES[0]}.json is damaged: it is not JSON",
+        f"potstill: ignored: {out}/notes.json is no record of a run of a study",
+    ]
+    main(["study", "status", str(alone.folder / "plan.toml"), "--out", str(out), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["done"], report["failed"], list(report["damaged"])) == (1, 1, NAMES[:1])
+    assert report["ignored"] == [f"{out}/notes.json is no record of a run of a study"]
+
+
+def test_a_torn_resume_state_is_told_and_its_run_begins_again(alone, tmp_path, capfd):
+    out = tmp_path / "out"
+    saved = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)
+    runs = records.run_study(alone.plan, out, saved, workers=1, start=Here)
+    state = out / "runs" / NAMES[1] / "resume.safetensors"
+    next(runs)
+    runs.close()
+    (state.parent).mkdir(exist_ok=True)
+    state.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{torn")
+    before = time.time()
+    assert {
+        each.cell.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
+    } == (dict.fromkeys(NAMES[1:]))
+    told = capfd.readouterr().err
+    assert f"study  {NAMES[1]}: {state}" in told
+    assert told.count("it begins again") == 1
+    assert (state.parent / "result.json").stat().st_mtime > before
+    assert table(out).equals(table(alone.out))
