@@ -72,8 +72,8 @@ def test_a_plan_is_every_arm_at_every_width_from_every_seed_and_teacher(tmp_path
         "finetune_width-{}_teacher-a_seed-3",
         "finetune_width-{}_teacher-b_seed-3",
     ]
-    first = [name.format(width) for width in ("1_16", "1_8") for name in of_a_width]
-    assert [cell.name for cell in plan.cells()] == [*first, "rl_width-1_16_seed-4", "rl_width-1_8_seed-4"]
+    first = [name.format(width) for width in ("1_8", "1_16") for name in of_a_width]
+    assert [cell.name for cell in plan.cells()] == [*first, "rl_width-1_8_seed-4", "rl_width-1_16_seed-4"]
 
 
 def test_a_run_comes_after_the_one_it_begins_with_whatever_the_order_of_seeds(tmp_path):
@@ -94,7 +94,8 @@ def test_settings_are_the_tasks_then_the_arms_then_the_widths(tmp_path):
     assert (large.total_timesteps, large.max_learning_rate) == (8192, 5e-3)
     assert small.env.id == "CartPole-v1"
     student = cells["distill-student_width-1_8_teacher-b_seed-3"]
-    assert student.config == replace(DistillConfig(), network=large.network, seed=3, value_coefficient=1.0)
+    taught = {"network": large.network, "seed": 3, "value_coefficient": 1.0, "precision": "float32"}
+    assert student.config == replace(DistillConfig(), **taught)
     assert student.teacher == tmp_path / "experts" / "b"
 
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,18 +224,15 @@ def test_the_records_that_are_committed_are_of_the_plans_beside_them():
             assert recorded(tuning_plan(plan).cells(), ROOT / "results" / "first" / name / "tune")
 
 
-def test_a_study_that_another_process_runs_is_refused(done):
-    holder = execute.Run(done.out, {})
+def test_a_study_that_another_process_begins_is_waited_for_and_the_lock_of_the_dead_is_taken_over(done):
     script = "import sys, time; from pathlib import Path; from potstill.runs import Run\n"
     script += "with Run(Path(sys.argv[1]), {}).lock(): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script, str(done.out)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        refused = run(done.plan, done.out)
-        other.kill()
-    assert refused.code == 2
-    assert f"{done.out} is in use by process {other.pid}" in refused.err
-    assert run(done.plan, done.out).code == 0  # the lock of the dead is taken over
-    assert not holder.lock_path.exists()
+        threading.Timer(1.0, other.kill).start()
+        assert run(done.plan, done.out).code == 0
+        assert other.wait() == -signal.SIGKILL
+    assert not execute.Run(done.out, {}).lock_path.exists()
 
 
 def test_the_tables_of_records_are_those_of_run_directories(done, tmp_path):
