@@ -38,6 +38,7 @@ from torch import Tensor
 
 import potstill.distill as distill
 from potstill import ppo
+from potstill.algorithm import Progress
 from potstill.arms import ARMS
 from potstill.collect import Inputs
 from potstill.dataset import Batch, Dataset, DatasetWriter, open_dataset
@@ -456,7 +457,7 @@ class _Ready:
 
 def _learning(
     config: distill.DistillConfig, teacher: Policy, source: Dataset | _Ready, every: int
-) -> Iterator[distill.Progress]:
+) -> Iterator[Progress]:
     """Each `next` takes `every` gradient steps."""
     return distill.distill_from(config, distill.start(config, teacher, CPU), cast(Dataset, source), every)
 

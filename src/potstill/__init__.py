@@ -45,7 +45,7 @@ _HOMES = {
     "training.runtime": "Runtime",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
-_ROOMS = ("compress", "distill", "load", "resume", "study")
+_ROOMS = ("compress", "distill", "load", "study")
 """Modules by the names of functions: they may be called."""
 __all__ = [
     "CompressConfig", "Compressed", "DistillConfig", "DivergedError", "EnvConfig", "EvalConfig", "InputError",

@@ -9,12 +9,13 @@ import math
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.collect import Inputs, collect
 from potstill.configs import normalise
 from potstill.dataset import Batch, Dataset
@@ -131,15 +132,6 @@ class DistillState:
     gradient_steps: int = 0
     games: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-
-
-class Progress(NamedTuple):
-    """What `distill` yields now and then."""
-
-    step: int  # agent steps so far; for a stored data set, as many as the gradient steps so far stand for
-    score: float  # mean of the last 100 finished games of whoever leads, sampled; nan before the first
-    games: int
-    metrics: dict[str, float]
 
 
 def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
@@ -369,3 +361,60 @@ def _begin(
             yield Progress(at * config.num_envs, math.nan, state.games, {})
     assert observations is not None
     return observations
+
+
+class Distillation:
+    """A distillation as the trainer takes it, an `algorithm.Algorithm`.
+
+    Args:
+        envs: the teacher's task; it has `config.num_envs` environments.
+        data: the teacher's stored play, where the teacher leads.
+        tolerant: as `Envs.replay` takes it.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        envs: Envs,
+        device: torch.device,
+        *,
+        teacher: Policy,
+        data: Dataset | None = None,
+        tolerant: bool = False,
+    ) -> None:
+        self.config, self.envs, self.teacher, self.data, self.tolerant = config, envs, teacher, data, tolerant
+        self.state = start(config, teacher, device)
+        self.total = config.total_timesteps if data is not None else config.vector_steps * config.num_envs
+        self._past: Past | None = None
+
+    @property
+    def policy(self) -> Policy:
+        return self.state.student
+
+    @property
+    def done(self) -> int:
+        if self.data is not None:
+            return round(self.gradient_steps / self.config.gradient_steps * self.total)
+        return self.state.vector_steps * self.config.num_envs
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.state.gradient_steps
+
+    def steps(self) -> Iterator[Progress]:
+        if self.data is not None:
+            yield from distill_from(self.config, self.state, self.data)
+        elif self.done < self.total:
+            yield from distill(self.config, self.state, self.teacher, self.envs, self._past, self.tolerant)
+
+    def costs(self) -> list[Cost]:
+        batch = self.config.num_envs if self.config.mode == "stepwise" else self.config.batch_size
+        acted = 0 if self.data is not None else self.total
+        return [Cost(self.state.student, acted, self.gradient_steps * batch), Cost(self.teacher, self.total, 0)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return pack(self.state) | (pack_games(self.envs) if self.data is None else {})
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        unpack(self.state, saved)
+        self._past = unpack_games(self.envs, saved) if self.data is None else None

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import potstill.distill as distill
-import potstill.resume as resume
 from potstill import checkpoints, evaluation, ppo, telemetry
+from potstill.algorithm import Algorithm, Progress
 from potstill.arms import arm_of
 from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs
@@ -33,6 +32,8 @@ from potstill.teaching import teacher_data
 from potstill.training.runtime import Runtime, provenance
 
 KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
+CONFIGS = {"train": ppo.PPOConfig, "distill": distill.DistillConfig}
+"""By the kind of a run."""
 
 
 class Interrupted(Exception):
@@ -41,17 +42,6 @@ class Interrupted(Exception):
     def __init__(self, run: Run, number: signal.Signals) -> None:
         self.code = 128 + number
         super().__init__(f"stopped by {number.name}; continue with --resume {run.path}")
-
-
-class _Progress(Protocol):
-    @property
-    def step(self) -> int: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def games(self) -> int: ...
-    @property
-    def metrics(self) -> dict[str, float]: ...
 
 
 def new_training(
@@ -136,7 +126,7 @@ def execute(
         InputError: the run is finished, held by another process, or its directory cannot be written.
     """
     kind = run.config.get("kind")
-    if kind not in ("train", "distill"):
+    if kind not in CONFIGS:
         raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
     runtime.settle()
     config = run.config.get("config")
@@ -149,9 +139,7 @@ def execute(
             raise InputError(f"{run.path} is finished: its result is in result.json")
         run.result_path.unlink(missing_ok=True)  # of an attempt that failed
         try:
-            return (
-                _train(run, runtime, eval_config) if kind == "train" else _distill(run, runtime, eval_config, data_root)
-            )
+            return _train(run, runtime, eval_config, data_root or run.path.parent / "data")
         except (DivergedError, TaskError) as error:
             run.write_result({"status": "failed", "kind": kind, "error": str(error)})
             raise
@@ -159,103 +147,61 @@ def execute(
             raise Interrupted(run, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT) from stop
 
 
-def _train(run: Run, runtime: Runtime, eval_config: EvalConfig) -> dict[str, Any]:
-    config = rebuild(ppo.PPOConfig, run.config.get("config"))
+def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path) -> dict[str, Any]:
+    config: Any = rebuild(CONFIGS[run.config["kind"]], run.config.get("config"))
     device = resolve_device(runtime.device)
-    roles = [role for role in ("teacher", "initial") if role in run.config]
+    roles: list[str] = [role for role in ("teacher", "initial") if role in run.config]
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
-    policies = {role: loaded.policy for role, loaded in origins.items()}
-    env = config.env
-    for loaded in origins.values():  # its normalisation, which says what is hidden, is the run's
-        env = replace(env, hidden_rows=loaded.env.hidden_rows)
+    # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
+    env = [*origins.values()][-1].env if origins else config.env
+    seconds = 0.0
     with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
-        observations, seconds = None, 0.0
-        state = ppo.start(config, envs, device, **policies)
+        algorithm = _algorithm(run, config, runtime, device, envs, origins, data_root)
         if run.resume_path.exists():
             tensors, document = checkpoints.load(run.resume_path)
-            resume.unpack(state, tensors, document)
+            algorithm.load_state_dict(tensors | document)
             seconds = document["seconds"]
-            if state.update < config.updates:
-                for shown in resume.replay(envs, resume.past(envs, tensors, document), runtime):
-                    observations = shown
-                    run.touch_lock()
-        steps = ppo.train(config, state, envs, observations, policies.get("teacher"))
-        total, done = config.updates * config.batch_size, state.update * config.batch_size
-        title = f"train {config.env.id} {config.network.width}"
-        seconds = _drive(run, runtime, steps, done, total, title, seconds, partial(resume.pack, state, envs))
+        title = f"{run.config['kind']} {env.id} {config.network.width}"
+        seconds = _drive(run, runtime, algorithm, title, seconds)
         probe = _probe(envs)
-    provenance = _provenance_of(run, config.seed, total, seconds)
-    save_policy(run.policy_path, state.average, env, probe, provenance)
-    macs = _training_macs(state.policy, total, state.gradient_steps * config.minibatch_size)
-    if "teacher" in origins:
-        macs += _training_macs(origins["teacher"].policy, total, 0)
+    save_policy(
+        run.policy_path, algorithm.policy, env, probe, _provenance_of(run, config.seed, algorithm.total, seconds)
+    )
     record = {
         "arm": arm_of(run.config),
         "seed": config.seed,
         "teacher": run.config.get("teacher"),
-        "env_steps": total,
-        "gradient_steps": state.gradient_steps,
-        "training_macs": macs,
+        **{name: getattr(config, name) for name in ("lead", "objective", "mode") if hasattr(config, name)},
+        "env_steps": algorithm.total,
+        "gradient_steps": algorithm.gradient_steps,
+        "training_macs": sum(_training_macs(*cost) for cost in algorithm.costs()),
         "wall_seconds": seconds,
     } | ({"inexact": True} if envs.inexact else {})
     return _finish(run, runtime, eval_config, record, origins.get("teacher"))
 
 
-def _distill(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path | None) -> dict[str, Any]:
-    config = rebuild(distill.DistillConfig, run.config.get("config"))
-    device = resolve_device(runtime.device)
-    teacher = _load_origin(run.config, "teacher", str(device))
-    state = distill.start(config, teacher.policy, device)
-    tensors: dict[str, Tensor] = {}
-    document: dict[str, Any] = {"seconds": 0.0}
-    if run.resume_path.exists():
-        tensors, document = checkpoints.load(run.resume_path)
-        resume.unpack(state, tensors, document)
-    with closing(Envs(teacher.env, config.num_envs, threads=runtime.cores)) as envs:
-        if config.lead == "teacher":
-            data = teacher_data(run, config, teacher, envs, data_root or run.path.parent / "data", runtime.quiet)
-            steps: Iterator[_Progress] = distill.distill_from(config, state, data)
-        else:
-            past = resume.past(envs, tensors, document) if tensors else None
-            steps = distill.distill(config, state, teacher.policy, envs, past, runtime.inexact)
-            if state.vector_steps >= config.vector_steps:
-                steps = iter(())  # stopped between training and result: only the evaluation is left
-
-        title = f"distill {teacher.env.id} {config.network.width}"
-        total = config.vector_steps * config.num_envs
-        done = state.vector_steps * config.num_envs
-        if config.lead == "teacher":
-            total, done = (
-                config.total_timesteps,
-                round(state.gradient_steps / config.gradient_steps * config.total_timesteps),
-            )
-        pack = partial(resume.pack, state, envs if config.lead != "teacher" else None)
-        seconds = _drive(run, runtime, steps, done, total, title, document["seconds"], pack)
-        probe = _probe(envs)
-    acted = 0 if config.lead == "teacher" else total
-    batch = config.num_envs if config.mode == "stepwise" else config.batch_size
-    provenance = _provenance_of(run, config.seed, total, seconds)
-    save_policy(run.policy_path, state.student, teacher.env, probe, provenance)
-    record = {
-        "arm": arm_of(run.config),
-        "seed": config.seed,
-        "teacher": run.config["teacher"],
-        "lead": config.lead,
-        "objective": config.objective,
-        "mode": config.mode,
-        "env_steps": total,
-        "gradient_steps": state.gradient_steps,
-        "training_macs": _training_macs(state.student, acted, state.gradient_steps * batch)
-        + _training_macs(teacher.policy, total, 0),
-        "wall_seconds": seconds,
-    } | ({"inexact": True} if envs.inexact else {})
-    return _finish(run, runtime, eval_config, record, teacher)
+def _algorithm(
+    run: Run,
+    config: Any,
+    runtime: Runtime,
+    device: torch.device,
+    envs: Envs,
+    origins: dict[str, LoadedPolicy],
+    data_root: Path,
+) -> Algorithm:
+    """The algorithm of a run, fresh. A new algorithm has its line here, and its config in `CONFIGS`."""
+    policies = {role: loaded.policy for role, loaded in origins.items()}
+    if isinstance(config, ppo.PPOConfig):
+        return ppo.PPO(config, envs, device, tolerant=runtime.inexact, **policies)
+    data = None
+    if config.lead == "teacher":
+        data = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
+    return distill.Distillation(config, envs, device, data=data, tolerant=runtime.inexact, **policies)
 
 
-def _drive(
-    run: Run, runtime: Runtime, steps: Iterator[_Progress], done: int, total: int, title: str, seconds: float, pack: Any
-) -> float:
-    """Runs a training loop to its end: metrics, progress, saves, signals. Returns the seconds it has taken in all."""
+def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, seconds: float) -> float:
+    """Trains to the end: metrics, progress, saves, signals. Returns the seconds it has taken in all."""
+    done, total = algorithm.done, algorithm.total
     began = time.perf_counter() - seconds
     saved = time.perf_counter()
     telemetry.truncate_after(run.metrics_path, done)
@@ -278,9 +224,10 @@ def _drive(
             metrics.sync()
             checkpoints.save(run.resume_path, tensors, document)
 
-        for progress in _saving_what_raises(run, steps, done, pack, save):
+        for progress in _saving_what_raises(run, algorithm, save):
             if progress.step <= done and not progress.metrics:  # played again, to go on from there
                 run.touch_lock()
+                bar.update(done, again=progress.step)
                 if stop.requested:
                     raise Interrupted(run, stop.requested)
                 continue
@@ -291,7 +238,7 @@ def _drive(
             score = None if np.isnan(progress.score) else progress.score
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
             if stop.requested or time.perf_counter() - saved > runtime.save_every or progress.step >= total:
-                save(*pack())
+                save(*_state(algorithm))
                 saved = time.perf_counter()
             if stop.requested:
                 raise Interrupted(run, stop.requested)
@@ -304,19 +251,24 @@ def _beside(run: Run) -> Run:
     return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
 
 
-def _saving_what_raises(
-    run: Run, steps: Iterator[_Progress], done: int, pack: Any, save: Callable[..., None]
-) -> Iterator[_Progress]:
+def _state(algorithm: Algorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its state in the two parts of a checkpoint: tensors, and a document."""
+    state = algorithm.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
+
+
+def _saving_what_raises(run: Run, algorithm: Algorithm, save: Callable[..., None]) -> Iterator[Progress]:
     """The same, where an error says how far it came, and one of the task's own code leaves a state to go on from.
 
     A task may raise amid a rollout, when the state is no longer one to go on from: one of a second ago at most is kept.
     """
     kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-    kept_at = -np.inf
+    kept_at, done = -np.inf, algorithm.done
     try:
-        for progress in steps:
+        for progress in algorithm.steps():
             if progress.metrics and time.perf_counter() - kept_at > KEEP_EVERY:
-                tensors, document = pack()
+                tensors, document = _state(algorithm)
                 kept = {name: tensor.clone() for name, tensor in tensors.items()}, document
                 kept_at = time.perf_counter()
             yield progress

@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.collect import Inputs, collect, input_statistics
 from potstill.configs import normalise
-from potstill.envs import Array, EnvConfig, Envs, check_seed
+from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.tasks import TASKS, task_of
@@ -166,15 +167,6 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), as learned from
     ends: Tensor  # (T, N) float, 1 where a game ended on that step
     taught: Tensor | None = None  # (T, N, L) the teacher's logits, where there is one
-
-
-class Progress(NamedTuple):
-    """What `train` yields after each update."""
-
-    step: int  # agent steps so far
-    score: float  # mean of the last 100 finished games, sampled actions, unclipped; nan before the first
-    games: int
-    metrics: dict[str, float]
 
 
 def start(
@@ -461,3 +453,59 @@ def _flat(storage: Tensor) -> Tensor:
 
 def _as_inputs(rows: Tensor, policy: Policy) -> Tensor:
     return rows.permute(0, 3, 1, 2) if policy.family in ("nature", "minatar") else rows
+
+
+class PPO:
+    """A training as the trainer takes it, an `algorithm.Algorithm`.
+
+    Args:
+        envs: the task; it has `config.num_envs` environments.
+        teacher, initial: as `start` takes them.
+        tolerant: as `Envs.replay` takes it.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        envs: Envs,
+        device: torch.device,
+        *,
+        teacher: Policy | None = None,
+        initial: Policy | None = None,
+        tolerant: bool = False,
+    ) -> None:
+        self.config, self.envs, self.teacher, self.tolerant = config, envs, teacher, tolerant
+        self.state = start(config, envs, device, teacher=teacher, initial=initial)
+        self.total = config.updates * config.batch_size
+        self._past: Past | None = None
+
+    @property
+    def policy(self) -> Policy:
+        return self.state.average
+
+    @property
+    def done(self) -> int:
+        return self.state.update * self.config.batch_size
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.state.gradient_steps
+
+    def steps(self) -> Iterator[Progress]:
+        observations: Array | None = None
+        if self._past is not None and self.done < self.total:
+            for at, shown in enumerate(self.envs.replay(self._past, self.tolerant)):
+                observations = shown
+                yield Progress(at * self.config.num_envs, math.nan, self.state.games, {})
+        yield from train(self.config, self.state, self.envs, observations, self.teacher)
+
+    def costs(self) -> list[Cost]:
+        own = Cost(self.state.policy, self.total, self.gradient_steps * self.config.minibatch_size)
+        return [own] + ([Cost(self.teacher, self.total, 0)] if self.teacher is not None else [])
+
+    def state_dict(self) -> dict[str, Any]:
+        return pack(self.state) | pack_games(self.envs)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        unpack(self.state, saved)
+        self._past = unpack_games(self.envs, saved)

@@ -34,7 +34,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from potstill import assessment, checkpoints, ppo, resume, telemetry
+from potstill import assessment, checkpoints, ppo, telemetry
 from potstill.dataset import DatasetWriter, open_dataset
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
@@ -208,9 +208,11 @@ class Seeds:
             env=CARTPOLE, network=NetworkConfig(width="1/32"), total_timesteps=64, precision="float32", **small
         )
         with closing(Envs(CARTPOLE, 2)) as envs:
-            state = self.fresh(envs)
-            next(ppo.train(self.config, state, envs))
-            tensors, document = resume.pack(state, envs)
+            algorithm = self.fresh(envs)
+            next(algorithm.steps())
+            saved = algorithm.state_dict()
+            tensors = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
+            document = {name: value for name, value in saved.items() if name not in tensors}
         checkpoints.save(folder / "resume.safetensors", tensors, document | {"kind": "resume", "seconds": 1.0})
         self.resume = (folder / "resume.safetensors").read_bytes()
         self.envs = Envs(CARTPOLE, 2)
@@ -245,8 +247,8 @@ class Seeds:
         }  # fmt: skip
         self.zip = self._zip()
 
-    def fresh(self, envs: Envs) -> ppo.TrainState:
-        return ppo.start(self.config, envs, torch.device("cpu"))
+    def fresh(self, envs: Envs) -> ppo.PPO:
+        return ppo.PPO(self.config, envs, torch.device("cpu"))
 
     def _zip(self) -> dict[str, bytes]:
         """What Stable-Baselines3 writes of a PPO with two layers of eight units."""
@@ -313,9 +315,7 @@ def readers(seeds: Seeds) -> list[Reader]:
 
     def go_on(folder: Path) -> Any:
         tensors, document = checkpoints.load(folder / "resume.safetensors")
-        state = seeds.fresh(seeds.envs)
-        resume.unpack(state, tensors, document)
-        return resume.past(seeds.envs, tensors, document)
+        seeds.fresh(seeds.envs).load_state_dict(tensors | document)
 
     def zipped(folder: Path, case: Case) -> None:
         members = dict(seeds.zip)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import OPTIONS, RUNTIME, Child, at, call, go_on, names, new_run, outcome, potstill, until
 
-from potstill import distill, evaluation, resume, runs
+from potstill import distill, evaluation, ppo, runs
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.jobs import execute
@@ -148,7 +148,7 @@ def test_of_two_students_that_want_the_same_data_one_records_and_the_other_waits
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
 
 
-@pytest.mark.parametrize(("name", "expected"), [("teacher", "record"), ("student", "distill"), ("cartpole", "replay")])
+@pytest.mark.parametrize(("name", "expected"), [("teacher", "record"), ("student", "distill"), ("cartpole", "steps")])
 def test_a_lock_gets_signs_of_life_whatever_a_run_does(name, expected, teacher, tmp_path, monkeypatch):
     run = new_run(name, teacher, tmp_path / "run")
     if name != "teacher":  # its games so far will be played again
@@ -166,9 +166,9 @@ def test_a_lock_gets_signs_of_life_whatever_a_run_does(name, expected, teacher, 
 
         monkeypatch.setattr(module, phase, watched)
 
-    for module, phase in ((distill, "record"), (distill, "distill"), (resume, "replay"), (evaluation, "play")):
+    for module, phase in ((distill, "record"), (distill, "distill"), (ppo.PPO, "steps"), (evaluation, "play")):
         watch(module, phase)
     execute(run, RUNTIME, EvalConfig(episodes=2))
     # The last yield of each is followed by none. 4 of a recording; 1 again and 3 more lines; 65 steps of 8 games.
-    assert signs[expected] >= {"record": 3, "distill": 3, "replay": 64}[expected]
+    assert signs[expected] >= {"record": 3, "distill": 3, "steps": 64}[expected]
     assert signs["play"] >= 2

@@ -22,7 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from potstill import assessment, checkpoints, files, ppo, results, resume, runs, telemetry
+from potstill import assessment, checkpoints, files, ppo, results, runs, telemetry
 from potstill.cli import main
 from potstill.commands import studying
 from potstill.dataset import DatasetWriter, open_dataset
@@ -38,7 +38,6 @@ from potstill.study.local import launch
 from potstill.study.plan import MAX_CELLS
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
-from potstill.training.runtime import Runtime
 
 CARTPOLE = TASKS["cartpole"].env
 TEN_GB = 10 << 30
@@ -471,15 +470,18 @@ SMALL_RUN = ppo.PPOConfig(
 def unfinished():
     """A run after its first update: its environments, and what is saved of it."""
     with closing(Envs(CARTPOLE, 2)) as envs:
-        state = ppo.start(SMALL_RUN, envs, torch.device("cpu"))
-        next(ppo.train(SMALL_RUN, state, envs))
-        yield envs, *resume.pack(state, envs)
+        algorithm = ppo.PPO(SMALL_RUN, envs, torch.device("cpu"))
+        next(algorithm.steps())
+        saved = algorithm.state_dict()
+        tensors = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
+        yield envs, tensors, {name: value for name, value in saved.items() if name not in tensors}
 
 
 def go_on(path, envs):
     tensors, document = checkpoints.load(path)
-    resume.unpack(ppo.start(SMALL_RUN, envs, torch.device("cpu")), tensors, document)
-    list(resume.replay(envs, resume.past(envs, tensors, document), Runtime(quiet=True)))
+    algorithm = ppo.PPO(SMALL_RUN, envs, torch.device("cpu"))
+    algorithm.load_state_dict(tensors | document)
+    next(progress for progress in algorithm.steps() if progress.metrics)
 
 
 @pytest.mark.parametrize(
