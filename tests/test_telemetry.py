@@ -223,6 +223,59 @@ def test_wandb_joins_where_it_is_installed_and_set_up(tmp_path, monkeypatch, var
     assert calls == ([{"seed": 3}, ({"score": 2.0}, 1), "finish"] if count == 2 else [])
 
 
+def test_a_resumed_run_is_the_same_run_in_tensorboard_and_no_point_is_lost(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed after 3, saved after 2
+        (sink,) = sinks(True, tmp_path, {}, start)
+        for step in steps:
+            sink.write({"step": step, "score": float(step)})
+        sink.close()
+    assert tensorboard_points(tmp_path / "tensorboard") == [("score", step, float(step)) for step in (1, 2, 3, 4)]
+
+
+def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    begun = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **settings: begun.append(settings)))
+    for folder, step in (("a", 0), ("a", 64), ("b", 0)):
+        sinks(True, tmp_path / folder, {"seed": 3}, step)[0].close()
+    assert [settings["resume"] for settings in begun] == ["allow"] * 3
+    assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_wandb_that_fails_says_so_once_and_the_run_goes_on(tmp_path, monkeypatch, capsys, where):
+    monkeypatch.setenv("WANDB_API_KEY", "bad")
+
+    def fail(*_, **__):
+        raise RuntimeError("no\nnetwork")
+
+    session = types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    monkeypatch.setattr(session, where, fail, raising=False)
+    init = fail if where == "init" else lambda **_: session
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    board, wandb = sinks(True, tmp_path, {})
+    for step in (1, 2):
+        board.write({"step": step, "score": 1.0})
+        wandb.write({"step": step, "score": 1.0})
+    board.close()
+    wandb.close()
+    said = "potstill: Weights & Biases failed, and the run goes on without it: no network\n"
+    assert capsys.readouterr().err == said
+    assert len(tensorboard_points(tmp_path / "tensorboard")) == 2
+
+
+def test_tensorboard_without_a_folder_says_so_once_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    (tmp_path / "tensorboard").touch()
+    (sink,) = sinks(True, tmp_path, {})
+    sink.write({"step": 1, "score": 1.0})
+    sink.close()
+    assert capsys.readouterr().err.startswith("potstill: TensorBoard failed, and the run goes on without it: ")
+
+
 def test_wandb_that_is_set_up_but_not_installed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -71,7 +71,7 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     if path.is_dir() and not file.exists():
         unfinished = (path / "config.json").exists()
         raise InputError(f"{path} holds no policy.safetensors" + (": the run is not finished" if unfinished else ""))
-    tensors, document = load(file, device, follow=file is path)
+    tensors, document = load(file, device, follow=True)  # the user names it, as a link of the Hub's cache may be
     if document.get("kind") != "policy":
         raise InputError(f"{file} is a potstill checkpoint but not a policy: name the run directory instead")
     try:

@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from potstill.checkpoints import write_atomically
-from potstill.errors import InputError, reason
+from potstill.errors import InputError, printable, reason
 from potstill.files import open_append, parse_json, read_bytes
 
 LIMIT = 1 << 28  # bytes of a metrics.jsonl: 600,000 records
@@ -196,7 +197,8 @@ class Progress:
 def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -> list[Sink]:
     """Where metrics go besides metrics.jsonl: nowhere, or with `track` to TensorBoard (`directory`/tensorboard).
 
-    W&B is added where it is installed and set up (WANDB_API_KEY or WANDB_MODE in the environment).
+    W&B is added where it is installed and set up (WANDB_API_KEY or WANDB_MODE in the environment). Where one of them
+    fails, it is told once, and the run goes on without it. A resumed run is the same run in both.
 
     Args:
         track: what --track says.
@@ -213,14 +215,51 @@ def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("--track needs TensorBoard: pip install 'potstill[track]'") from error
-    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step or None)
-    writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
-    found: list[Sink] = [_TensorBoard(writer)]
+
+    def tensorboard() -> Sink:
+        writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+        if not step:
+            writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
+        return _TensorBoard(writer)
+
+    def wandb() -> Sink:
+        place = f"{directory.resolve()} {json.dumps(config, sort_keys=True)}"
+        settings = {"name": directory.name, "dir": str(directory), "config": config}
+        settings |= {"id": blake2b(place.encode(), digest_size=8).hexdigest(), "resume": "allow"}
+        return _WandB(importlib.import_module("wandb").init(project="potstill", **settings))
+
+    found: list[Sink] = [_StandingBack("TensorBoard", tensorboard)]
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"):
         with suppress(ImportError):
-            wandb = importlib.import_module("wandb")
-            found.append(_WandB(wandb.init(project="potstill", name=directory.name, dir=str(directory), config=config)))
+            importlib.import_module("wandb")
+            found.append(_StandingBack("Weights & Biases", wandb))
     return found
+
+
+class _StandingBack:
+    """A sink that training does not need: where it fails, this is told once, and it gets nothing more."""
+
+    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
+        self._name = name
+        self._sink: Sink | None = None
+        self._try(lambda: setattr(self, "_sink", make()))
+
+    def write(self, record: dict[str, Any]) -> None:
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.write(record))
+
+    def close(self) -> None:
+        if (sink := self._sink) is not None:
+            self._try(sink.close)
+
+    def _try(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # whatever a library of others raises
+            self._sink = None
+            why = printable(str(error) or type(error).__name__, 200)
+            with suppress(OSError):
+                print(f"potstill: {self._name} failed, and the run goes on without it: {why}", file=sys.stderr)
 
 
 class _TensorBoard:

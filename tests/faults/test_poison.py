@@ -553,8 +553,15 @@ INSIDE = {
 
 
 @pytest.mark.timeout(60)  # a pipe that is opened to be read waits for ever
-@pytest.mark.parametrize("put", [put_link, put_pipe, put_directory])
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        (name, put)
+        for name in INSIDE
+        for put in (put_link, put_pipe, put_directory)
+        if (name, put) != ("policy.safetensors", put_link)  # the user names the run, and its policy may be one
+    ],
+)
 def test_what_is_no_plain_file_in_a_run_is_not_read(run, name, put):
     save(run.policy_path)
     save(run.resume_path)
@@ -597,7 +604,7 @@ def test_nothing_is_written_through_a_link_or_into_a_pipe(run, put):
                 InputError,
                 match=r"cannot write .*log\.txt: (it is not a file|.*symbolic|is a directory|no such device)",
             ):
-                launch(run.path, {}, run.path, {})
+                launch(run.path, {}, {}, run.path, {})
         if name == "run.lock":
             with pytest.raises(InputError, match="cannot lock"), run.lock():
                 pass
@@ -613,6 +620,23 @@ def test_a_pipe_or_a_directory_named_as_a_file_is_refused(tmp_path, put, command
     path = tmp_path / {"evaluate": "a.safetensors", "study": "plan.toml", "export": "model.zip"}[command[0]]
     put(path)
     refused(capsys, *command, path)
+
+
+def test_a_policy_in_a_folder_of_links_is_read(policy, tmp_path):
+    """As huggingface_hub's cache, DVC and git-annex lay it out."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0123").write_bytes(policy.read_bytes())
+    (tmp_path / "snapshot").mkdir()
+    link = tmp_path / "snapshot" / "policy.safetensors"
+    link.symlink_to("../blobs/0123")
+    for named in (link, link.parent):
+        assert load_policy(named).env == CARTPOLE
+    for elsewhere in ("policy.safetensors", "../blobs", "../none"):  # itself, a directory, nothing
+        link.unlink()
+        link.symlink_to(elsewhere)
+        with pytest.raises(InputError) as error:
+            load_policy(link.parent)
+        assert one_line(error)
 
 
 def test_a_link_that_the_user_names_is_followed(policy, tmp_path):
