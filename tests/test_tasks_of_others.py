@@ -9,12 +9,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from potstill import imports
+from potstill import api, imports
 from potstill.checkpoints import load
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs, check_task
 from potstill.errors import InputError, TaskError
-from potstill.evaluation import NOT_EVALUATED
+from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.jobs import execute, new_training
 from potstill.networks import NetworkConfig
 from potstill.policies import load_policy
@@ -59,10 +59,25 @@ class Counter(gymnasium.Env):
         return self.buffer, reward, False, self.t >= 10, info
 
 
+class Only(Counter):
+    """A simulator of which only one can run."""
+
+    open = 0
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        assert Only.open == 0, "the port is taken"
+        Only.open = 1
+
+    def close(self):
+        Only.open = 0
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints"):
         gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
+    gymnasium.register("Others/only-v0", entry_point=Only)
     gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
     yield
     for name in [name for name in gymnasium.registry if name.startswith("Others/")]:
@@ -130,6 +145,17 @@ def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(tmp
     execute(Run.open(run.path), RUNTIME, NOT_EVALUATED)
     mine, theirs = (load(each.policy_path)[0] for each in (run, whole))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_simulator_of_which_only_one_can_run_is_trained_saved_and_evaluated_with_one(tmp_path):
+    config = config_of("only", num_envs=1, num_steps=128, total_timesteps=384, reseed_every=128)
+    run = new_training(config, tmp_path / "run", RUNTIME)
+    assert execute(run, RUNTIME, EvalConfig(episodes=3))["episodes"] == 3
+    assert api.evaluate(run.path, episodes=2, teacher=run.path, threads=1, quiet=True)["agreement"] == 1.0
+    assert Only.open == 0
+    with pytest.raises(InputError, match="the port is taken"):
+        Envs(config.env, 2)
+    Only.open = 0
 
 
 def test_what_a_simulator_prints_is_no_part_of_the_json(tmp_path, capsys):

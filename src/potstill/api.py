@@ -263,11 +263,18 @@ def evaluate(
     start = _start(start, where) if isinstance(start, str) else start
     beside = {}  # first: a teacher of another task is refused before the games
     for other in others:
-        beside = games.compare(loaded.policy, other.policy, task, seed=seed, threads=runtime.cores)
+        beside = games.compare(loaded.policy, other.policy, task, seed=seed, threads=runtime.cores, alone=loaded.alone)
     title = f"evaluate {task.id} {loaded.policy.config.width}"
     with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
         for so_far in games.play(
-            loaded.policy, task, episodes=episodes, seed=seed, actions=actions, start=start, threads=runtime.cores
+            loaded.policy,
+            task,
+            episodes=episodes,
+            seed=seed,
+            actions=actions,
+            start=start,
+            threads=runtime.cores,
+            alone=loaded.alone,
         ):
             bar.update(len(so_far.episodes), score=so_far.score)
     size = loaded.policy.size()

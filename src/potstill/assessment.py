@@ -47,7 +47,7 @@ def assess(
         matches[f"after {steps}"] = _Match(policy, env, "greedy", eval_config.start_games or count, steps)
     if teacher is not None and not known:
         matches["teacher"] = _Match(teacher.policy, teacher.env, "greedy", count)
-    played = _play(matches, f"evaluate {env.id} {policy.config.width}", runtime, run)
+    played = _play(matches, f"evaluate {env.id} {policy.config.width}", runtime, run, loaded.alone)
 
     main = played["greedy"]
     record = {"score": main["mean"], **{key: main[key] for key in KEYS}}
@@ -64,7 +64,7 @@ def assess(
         theirs = known or played["teacher"]
         score = theirs["score" if known else "mean"]
         record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
-        record |= evaluation.compare(policy, teacher.policy, env, threads=runtime.cores)
+        record |= evaluation.compare(policy, teacher.policy, env, threads=runtime.cores, alone=loaded.alone)
     return record
 
 
@@ -87,7 +87,9 @@ class _Match(NamedTuple):
         return config_hash({"policy": weights.hexdigest(), **rest})
 
 
-def _play(matches: dict[str, _Match], title: str, runtime: Runtime, run: Run | None) -> dict[str, dict[str, Any]]:
+def _play(
+    matches: dict[str, _Match], title: str, runtime: Runtime, run: Run | None, alone: bool
+) -> dict[str, dict[str, Any]]:
     """Plays the matches; those that an earlier process of the run came to the end of are not played again."""
     kept = _kept_matches(run) if run is not None else {}
     keys = {name: match.identity for name, match in matches.items()}
@@ -102,7 +104,7 @@ def _play(matches: dict[str, _Match], title: str, runtime: Runtime, run: Run | N
                 continue
             before, start = done(), evaluation.Start(start_steps)
             for so_far in evaluation.play(
-                policy, env, episodes=episodes, seed=1, actions=actions, start=start, threads=runtime.cores
+                policy, env, episodes=episodes, seed=1, actions=actions, start=start, threads=runtime.cores, alone=alone
             ):
                 games = len(so_far.episodes)
                 bar.update(before + games, **{name: so_far.score})

@@ -119,11 +119,13 @@ def play(
     actions: Actions = "greedy",
     start: Start | None = None,
     threads: int = 1,
+    alone: bool = False,
     alter: Callable[[Tensor, Array], Tensor] | None = None,
 ) -> Iterator[Evaluation]:
     """Plays whole games, in each environment a number fixed in advance so that short games are not over-represented.
 
     Args:
+        alone: in one environment, where no second may be open.
         alter: what the environments get, of the actions chosen, (N,) or (N, d), and of each game's steps so far, (N,).
 
     Yields:
@@ -136,8 +138,8 @@ def play(
         raise InputError(f"episodes must be at least 1, not {episodes}")
     start = start or Start()
     check_seed(seed)
-    num_envs = max(n for n in range(1, min(episodes, 32) + 1) if episodes % n == 0)
-    if num_envs == 1:  # a prime number above 32, or of such factors: the first environments play one more game
+    num_envs = 1 if alone else max(n for n in range(1, min(episodes, 32) + 1) if episodes % n == 0)
+    if num_envs == 1 and not alone:  # a prime number above 32, or of such factors: the first ones play one game more
         num_envs = min(episodes, 32)
     left = np.full(num_envs, episodes // num_envs)
     left[: episodes % num_envs] += 1
@@ -197,12 +199,20 @@ def check_fit(policy: Policy, envs: Envs) -> None:
 
 @torch.no_grad()
 def compare(
-    policy: Policy, teacher: Policy, env: EnvConfig, *, steps: int = 16_384, seed: int = 0, threads: int = 1
+    policy: Policy,
+    teacher: Policy,
+    env: EnvConfig,
+    *,
+    steps: int = 16_384,
+    seed: int = 0,
+    threads: int = 1,
+    alone: bool = False,
 ) -> dict[str, float | None]:
     """How often, and how far, a policy departs from its teacher: on its own states and on the teacher's.
 
     Args:
         steps: agent steps played greedily by each, in 16 environments.
+        alone: in one environment, where no second may be open, and for a sixteenth of the steps.
 
     Returns:
         `agreement` (share of states with the same greedy action) and `kl` (forward, nats, mean over states) on the
@@ -212,7 +222,7 @@ def compare(
     """
     figures: dict[str, float | None] = {}
     for suffix, player in (("", policy), ("_teacher_states", teacher)):
-        envs = Envs(env, 16, threads=threads)
+        envs = Envs(env, 1 if alone else 16, threads=threads)
         check_fit(policy, envs)
         check_fit(teacher, envs)
         sums: dict[str, float] = {}
@@ -234,7 +244,7 @@ def compare(
             for name, each in likeness.items():
                 sums[name] = sums.get(name, 0.0) + each.sum().item()
             count += len(own)
-            if count >= steps:
+            if count >= (steps // 16 if alone else steps):
                 break
         envs.close()
         figures[f"agreement{suffix}"] = None

@@ -338,7 +338,8 @@ def _provenance_of(run: Run, seed: int, env_steps: int, seconds: float) -> dict[
     """Where a policy comes from, as its checkpoint tells."""
     keys = ("command", "commit", "machine", "imports", "teacher", "teacher_hash", "initial", "initial_hash")
     facts = {key: run.config[key] for key in keys if key in run.config}
-    return facts | {"seed": seed, "env_steps": env_steps, "seconds": seconds}
+    num_envs = run.config["config"]["num_envs"]
+    return facts | {"seed": seed, "env_steps": env_steps, "seconds": seconds, "num_envs": num_envs}
 
 
 def _probe(envs: Envs) -> Array:

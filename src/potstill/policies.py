@@ -30,6 +30,12 @@ class LoadedPolicy:
     document: dict[str, Any]
     path: Path
 
+    @property
+    def alone(self) -> bool:
+        """Whether it was trained in one environment, as on a simulator of which only one can run: so it is played."""
+        provenance = self.document.get("provenance")
+        return isinstance(provenance, dict) and provenance.get("num_envs") == 1
+
     @cached_property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of its file's SHA-256, by which runs know their teacher again."""

@@ -87,7 +87,13 @@ class Search:
         began = time.monotonic()
         start = evaluation.Start(self.teacher.env.max_frames) if kind == "random" else None  # to the end of any game
         games = evaluation.play(
-            loaded.policy, loaded.env, episodes=episodes, seed=SEEDS[kind], start=start, threads=self.runtime.cores
+            loaded.policy,
+            loaded.env,
+            episodes=episodes,
+            seed=SEEDS[kind],
+            start=start,
+            threads=self.runtime.cores,
+            alone=loaded.alone,
         )
         with (
             telemetry.Progress(f"play {name}", episodes, quiet=self.runtime.quiet, unit="games") as bar,

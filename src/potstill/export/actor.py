@@ -44,7 +44,7 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
     """The deployed actor of a policy, with raw observations of its own sampled play and of its probe."""
     policy = loaded.policy
     generator = torch.Generator().manual_seed(0)
-    with closing(Envs(loaded.env, 8, threads=threads)) as envs:
+    with closing(Envs(loaded.env, 1 if loaded.alone else 8, threads=threads)) as envs:
         evaluation.check_fit(policy, envs)
         seen = []
         draw = policy.distribution.sample

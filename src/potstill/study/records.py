@@ -175,8 +175,9 @@ def _random_score(plan: Plan, out: Path, runtime: Runtime, folder: Run) -> float
     env = find_env(plan.env)
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions, envs.continuous)
+    alone = all(cell.config.num_envs == 1 for cell in plan.cells())
     start = evaluation.Start(steps=1 << 40)  # it never takes over
-    for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=runtime.cores):
+    for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=runtime.cores, alone=alone):
         last = so_far
         folder.touch_lock()
     return float(last.summary()["mean"])
