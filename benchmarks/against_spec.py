@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import potstill.distill as distill
 from potstill import evaluation
 from potstill.envs import EnvConfig, Envs
-from potstill.networks import NetworkConfig, Policy
+from potstill.networks import NetworkConfig, Policy, Trunk
 from potstill.policies import LoadedPolicy, load_policy
 
 TEACHER = ROOT / "experts" / "pong" / "seed-2"
@@ -145,6 +145,7 @@ def _spec(teacher: LoadedPolicy, options: argparse.Namespace) -> Iterator[tuple[
 def _nature_cnn(shape: Policy) -> nn.Sequential:
     """Layers of the sizes `shape` has, with PyTorch's own initial weights."""
     layers: list[nn.Module] = []
+    assert isinstance(shape.trunk, Trunk)
     for conv in shape.trunk.convs:
         assert isinstance(conv, nn.Conv2d)
         layers += [nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride), nn.ReLU()]  # type: ignore[arg-type]
@@ -158,6 +159,7 @@ def _nature_cnn(shape: Policy) -> nn.Sequential:
 def _as_policy(student: nn.Sequential, shape: Policy, observations: Tensor) -> Policy:
     """The same network where `evaluation` can play it; its normalisation is the division by 255."""
     theirs = [layer for layer in student if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert isinstance(shape.trunk, Trunk)
     ours = [*shape.trunk.convs, *shape.trunk.linears, shape.actor]
     for mine, given in zip(ours, theirs, strict=True):
         mine.load_state_dict(given.state_dict())

@@ -277,7 +277,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                     policy.heads(ready)
                 for _ in range(minibatches // updates):
                     torch.index_select(flat, 0, order, out=gathered)
-                    logits, values = policy.heads(_as_inputs(gathered, policy))
+                    logits, values = policy.heads(_as_inputs(gathered))
                     optimizer.zero_grad()
                     (logits.square().mean() + values.square().mean()).backward()
                     optimizer.step()

@@ -10,6 +10,7 @@ from torch import nn
 from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy, faster_precision, parse_width, resolve_device, resolve_precision
+from potstill.tasks import find_env
 
 PONG = ((4, 84, 84), 3)
 CARTPOLE = ((4,), 2)
@@ -114,7 +115,7 @@ def test_other_widths_are_refused(width, complaint):
 
 
 def test_a_cnn_for_a_vector_is_refused():
-    with pytest.raises(InputError, match=r"nature family reads images; .* shape \(4,\): use mlp"):
+    with pytest.raises(InputError, match=r"nature family reads images of at least 36 .* shape \(4,\): use mlp"):
         Policy(NetworkConfig(family="nature"), *CARTPOLE)
 
 
@@ -298,7 +299,7 @@ def test_an_unknown_or_absent_device_is_refused(monkeypatch):
 
 
 def test_a_policy_fits_what_its_environment_shows():
-    envs = Envs(replace(TASKS["pong"].env, frame_stack=2), 2)
+    envs = Envs(replace(find_env("pong"), frame_stack=2), 2)
     policy = make((envs.observation_shape, envs.num_actions), width="1/32")
     logits, value = policy(torch.from_numpy(np.asarray(envs.reset(0))))
     assert (logits.shape, value.shape) == ((2, 3), (2,))

@@ -179,8 +179,10 @@ def unpack_games(envs: Envs, saved: dict[str, Any]) -> Past:
         or type(checksum) not in (int, type(None))  # the first resume states had none
         or not isinstance(log, Tensor)
         or log.shape[1:] != like.shape[1:]
-        or log.dtype != (torch.float32 if envs.continuous else torch.uint8)
-        or (not envs.continuous and log.numel() > 0 and int(log.max()) >= envs.num_actions)
+        or log.dtype != torch.from_numpy(np.empty(0, envs.action_dtype)).dtype
+        or (
+            not envs.continuous and bool((log.long() < 0).any() or (log.long() >= torch.tensor(envs.num_actions)).any())
+        )
         or (envs.continuous and not bool(log.isfinite().all()))
     ):
         raise InputError("the run cannot go on: what it saved of its games is not of its environments")

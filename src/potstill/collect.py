@@ -31,7 +31,7 @@ class Inputs:
     def __init__(self, policy: Policy, dtype: torch.dtype = torch.float32) -> None:
         self.policy = policy
         self.dtype = dtype
-        self._stacked = policy.family == "nature"
+        self._stacked = policy.layout == "stack"
 
     @torch.no_grad()
     def first(self, observations: Array) -> Tensor:
@@ -96,20 +96,23 @@ def input_statistics(envs: Envs, observations: int, seed: int) -> tuple[Tensor, 
         observations: how many (newest frames, or whole observations) to look at.
 
     Returns:
-        Both float32, shaped like one frame of a stack or like one observation.
+        float64 and float32, shaped like one frame of a stack or like one observation.
     """
     seen = envs.reset(seed)
     rng = np.random.default_rng(seed)
-    stacked = envs.config.atari
-    total = np.zeros(seen.shape[2:] if stacked else seen.shape[1:])
+    stacked = envs.layout == "stack"
+    shift = np.zeros(seen.shape[2:] if stacked else seen.shape[1:])
+    if seen.dtype.itemsize > 4:  # large offsets, whose squares would leave no digits for the deviation
+        shift = (seen[0, -1] if stacked else seen[0]).astype(np.float64)
+    total = np.zeros_like(shift)
     squares = np.zeros_like(total)
     steps = max(1, observations // envs.num_envs)
     for _ in range(steps):
         seen = envs.step(envs.random_actions(rng)).observations
-        newest = (seen[:, -1] if stacked else seen).astype(np.float64)
+        newest = (seen[:, -1] if stacked else seen).astype(np.float64) - shift
         total += newest.sum(axis=0)
         squares += np.square(newest).sum(axis=0)
     count = steps * envs.num_envs
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
-    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+    return torch.as_tensor(mean + shift), torch.as_tensor(deviation).float()

@@ -141,11 +141,10 @@ def start(config: DistillConfig, teacher: Policy, device: torch.device) -> Disti
     student-led run begins with states near the teacher's.
 
     Raises:
-        InputError: the two are of different families, which lay out their inputs differently.
+        InputError: the student's family does not read what the teacher sees.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    actions = teacher.num_actions, teacher.continuous
-    student = Policy(config.network, teacher.observation_shape, *actions).initialise(generator)
+    student = Policy(config.network, **teacher.spaces).initialise(generator)
     student.normalise_as(teacher)
     if student.log_std is not None and teacher.log_std is not None:
         student.log_std.data.copy_(teacher.log_std)
@@ -247,7 +246,7 @@ def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, se
         shown = teacher.distribution.sample(logits.cpu(), generator)
         if not config.noise:
             return shown
-        if teacher.continuous:
+        if teacher.continuous or not isinstance(teacher.num_actions, int):
             noise = teacher.distribution.uniform(logits.cpu(), generator)
         else:  # one draw of integers per step, as the data sets there are were made
             noise = torch.randint(0, teacher.num_actions, shown.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""What a policy's logits say of its actions: a softmax over a list of them, or a diagonal Gaussian.
+"""What a policy's logits say of its actions: a softmax over a list of them, several such lists, or a diagonal Gaussian.
 
 Pure functions, one set per kind of action; `Policy.distribution` is the set that fits, so that training, distillation
 and evaluation read the same for both. The logits of a Gaussian are its means, then its log standard deviations,
@@ -7,6 +7,7 @@ and evaluation read the same for both. The logits of a Gaussian are its means, t
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -116,3 +117,43 @@ GAUSSIAN = Distribution(
     gaussian_likeness,
     objectives.GAUSSIAN_OBJECTIVES,
 )
+
+
+def several(choices: tuple[int, ...]) -> Distribution:
+    """Of several choices made at once and independently, k of `choices[k]` options: logits (B, sum), actions (B, K).
+
+    Log-probabilities, entropies and divergences are sums over the choices; two agree where all their choices do.
+    """
+    one = CATEGORICAL
+
+    def each(pick: Callable[..., Tensor], logits: Tensor, *rest: torch.Generator | None) -> Tensor:
+        return torch.stack([pick(part, *rest) for part in logits.split(choices, -1)], -1)
+
+    def total(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        pairs = zip(student.split(choices, -1), teacher.split(choices, -1), strict=True)
+        return torch.stack([loss(mine, theirs, temperature) for mine, theirs in pairs]).sum(0)
+
+    def log_prob_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = zip(logits.split(choices, -1), actions.unbind(-1), strict=True)
+        log_probs, entropies = zip(*(one.log_prob_and_entropy(*pair) for pair in pairs), strict=True)
+        return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
+
+    def likeness(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
+        return {"agreement": (each(greedy, logits) == each(greedy, others)).all(-1).float()}
+
+    return Distribution(
+        partial(each, one.sample),
+        partial(each, one.greedy),
+        partial(each, one.uniform),
+        log_prob_and_entropy,
+        partial(total, one.kl),
+        likeness,
+        {name: partial(total, loss) for name, loss in one.objectives.items()},
+    )
+
+
+def distribution_of(num_actions: int | tuple[int, ...], continuous: bool) -> Distribution:
+    """The set of functions that fits a policy's actions."""
+    if continuous:
+        return GAUSSIAN
+    return CATEGORICAL if isinstance(num_actions, int) else several(num_actions)

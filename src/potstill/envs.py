@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, iterate
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TimeLimit
 from numpy.typing import NDArray
 from tyro.conf import Fixed
 
@@ -46,6 +46,9 @@ class EnvConfig:
     hidden_rows: int = 0
     """Rows at the top of the 84 x 84 frame that the input normalisation sets to zero (Atari only): a scoreboard does
     not help to act, but tells the games of a rollout apart, to be learned by heart (Song et al. 2020)."""
+    layout: Literal["auto", "flat", "first", "last", "stack"] = "auto"
+    """How observations are read, where their space does not tell: flat numbers, an image whose channels come first or
+    last, or a stack of frames, the newest last. auto: refuses what can be read in more than one way."""
     max_frames: int = 108_000
     """Emulator frames after which a game is truncated: 30 minutes of play. Other tasks that set no limit of their own
     get as many agent steps, for a policy may learn to play for ever."""
@@ -82,7 +85,7 @@ class Past(NamedTuple):
     """How games came to where they are: what `Envs.replay` plays again."""
 
     seed: int  # of the last reset
-    actions: Array  # since, (steps, N) uint8 or (steps, N, d) float32
+    actions: Array  # since, (steps, N), (steps, N, K) or (steps, N, d)
     checksum: int | None = None  # CRC-32 chained over what they brought about; None where it was not kept
 
 
@@ -118,47 +121,89 @@ class Envs:
             self._venv = _make_gymnasium(config, num_envs)
         else:
             self._venv = _Apart(config, num_envs, threads) if apart else _make_atari(config, num_envs, threads)
-        space = self.action_space = self._venv.single_action_space
-        self.bounds: Array | None = None  # (2, d) float32, least and greatest value of each continuous action
-        if isinstance(space, gymnasium.spaces.Box):
+        self.bounds: Array | None = None  # (2, d), least and greatest value of each continuous action, in its dtype
+        self.choices: list[Array] = []  # of each of the choices made at once, the environment's own actions
+        self.action_space = space = self._venv.single_action_space
+        spaces = gymnasium.spaces
+        if isinstance(space, spaces.Box):
             self.bounds = _bounds(config, space)
-        elif not isinstance(space, gymnasium.spaces.Discrete):
-            raise InputError(f"{config.id} has {type(space).__name__} actions; potstill trains Discrete and Box ones")
-        else:
-            self._actions = np.array(config.actions if config.actions is not None else range(int(space.n)))
-            if self._actions.size < 2 or self._actions.min() < 0 or self._actions.max() >= space.n:
+        elif isinstance(space, spaces.Discrete):
+            indices = np.array(config.actions if config.actions is not None else range(int(space.n)))
+            if indices.size < 2 or indices.min() < 0 or indices.max() >= space.n:
                 raise InputError(f"actions {config.actions} do not fit {config.id}, which has {space.n}, at least 2")
+            self.choices = [int(space.start) + indices]
+        elif isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) and config.actions is None:
+            many = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)
+            first = space.start if isinstance(space, spaces.MultiDiscrete) else np.zeros(space.shape, int)
+            self.choices = [a + np.arange(n) for a, n in zip(np.ravel(first), np.ravel(many), strict=True)]
+        else:
+            raise InputError(
+                f"{config.id} has {type(space).__name__} actions; potstill trains Discrete, MultiDiscrete, MultiBinary"
+                " and Box ones" + (", and --actions chooses among Discrete ones" if config.actions else "")
+            )
         observation_space = self.observation_space = self._venv.single_observation_space
-        if not isinstance(observation_space, gymnasium.spaces.Box):
+        if not isinstance(observation_space, spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
-        self.observation_shape = observation_space.shape
+        self.observation_shape = tuple(observation_space.shape)
         self.observation_dtype = observation_space.dtype
+        self.layout = _layout(config, self._venv, self.observation_shape, np.dtype(self.observation_dtype))
 
     @property
     def continuous(self) -> bool:
         return self.bounds is not None
 
     @property
-    def num_actions(self) -> int:
-        """How many there are to choose from; of continuous actions, how many are taken at once."""
-        return int(self._actions.size if self.bounds is None else self.bounds.shape[1])
+    def num_actions(self) -> int | tuple[int, ...]:
+        """How many there are to choose from, of each choice where several are made at once; of continuous actions, how
+        many are taken at once."""
+        if self.bounds is not None:
+            return int(self.bounds.shape[1])
+        if isinstance(self.action_space, gymnasium.spaces.Discrete):
+            return len(self.choices[0])
+        return tuple(len(options) for options in self.choices)
+
+    @property
+    def spaces(self) -> dict[str, Any]:
+        """What a policy for it sees and chooses: `Policy(config, **envs.spaces)`."""
+        return {
+            "observation_shape": self.observation_shape,
+            "num_actions": self.num_actions,
+            "continuous": self.continuous,
+            "layout": self.layout,
+            "dtype": np.dtype(self.observation_dtype).name,
+        }
+
+    @property
+    def action_dtype(self) -> "np.dtype[Any]":
+        """In which actions are logged: bytes where they suffice."""
+        most = max((len(options) for options in self.choices), default=0)
+        return np.dtype(np.float32 if self.continuous else np.uint8 if most <= 256 else np.int64)
 
     def own_actions(self, actions: Array) -> Array:
         """A policy's actions, as `step` takes them, as the environment's own: for indices what they stand for, for
-        numbers in units of half the range their value within the bounds."""
-        own: Array
-        if self.bounds is None:
-            own = self._actions[actions]
-        else:
+        numbers in units of half the range their value within the bounds, in the space's own shape and dtype."""
+        space = self.action_space
+        if self.bounds is not None:
             low, high = self.bounds
             own = (low + high) / 2 + (high - low) / 2 * np.clip(actions, -1.0, 1.0)
-        return own
+            own = np.clip(own, low, high)  # which rounding may leave
+            own = np.rint(own) if np.issubdtype(space.dtype, np.integer) else own
+        elif isinstance(self.num_actions, int):
+            chosen: Array = self.choices[0][actions]
+            return chosen
+        else:
+            own = np.stack([options[actions[:, k]] for k, options in enumerate(self.choices)], axis=1)
+        typed: Array = own.reshape(-1, *space.shape).astype(space.dtype)  # type: ignore[misc]  # a Box has a shape
+        return typed
 
     def random_actions(self, rng: np.random.Generator, *steps: int) -> Array:
-        """Uniformly random actions, (*steps, N) indices, or (*steps, N, d) float32 in units of half the range."""
-        if self.bounds is None:
+        """Uniformly random actions, (*steps, N) indices, or (*steps, N, K) of K choices, or (*steps, N, d) float32 in
+        units of half the range."""
+        if self.bounds is not None:
+            return rng.uniform(-1.0, 1.0, (*steps, self.num_envs, self.bounds.shape[1])).astype(np.float32)
+        if isinstance(self.num_actions, int):
             return rng.integers(0, self.num_actions, (*steps, self.num_envs))
-        return rng.uniform(-1.0, 1.0, (*steps, self.num_envs, self.num_actions)).astype(np.float32)
+        return rng.integers(0, self.num_actions, (*steps, self.num_envs, len(self.choices)))
 
     def reset(self, seed: int) -> Array:
         """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations."""
@@ -188,14 +233,14 @@ class Envs:
         """Plays one action per environment.
 
         Args:
-            actions: (N,) ints in [0, num_actions), indices into `config.actions`; or (N, d) numbers in units of half
-                the range of each action, -1 and 1 its bounds, clipped to them here.
+            actions: (N,) ints in [0, num_actions), indices into `config.actions`; (N, K) of K choices; or (N, d)
+                numbers in units of half the range of each action, -1 and 1 its bounds, clipped to them here.
 
         Raises:
             DivergedError: the task returned a reward or an observation that is not finite.
             TaskError: its own code raised.
         """
-        actions = actions.astype(np.uint8 if self.bounds is None else np.float32)
+        actions = actions.astype(self.action_dtype)
         self._log.append(actions)
         observations, rewards, terminated, truncated, info = self._venv.step(self.own_actions(actions))
         rewards = np.asarray(rewards, dtype=np.float32)
@@ -221,8 +266,8 @@ class Envs:
         """The seed of the last reset, all actions since and a checksum of what came of them."""
         checksum = zlib.crc32(self._newest().data, self._checksum)
         if not self._log:
-            shape = (0, self.num_envs, *([self.num_actions] if self.continuous else []))
-            return Past(self._seed, np.zeros(shape, np.float32 if self.continuous else np.uint8), checksum)
+            none = self.random_actions(np.random.default_rng(0), 0).astype(self.action_dtype)
+            return Past(self._seed, none, checksum)
         return Past(self._seed, np.stack(self._log), checksum)
 
     def replay(self, past: Past, tolerant: bool = False) -> Iterator[Array]:
@@ -314,15 +359,51 @@ def with_sticky(config: EnvConfig, sticky: float | None) -> EnvConfig:
 
 
 def _bounds(config: EnvConfig, space: "gymnasium.spaces.Box") -> Array:
-    """The bounds of continuous actions, (2, d) float32; refuses those a Gaussian clipped to them does not fit."""
+    """The bounds of continuous actions, (2, d) float32 or float64; refuses those a clipped Gaussian does not fit."""
     if config.actions is not None:
         raise InputError(f"{config.id} has continuous actions: there are none to choose by --actions")
-    if len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
-        raise InputError(f"{config.id} has Box actions of shape {space.shape} {space.dtype}; potstill trains vectors")
-    bounds = np.stack([space.low, space.high]).astype(np.float32)
-    if not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
+    dtype = space.dtype if space.dtype == np.float32 else np.float64
+    bounds: Array = np.stack([space.low.ravel(), space.high.ravel()]).astype(dtype)
+    if not bounds.size or not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
         raise InputError(f"{config.id} has actions without finite bounds; potstill needs a range to explore")
     return bounds
+
+
+def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Any:
+    """How observations are read: from what is known of the task, from its space where only one way makes sense.
+
+    Raises:
+        InputError: there is more than one way, or what the user says does not fit.
+    """
+    fits = {"flat": True, "first": len(shape) in (2, 3), "last": len(shape) == 3, "stack": len(shape) == 3}
+    if config.layout != "auto":
+        if not fits[config.layout]:
+            raise InputError(f"--layout {config.layout} reads images; {config.id} shows observations of shape {shape}")
+        return config.layout
+    if config.atari:
+        return "stack"
+    if len(shape) < 2:
+        return "flat"
+    if config.id.startswith("MinAtar/"):
+        return "last"
+    env = venv.envs[0]
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, FrameStackObservation):
+            return "stack" if len(shape) == 3 else "flat"
+        env = env.env
+    image = dtype in (np.uint8, np.bool_)
+    if len(shape) == 2:
+        return "first" if image and min(shape) >= 3 else "flat"
+    if len(shape) == 3 and image:
+        first, last = (n in (1, 3, 4) for n in (shape[0], shape[-1]))
+        if first != last:
+            return "first" if first else "last"
+    elif len(shape) > 3:
+        raise InputError(f"{config.id} shows observations of shape {shape}: --layout flat reads them as plain numbers")
+    raise InputError(
+        f"{config.id} shows observations of shape {shape}, which can be read in several ways: say --layout first, last"
+        " (where the channels are), stack (of frames) or flat"
+    )
 
 
 def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any, Any, Any]:
@@ -444,10 +525,12 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
             env = _NothingSticks(env)
         if gymnasium.spec(config.id).max_episode_steps is None:
             env = TimeLimit(env, config.max_frames // config.frame_skip)
-        return env
+        return _as_array(env)
 
     try:
         return _Games(config.id, [make] * num_envs)
+    except InputError:
+        raise
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise InputError(f"{config.id} needs a package that is not installed: {first_line(error)}") from error
     except gymnasium.error.UnregisteredEnv as error:
@@ -474,6 +557,20 @@ def is_builtin(config: EnvConfig) -> bool:
     spec = gymnasium.registry.get(config.id)
     known = ("gymnasium.envs.", "minatar.")
     return config.atari or config.has_sticky_actions or (spec is not None and str(spec.entry_point).startswith(known))
+
+
+def _as_array(env: "gymnasium.Env[Any, Any]") -> "gymnasium.Env[Any, Any]":
+    """Observations as one array each."""
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Box):
+        return env
+    parts: list[Any] = [space]
+    for part in parts:
+        if isinstance(part, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+            parts += part.spaces.values() if isinstance(part, gymnasium.spaces.Dict) else part.spaces
+        elif len(part.shape or ()) > 1 or not part.is_np_flattenable:
+            raise InputError(f"observations hold {part}; potstill reads arrays, and Dict and Tuple of vectors")
+    return FlattenObservation(env)
 
 
 class _NothingSticks(gymnasium.Wrapper[Any, Any, Any, Any]):

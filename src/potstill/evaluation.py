@@ -229,8 +229,7 @@ def compare(
         count = 0
         observations = envs.reset(seed)
         mine, theirs = Inputs(policy), Inputs(teacher)
-        alike = torch.equal(policy.mean, teacher.mean) and torch.equal(policy.scale, teacher.scale)
-        shared = policy.family == teacher.family and alike
+        shared = policy.sees_as(teacher)
         inputs = mine if player is policy else theirs
 
         def act(ready: Tensor, player: Policy = player) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -161,6 +162,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
             tensors, document = checkpoints.load(run.resume_path)
             algorithm.load_state_dict(tensors | document)
             seconds = document["seconds"]
+        _tell(algorithm.policy, runtime)
         title = f"{run.config['kind']} {env.id} {config.network.width}"
         seconds = _drive(run, runtime, algorithm, title, seconds)
         probe = _probe(envs)
@@ -197,6 +199,12 @@ def _algorithm(
     if config.lead == "teacher":
         data = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
     return distill.Distillation(config, envs, device, data=data, tolerant=runtime.inexact, **policies)
+
+
+def _tell(policy: Policy, runtime: Runtime) -> None:
+    """Names the layers before the training begins: an observation that is misread shows here."""
+    if not runtime.quiet:
+        print(f"potstill: {policy}", file=sys.stderr)
 
 
 def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, seconds: float) -> float:

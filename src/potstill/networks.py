@@ -2,21 +2,27 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+import tyro
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import relu
 
-from potstill.distributions import CATEGORICAL, GAUSSIAN, Distribution
+from potstill.distributions import Distribution, distribution_of
 from potstill.errors import InputError
+from potstill.imports import find
 
-Family = Literal["auto", "nature", "minatar", "mlp", "mlp-relu"]
+Layout = Literal["flat", "first", "last", "stack"]
+"""How an observation is read: numbers without a place, an image whose channels come first (or that has none) or last,
+or a stack of frames, the newest last."""
 Critic = Literal["shared", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -27,13 +33,24 @@ class NetworkConfig:
 
     width: str = "1"
     """Multiplier on the units of every hidden layer, such as 1/8 or 0.5."""
-    family: Family = "auto"
+    family: Annotated[str, tyro.conf.arg(name="network")] = "auto"
     """nature: Nature-CNN (Mnih et al. 2015), conv 32w-64w-64w, linear 512w. minatar: conv 16w, linear 128w (Young and
-    Tian 2019). mlp: two layers of 64w tanh units; mlp-relu: of ReLU units. auto: by the shape of the observation."""
+    Tian 2019). mlp: two layers of 64w tanh units. linear: no hidden layer. auto: by the shape of the observation. Or
+    `module:name`, a function of your own."""
     critic: Critic = "shared"
     """shared: the value head sits on the actor's trunk. split: the critic is a network of its own."""
     critic_width: str = "1"
     """Width of the critic where it is split."""
+    options: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="network-option")] = ()
+    """key=value, an argument of the network: of mlp `layers` (units at width 1, such as 400,300) and `activation`
+    (tanh, relu, elu, leaky_relu, silu, gelu); of your own network whatever it takes. May be repeated."""
+
+    @staticmethod
+    def migrated(data: dict[str, Any]) -> dict[str, Any]:
+        """The config that a file of an older version means."""
+        if data.get("family") == "mlp-relu":
+            return data | {"family": "mlp", "options": ["activation=relu"]}
+        return data
 
 
 class Size(NamedTuple):
@@ -62,48 +79,138 @@ def parse_width(text: str) -> Fraction:
     return width
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": relu,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
 class Trunk(nn.Module):
-    """The hidden layers of one family at one width: prepared observations (B, ...) to features (B, `features`)."""
+    """Convolutions, then linear layers: prepared observations (B, ...) to features (B, F). Images that are not
+    convolved are read row by row, the channels of a pixel together, wherever they came."""
 
-    def __init__(self, family: Family, width: Fraction, observation_shape: tuple[int, ...]) -> None:
+    def __init__(self, convs: list[nn.Conv2d], linears: list[nn.Linear], activation: str = "relu") -> None:
         super().__init__()
-
-        def units(full: int) -> int:
-            return max(1, round(full * width))
-
-        self.family = family
-        if family == "nature":
-            frames, rows, columns = observation_shape
-            convs = [
-                nn.Conv2d(frames, units(32), 8, stride=4),
-                nn.Conv2d(units(32), units(64), 4, stride=2),
-                nn.Conv2d(units(64), units(64), 3),
-            ]
-            flat = _flat_size(convs, rows, columns)
-            self.features = units(512)
-        elif family == "minatar":
-            rows, columns, channels = observation_shape
-            convs = [nn.Conv2d(channels, units(16), 3)]
-            flat = _flat_size(convs, rows, columns)
-            self.features = units(128)
-        else:
-            convs = []
-            flat = int(torch.Size(observation_shape).numel())
-            self.features = units(64)
         self.convs = nn.ModuleList(convs)
-        linears = [nn.Linear(flat, self.features)]
-        if family in ("mlp", "mlp-relu"):
-            linears.append(nn.Linear(self.features, self.features))
         self.linears = nn.ModuleList(linears)
+        self.activation = activation
 
-    def forward(self, ready: Tensor) -> Tensor:
-        x = ready
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = inputs if self.convs or inputs.dim() != 4 else inputs.permute(0, 2, 3, 1)
         for conv in self.convs:
             x = relu(conv(x))
         x = x.flatten(1)
         for linear in self.linears:
-            x = torch.tanh(linear(x)) if self.family == "mlp" else relu(linear(x))
+            x = ACTIVATIONS[self.activation](linear(x))
         return x
+
+
+class Family(NamedTuple):
+    """One kind of network. A family is added here, as one entry of `FAMILIES`."""
+
+    build: Callable[..., nn.Module]
+    """(shape of a prepared observation, width, **options, all texts) -> module from (B, *shape) to features (B, F)."""
+    least: int = 0
+    """Rows and columns an image needs; 0 reads anything."""
+
+
+def _units(full: int, width: Fraction) -> int:
+    return max(1, round(full * width))
+
+
+def _nature(shape: tuple[int, ...], width: Fraction) -> nn.Module:
+    first, second = _units(32, width), _units(64, width)
+    convs = [
+        nn.Conv2d(shape[0], first, 8, stride=4),
+        nn.Conv2d(first, second, 4, stride=2),
+        nn.Conv2d(second, second, 3),
+    ]
+    return Trunk(convs, [nn.Linear(_flat_size(convs, *shape[1:]), _units(512, width))])
+
+
+def _minatar(shape: tuple[int, ...], width: Fraction) -> nn.Module:
+    convs = [nn.Conv2d(shape[0], _units(16, width), 3)]
+    return Trunk(convs, [nn.Linear(_flat_size(convs, *shape[1:]), _units(128, width))])
+
+
+def _mlp(shape: tuple[int, ...], width: Fraction, layers: str = "64,64", activation: str = "tanh") -> nn.Module:
+    if not re.fullmatch(r"(\d{1,5}(, ?\d{1,5})*)?", layers, re.ASCII) or activation not in ACTIVATIONS:
+        raise InputError(
+            f"network-option layers={layers[:40]} activation={activation[:20]}: layers are numbers such as 400,300,"
+            f" activation is one of {', '.join(ACTIVATIONS)}"
+        )
+    sizes = [torch.Size(shape).numel(), *(_units(int(n), width) for n in layers.split(",") if n)]
+    return Trunk([], [nn.Linear(a, b) for a, b in pairwise(sizes)], activation)
+
+
+def _linear(shape: tuple[int, ...], width: Fraction) -> nn.Module:
+    return Trunk([], [])
+
+
+FAMILIES: dict[str, Family] = {
+    "nature": Family(_nature, least=36),
+    "minatar": Family(_minatar, least=3),
+    "mlp": Family(_mlp),
+    "linear": Family(_linear),
+}
+
+
+def find_family(name: str, shape: tuple[int, ...]) -> tuple[str, Family]:
+    """A family and its name; `auto` is the first that reads an observation prepared to `shape`.
+
+    Raises:
+        InputError: there is none of that name, its module was not imported by the user, or it reads larger images.
+    """
+    size = min(shape[1:]) if len(shape) == 3 else 0
+    if name == "auto":
+        name = next(known for known, family in FAMILIES.items() if family.least <= size)
+    if ":" in name:
+        return name, Family(find(name, "--network"))
+    if name not in FAMILIES:
+        raise InputError(f"network {name[:60]!r} is unknown: use {', '.join(FAMILIES)}, or module:name")
+    if FAMILIES[name].least > size:
+        raise InputError(
+            f"the {name} family reads images of at least {FAMILIES[name].least} rows and columns; this task's"
+            f" observations have shape {shape}: use mlp"
+        )
+    return name, FAMILIES[name]
+
+
+def build_network(
+    name: str, shape: tuple[int, ...], width: Fraction, options: tuple[str, ...]
+) -> tuple[nn.Module, int]:
+    """The hidden layers, and how many features they end in.
+
+    Args:
+        shape: of a prepared observation: (C, H, W) or (D,).
+        options: each key=value.
+
+    Raises:
+        InputError: the family has no such option, or a user's function gives no network that reads such observations.
+    """
+    words = dict(option.partition("=")[::2] for option in options)
+    name, family = find_family(name, shape)
+    try:
+        with torch.random.fork_rng(devices=[]):  # a user's network draws its weights from here, before `initialise`
+            torch.manual_seed(0)
+            network = family.build(shape, width if name in FAMILIES else float(width), **words)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"it gives {type(network).__name__}, not a torch.nn.Module")
+        at = next(iter(network.parameters()), torch.empty(0)).device
+        with torch.no_grad():
+            features = network(torch.zeros((1, *shape), device=at))
+        if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 1:
+            raise TypeError(f"one observation gives {getattr(features, 'shape', type(features))}, not (1, features)")
+    except InputError:
+        raise
+    except Exception as error:  # a user's function raises whatever it likes
+        why = str(error).partition("\n")[0]
+        raise InputError(f"--network {name} for observations {shape} {' '.join(options)}: {why}") from error
+    return network, features.shape[1]
 
 
 class Policy(nn.Module):
@@ -124,31 +231,72 @@ class Policy(nn.Module):
     return_scale: Tensor
 
     def __init__(
-        self, config: NetworkConfig, observation_shape: tuple[int, ...], num_actions: int, continuous: bool = False
+        self,
+        config: NetworkConfig,
+        observation_shape: tuple[int, ...],
+        num_actions: int | tuple[int, ...],
+        continuous: bool = False,
+        layout: Layout | None = None,
+        dtype: str = "",
     ) -> None:
+        """Args:
+        num_actions: to choose among; a tuple where several choices are made at once; continuous ones taken at once.
+        layout: None as the first checkpoints have it, which do not tell: large images are stacks, small ones grids.
+        dtype: of raw observations; "" is not told. Those of more than 24 bits are centred before they are rounded.
+        """
         super().__init__()
         self.config = config
         self.observation_shape = tuple(observation_shape)
         self.num_actions = num_actions
         self.continuous = continuous
-        self.distribution: Distribution = GAUSSIAN if continuous else CATEGORICAL
-        self.log_std = nn.Parameter(torch.zeros(num_actions)) if continuous else None
-        self.family: Family = _resolve_family(config.family, self.observation_shape)
-        width = parse_width(config.width)
-        self.trunk = Trunk(self.family, width, self.observation_shape)
-        self.actor = nn.Linear(self.trunk.features, num_actions)
-        self.critic_trunk: Trunk | None = None
+        if layout is None:
+            large = len(observation_shape) == 3 and min(observation_shape[1:]) >= 36
+            layout = "stack" if large else "last" if len(observation_shape) == 3 else "flat"
+        self.layout: Layout = layout
+        self.dtype = dtype
+        self.distribution: Distribution = distribution_of(num_actions, continuous)
+        outputs = num_actions if isinstance(num_actions, int) else sum(num_actions)
+        self.log_std = nn.Parameter(torch.zeros(outputs)) if continuous else None
+        self.family, _ = find_family(config.family, self.input_shape)
+        self.trunk, features = build_network(self.family, self.input_shape, parse_width(config.width), config.options)
+        self.actor = nn.Linear(features, outputs)
+        self.critic_trunk: nn.Module | None = None
         if config.critic == "split":
-            self.critic_trunk = Trunk(self.family, parse_width(config.critic_width), self.observation_shape)
-        self.critic = nn.Linear((self.critic_trunk or self.trunk).features, 1)
-        self.register_buffer("mean", torch.zeros(self.normalised_shape))
+            width = parse_width(config.critic_width)
+            self.critic_trunk, features = build_network(self.family, self.input_shape, width, config.options)
+        self.critic = nn.Linear(features, 1)
+        precise = torch.float64 if dtype in ("float64", "int32", "int64", "uint32", "uint64") else torch.float32
+        self.register_buffer("mean", torch.zeros(self.normalised_shape, dtype=precise))
         self.register_buffer("scale", torch.ones(self.normalised_shape))
         self.register_buffer("return_scale", torch.ones(()))
 
     @property
+    def spaces(self) -> dict[str, Any]:
+        """What it sees and what it chooses: `Policy(config, **policy.spaces)` is another for the same task."""
+        names = ("observation_shape", "num_actions", "continuous", "layout", "dtype")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a prepared observation: (C, H, W) of an image, (D,) of anything else."""
+        shape = self.observation_shape
+        if self.layout == "flat":
+            return (torch.Size(shape).numel(),)
+        if len(shape) == 2:
+            return (1, *shape)
+        return shape if self.layout != "last" else (shape[2], *shape[:2])
+
+    @property
     def normalised_shape(self) -> tuple[int, ...]:
-        """Shape of what is normalised together: one frame of a stack, or the whole observation."""
-        return self.observation_shape[1:] if self.family == "nature" else self.observation_shape
+        """Shape of what is normalised together: one frame of a stack, the channels of a photo, or all there is."""
+        shape = self.observation_shape
+        if self.layout == "stack":
+            return shape[1:]
+        if self.layout == "flat" or self.dtype != "uint8":
+            return shape
+        if len(shape) == 2:
+            return (1, 1)
+        return (1, 1, shape[2]) if self.layout == "last" else (shape[0], 1, 1)
 
     @property
     def num_logits(self) -> int:
@@ -158,7 +306,7 @@ class Policy(nn.Module):
     @property
     def clip(self) -> float:
         """Bound of a normalised input: pixels that a random policy never lit would otherwise be huge."""
-        return 5.0 if self.family == "nature" else float("inf")
+        return 5.0 if self.layout == "stack" or self.normalised_shape != self.observation_shape else float("inf")
 
     def initialise(self, generator: torch.Generator) -> "Policy":
         """Orthogonal weights, zero biases; gain sqrt(2) for hidden layers, 0.01 for the actor, 1 for the critic.
@@ -169,11 +317,27 @@ class Policy(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, heads.get(layer, 2**0.5), generator=generator)  # type: ignore[arg-type]
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+            elif hasattr(layer, "reset_parameters"):  # of a user's network: as torch has it, from the same seed
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+                    layer.reset_parameters()  # type: ignore[operator]  # a method
         return self
 
-    def normalise_by(self, mean: Tensor, deviation: Tensor, floor: float) -> None:
-        """Sets the input normalisation; `floor` keeps a pixel that hardly ever changes from dividing by nothing."""
+    def normalise_by(self, mean: Tensor, deviation: Tensor, floor: float | None = None) -> None:
+        """Sets the input normalisation from figures per pixel or feature.
+
+        Args:
+            floor: keeps a pixel that hardly ever changes from dividing by nothing; None takes 1 for bytes, else 1e-2.
+        """
+        if mean.shape != self.mean.shape:  # of pixels, where a channel is normalised as one
+            pixels = tuple(i for i, n in enumerate(self.mean.shape) if n == 1)
+            squares = (deviation.square() + mean.square()).mean(pixels, keepdim=True)
+            mean = mean.mean(pixels, keepdim=True)
+            deviation = (squares - mean.square()).clamp(min=0).sqrt()
+        if floor is None:
+            floor = 1.0 if self.dtype == "uint8" and self.layout != "flat" else 1e-2
         self.mean.copy_(mean)
         self.scale.copy_(1.0 / deviation.clamp(min=floor))
 
@@ -181,10 +345,11 @@ class Policy(nn.Module):
         """Takes over another policy's normalisation of inputs and values.
 
         Raises:
-            InputError: it is of another family or reads other observations.
+            InputError: it reads other observations, or reads them otherwise.
         """
-        if (self.family, self.observation_shape) != (other.family, other.observation_shape):
-            raise InputError(f"the teacher is of the {other.family} family: use --family {other.family}")
+        mine, theirs = ((p.observation_shape, p.layout, p.mean.shape) for p in (self, other))
+        if mine != theirs:
+            raise InputError(f"the teacher reads observations {theirs[0]} as {theirs[1]}, this task's are {mine[:2]}")
         self.mean.copy_(other.mean)
         self.scale.copy_(other.scale)
         self.return_scale.copy_(other.return_scale)
@@ -192,18 +357,22 @@ class Policy(nn.Module):
     def sees_as(self, other: "Policy") -> bool:
         """Whether an observation prepared for the one is prepared for the other, too."""
         pairs = ((self.mean, other.mean), (self.scale, other.scale))
-        return self.family == other.family and all(torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs)
+        return self.layout == other.layout and all(torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs)
 
     def hide(self, rows: int) -> None:
         """Sets the first `rows` rows of every normalised frame to zero, whatever they show."""
-        self.scale[:rows] = 0.0
+        if rows:
+            self.scale[:rows] = 0.0
 
     def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Raw observations (B, *observation_shape) to normalised inputs for `heads`, channels last where convolved."""
-        x = ((observations.to(torch.float32) - self.mean) * self.scale).clamp_(-self.clip, self.clip).to(dtype)
-        if self.family == "nature":
-            return x.contiguous(memory_format=torch.channels_last)
-        return x.permute(0, 3, 1, 2) if self.family == "minatar" else x.flatten(1)
+        x = (observations.to(self.mean.dtype) - self.mean).to(torch.float32)
+        x = (x * self.scale).clamp_(-self.clip, self.clip).to(dtype)
+        if self.layout == "flat":
+            return x.reshape(len(x), -1)
+        if self.layout == "last":
+            return x.permute(0, 3, 1, 2)
+        return x.reshape(-1, *self.input_shape).contiguous(memory_format=torch.channels_last)
 
     def heads(self, ready: Tensor) -> tuple[Tensor, Tensor]:
         """Prepared inputs to logits (B, L) and value (B,), both float32, the value in units of `return_scale`.
@@ -231,22 +400,41 @@ class Policy(nn.Module):
         return logits, value * self.return_scale
 
     def size(self) -> Size:
-        """Counts the deployed actor."""
-        convs = list(self.trunk.convs)
-        linears = [*self.trunk.linears, self.actor]
-        conv = sum(p.numel() for layer in convs for p in layer.parameters())
-        linear = sum(p.numel() for layer in linears for p in layer.parameters())
-        macs = sum(layer.weight.numel() for layer in linears)
-        x = self.prepare(torch.zeros((1, *self.observation_shape), device=self.mean.device))
-        for layer in convs:
-            x = layer(x)
-            macs += layer.weight.numel() * x.shape[2] * x.shape[3]  # type: ignore[operator]
-        stored = conv + linear + self.mean.numel() + self.scale.numel()
-        return Size(conv + linear, conv, linear, int(macs), 4 * stored)
+        """Counts the deployed actor, as one observation passes through it."""
+        conv, linear, macs = 0, 0, 0
+
+        def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+            nonlocal conv, linear, macs
+            own = sum(p.numel() for p in layer.parameters(recurse=False))
+            weight: Any = layer.weight
+            macs += weight.numel() * output.numel() // output.shape[1 if isinstance(layer, CONVS) else -1]
+            conv, linear = (conv + own, linear) if isinstance(layer, CONVS) else (conv, linear + own)
+
+        layers = [layer for part in (self.trunk, self.actor) for layer in part.modules()]
+        parameters = sum(p.numel() for part in (self.trunk, self.actor) for p in part.parameters())
+        hooks = [each.register_forward_hook(count) for each in layers if isinstance(each, (*CONVS, nn.Linear))]
+        try:
+            with torch.no_grad():
+                self.actor(self.trunk(self.prepare(torch.zeros((1, *self.observation_shape), device=self.mean.device))))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Size(parameters, conv, linear, macs, 4 * (parameters + self.mean.numel() + self.scale.numel()))
+
+    def __str__(self) -> str:
+        """One line: the family, what it reads, its layers and its parameters."""
+        shapes = [(m, next(m.parameters(recurse=False), None)) for m in [*self.trunk.modules(), self.actor]]
+        shown = " - ".join(f"{type(m).__name__.lower()} {tuple(w.shape)}" for m, w in shapes if w is not None)
+        reads = "" if self.layout == "flat" else f" {self.layout}"
+        return f"{self.family}, reads {self.observation_shape}{reads}: {shown}; {self.size().parameters:,} parameters"
 
 
-def num_logits(num_actions: int, continuous: bool) -> int:
-    return 2 * num_actions if continuous else num_actions
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def num_logits(num_actions: int | tuple[int, ...], continuous: bool) -> int:
+    total = num_actions if isinstance(num_actions, int) else sum(num_actions)
+    return 2 * total if continuous else total
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
@@ -309,16 +497,6 @@ def resolve_device(name: str) -> torch.device:
     if not available[name]:
         raise InputError(f"device {name} is not available here: use --device cpu")
     return torch.device(name)
-
-
-def _resolve_family(family: Family, shape: tuple[int, ...]) -> Family:
-    if family == "auto":
-        family = "mlp" if len(shape) != 3 else ("nature" if min(shape[1:]) >= 36 else "minatar")
-    if family in ("mlp", "mlp-relu") and len(shape) == 3 and min(shape[1:]) >= 36:
-        raise InputError(f"the {family} family reads features or small grids, not images: use nature")
-    if family in ("nature", "minatar") and len(shape) != 3:
-        raise InputError(f"the {family} family reads images; this task's observations have shape {shape}: use mlp")
-    return family
 
 
 def _flat_size(convs: list[nn.Conv2d], rows: int, columns: int) -> int:

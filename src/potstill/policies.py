@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from potstill.configs import fits
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
 from potstill.imports import remember_makers
-from potstill.networks import NetworkConfig, Policy
+from potstill.networks import Layout, NetworkConfig, Policy
 from potstill.runs import read_document
 
 MAX_PROBES = 256  # observations: a policy's activations take many times their memory
@@ -56,9 +56,7 @@ def save_policy(path: Path, policy: Policy, env: EnvConfig, probe: Array, proven
     document = {
         "kind": "policy",
         "network": asdict(policy.config),
-        "observation_shape": list(policy.observation_shape),
-        "num_actions": policy.num_actions,
-        "continuous": policy.continuous,
+        **policy.spaces,
         "env": asdict(env),
         "provenance": provenance,
     }
@@ -107,14 +105,23 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     """
     network = rebuild(NetworkConfig, document["network"])
     shape, actions = document["observation_shape"], document["num_actions"]
-    continuous = document.get("continuous", False)  # unknown to the oldest
-    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in [*shape, actions]):
+    several = actions if isinstance(actions, list) and actions else [actions]
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in [*shape, *several]):
         raise ValueError(f"observations of shape {shape}, {actions} actions")
+    # The oldest know of none of these.
+    continuous, layout, dtype = document.get("continuous", False), document.get("layout"), document.get("dtype", "")
     if type(continuous) is not bool:
         raise TypeError(f"continuous is {continuous!r}")
+    if layout not in (None, *get_args(Layout)) or (layout == "last" and len(shape) != 3):
+        raise ValueError(f"layout is {layout!r} of observations {shape}")
+    if layout in ("first", "stack") and len(shape) not in (2, 3):
+        raise ValueError(f"layout is {layout!r} of observations {shape}")
+    if not isinstance(dtype, str) or (continuous and isinstance(actions, list)):
+        raise TypeError(f"dtype is {dtype!r}, actions {actions!r}")
+    spaces = tuple(shape), tuple(actions) if isinstance(actions, list) else actions, continuous, layout, dtype
 
     with torch.device("meta"):  # shapes alone
-        outline = Policy(network, tuple(shape), actions, continuous)
+        outline = Policy(network, *spaces)
     described = {f"policy.{name}": tensor for name, tensor in outline.state_dict().items()}
     for name in described.keys() | {name for name in tensors if name.startswith("policy.")}:
         wanted, given = described.get(name), tensors.get(name)
@@ -128,7 +135,7 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         raise ValueError(f"it is proved by 1 to {MAX_PROBES} observations of {tuple(shape)}, not {tuple(probe.shape)}")
     if tensors["probe.logits"].dtype != torch.float32:
         raise ValueError(f"probe.logits are {tensors['probe.logits'].dtype}")
-    return Policy(network, tuple(shape), actions, continuous)
+    return Policy(network, *spaces)
 
 
 def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
@@ -159,6 +166,7 @@ def rebuild(cls: type[T], data: Any) -> T:
     hints = get_type_hints(cls)
     if not isinstance(data, dict):
         raise InputError(f"{cls.__name__} cannot be read: {data!r} is no object")
+    data = getattr(cls, "migrated", dict)(data)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise InputError(f"{cls.__name__} has no field {unknown[0]!r}: was it written by a newer potstill?")

@@ -184,10 +184,10 @@ def start(
         initial: whose weights and normalisation to begin with.
 
     Raises:
-        InputError: one of these is of another family or shape; or there are both, and they see the task differently.
+        InputError: one of these is of another shape; or there are both, and they see the task differently.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    policy = Policy(config.network, envs.observation_shape, envs.num_actions, envs.continuous).initialise(generator)
+    policy = Policy(config.network, **envs.spaces).initialise(generator)
     returns = ReturnScale()
     if initial is not None:
         try:
@@ -206,9 +206,9 @@ def start(
     elif teacher is not None:
         policy.normalise_as(teacher)
     else:
-        if config.normalise_inputs and policy.family != "minatar":  # MinAtar's inputs are 0 and 1
+        if config.normalise_inputs and policy.dtype != "bool":  # whose inputs are 0 and 1
             mean, deviation = input_statistics(envs, config.normalise_inputs, config.seed)
-            policy.normalise_by(mean, deviation, floor=1.0 if policy.family == "nature" else 1e-2)
+            policy.normalise_by(mean, deviation)
         policy.hide(config.env.hidden_rows)
     policy.to(device)
     optimizer = make_optimizer(policy, config)
@@ -371,7 +371,7 @@ def update(
         order = torch.randperm(config.batch_size, generator=state.generator).to(ready.device)
         for chosen in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
             torch.index_select(ready, 0, chosen, out=gathered)
-            logits, values = policy.heads(_as_inputs(gathered, policy))
+            logits, values = policy.heads(_as_inputs(gathered))
             log_probs, entropies = policy.distribution.log_prob_and_entropy(logits, actions[chosen])
             log_ratio = log_probs - old_log_probs[chosen]
             ratio, advantage = log_ratio.exp(), advantages[chosen]
@@ -451,8 +451,8 @@ def _flat(storage: Tensor) -> Tensor:
     return storage.permute(0, 1, 3, 4, 2).flatten(0, 1)
 
 
-def _as_inputs(rows: Tensor, policy: Policy) -> Tensor:
-    return rows.permute(0, 3, 1, 2) if policy.family in ("nature", "minatar") else rows
+def _as_inputs(rows: Tensor) -> Tensor:
+    return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
 
 class PPO:

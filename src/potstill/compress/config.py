@@ -53,7 +53,7 @@ def ladder(policy: Policy, max_parameters: int | None) -> list[tuple[str, int]]:
     for width in sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)}):
         if width <= parse_width(policy.config.width):
             config = replace(policy.config, width=str(width), family=policy.family, critic="shared")
-            student = Policy(config, policy.observation_shape, policy.num_actions, policy.continuous)
+            student = Policy(config, **policy.spaces)
             found.setdefault(student.size().parameters, str(width))  # the smallest widths round to the same network
     smaller = [(width, parameters) for parameters, width in found.items() if parameters < policy.size().parameters]
     if not smaller:
@@ -65,5 +65,7 @@ def ladder(policy: Policy, max_parameters: int | None) -> list[tuple[str, int]]:
 
 
 def student_config(config: CompressConfig, teacher: LoadedPolicy, width: str) -> DistillConfig:
-    network = replace(config.base.network, width=width, family=teacher.policy.family)
+    network = replace(config.base.network, width=width)
+    if network.family == "auto":
+        network = replace(network, family=teacher.policy.family, options=teacher.policy.config.options)
     return replace(config.base, network=network)

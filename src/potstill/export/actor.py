@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from potstill import checkpoints, evaluation
 from potstill.collect import Inputs, collect
 from potstill.envs import Array, Envs
 from potstill.errors import InputError
-from potstill.networks import Policy
+from potstill.networks import Policy, Trunk
 from potstill.policies import LoadedPolicy
 
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
+_ACTIVATIONS |= {"silu": nn.SiLU}
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # a logit may differ by so much, and by so much of the largest of its observation
 OBSERVED = 128  # observations of the policy's own play, beside its probe
 
@@ -52,9 +53,13 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
         for number, transition in zip(range(OBSERVED), play, strict=False):
             if number % 8 == 0:  # neighbours look alike
                 seen.append(transition.observations.copy())
-        dtype, space = envs.observation_dtype, envs.action_space
-        bounds = np.stack([space.low, space.high]) if isinstance(space, Box) else None
-        actions = [] if envs.continuous else envs.own_actions(np.arange(envs.num_actions)).tolist()
+        dtype, space, bounds = envs.observation_dtype, envs.action_space, envs.bounds
+        # Several choices at once, as MultiDiscrete has them, have no file yet.
+        if not isinstance(envs.num_actions, int):
+            raise InputError(f"{loaded.env.id} takes several choices at once: no file of such a policy is written")
+        if bounds is not None and len(space.shape or ()) != 1:
+            raise InputError(f"{loaded.env.id} takes actions of shape {space.shape}: no such file is written")
+        actions = [] if envs.continuous else envs.choices[0].tolist()
     if "network" in loaded.document:  # a checkpoint of ours, which has a probe
         seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
     return Actor(
@@ -64,16 +69,30 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
 
 def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
     """The deployed actor's layers in order, or those of the critic, whether or not it has a trunk of its own."""
-    trunk, head = (policy.critic_trunk or policy.trunk, policy.critic) if critic else (policy.trunk, policy.actor)
-    activation = nn.Tanh() if policy.family == "mlp" else nn.ReLU()
+    own = policy.critic_trunk if policy.critic_trunk is not None else policy.trunk
+    trunk, head = (own, policy.critic) if critic else (policy.trunk, policy.actor)
+    if not isinstance(trunk, Trunk):
+        raise InputError(f"no file of a network of your own is written: {policy.family}")
+    if trunk.activation not in _ACTIVATIONS:
+        raise InputError(f"no file of a network with {trunk.activation} units is written")
+    activation = _ACTIVATIONS[trunk.activation]()
     convs = [layer for conv in trunk.convs for layer in (conv, nn.ReLU())]
     linears = [layer for linear in trunk.linears for layer in (linear, activation)]
     return [*convs, nn.Flatten(), *linears, head]
 
 
-def channels_last(policy: Policy) -> bool:
-    """Whether its observations are (rows, columns, channels), which its convolutions want the other way."""
-    return policy.family == "minatar"
+def axes(policy: Policy) -> list[int] | None:
+    """How the axes of its observations are ordered anew for its first layer; None where they are not.
+
+    Raises:
+        InputError: they are images without a channel, to which a file would have to add one.
+    """
+    convolved = isinstance(policy.trunk, Trunk) and len(policy.trunk.convs) > 0
+    if policy.layout == "flat" or (policy.layout == "last") != convolved:
+        return None
+    if len(policy.observation_shape) == 2:
+        raise InputError(f"no file is written that reads images of shape {policy.observation_shape}")
+    return [0, 3, 1, 2] if convolved else [0, 2, 3, 1]
 
 
 class Exported(Policy):
@@ -82,15 +101,15 @@ class Exported(Policy):
     def __init__(self, actor: Actor, run: Callable[[Array], Array]) -> None:
         """`run` takes raw observations (N, *shape) to logits (N, A), or to means (N, d) in units of half the range."""
         policy = actor.policy
-        super().__init__(policy.config, policy.observation_shape, policy.num_actions, policy.continuous)
+        super().__init__(policy.config, **policy.spaces)
         self.log_std = policy.log_std
-        self.family = "mlp"  # `Inputs` is to hand on whole observations, not frames that it normalised
+        self.layout = "flat"  # `Inputs` is to hand on whole observations, not frames that it normalised
         self.run = run
-        self.dtype = torch.from_numpy(actor.observations[:0]).dtype
+        self.raw = torch.from_numpy(actor.observations[:0]).dtype
 
     def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Observations as they are: the file normalises them."""
-        return observations.to(self.dtype)
+        return observations.to(self.raw)
 
     def logits(self, ready: Tensor) -> Tensor:
         return self._with_deviations(torch.from_numpy(self.run(ready.numpy())))
@@ -115,7 +134,7 @@ def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[flo
     """
     with torch.no_grad():
         logits = actor.policy(torch.from_numpy(actor.observations))[0]
-    expected = logits[:, : actor.policy.num_actions].numpy()
+    expected = logits[:, : actor.policy.actor.out_features].numpy()
     allowed = ABSOLUTE + RELATIVE * np.abs(expected).max(1)
     what = "logits" if actor.bounds is None else "means"
     difference = np.abs(outputs - expected).max(1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from potstill import __version__, checkpoints
 from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.export.actor import Actor, Exported, actor, channels_last, verify
+from potstill.export.actor import Actor, Exported, actor, verify
 from potstill.export.card import latencies, scores
 from potstill.policies import LoadedPolicy
 
@@ -132,7 +132,7 @@ def blocks(actor: Actor) -> list[Block]:
         InputError: the network is not a plain stack of convolutions and linear layers with ReLU or tanh.
     """
     shape = actor.policy.observation_shape
-    if channels_last(actor.policy):
+    if actor.policy.layout == "last":
         shape = (shape[2], *shape[:2])
     found: list[Block] = []
     for layer in actor.layers:
@@ -176,8 +176,9 @@ def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dic
         raise InputError(f"C has no {actor.observations.dtype} for these observations")
     own = "int32_t" if actor.bounds is None else _TYPES[actor.bounds.dtype.name]
     unit, sizes = ("int16_t", 2) if integer else ("float", 4)
-    if channels_last(actor.policy) and isinstance(stack[0].layer, nn.Linear):
-        stack[0] = _reordered(stack[0], actor.policy.observation_shape)
+    shape = actor.policy.observation_shape
+    if actor.policy.layout in ("first", "stack") and len(shape) == 3 and isinstance(stack[0].layer, nn.Linear):
+        stack[0] = _reordered(stack[0], shape)
     first_is_linear = isinstance(stack[0].layer, nn.Linear)
     constants: list[tuple[str, str, Array]] = []
     if integer and actor.bounds is None:  # what all actions have in common decides nothing, but takes most of 8 bits
@@ -209,7 +210,7 @@ def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dic
             constants.append((f"weight{number}", "int8_t", scales.weight))
             constants.append((f"bias{number}", "int32_t", scales.bias))
             constants.append((f"product{number}", "int32_t", scales.product))
-        functions.append(_function(number, block, scales, reads, writes, unit, channels_last(actor.policy)))
+        functions.append(_function(number, block, scales, reads, writes, unit, actor.policy.layout == "last"))
         if isinstance(block.layer, nn.Conv2d):
             patches = max(patches, block.weight.shape[1])
         calls.append(f"layer{number}({source}, {target});")
@@ -217,7 +218,7 @@ def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dic
         constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
         normalise = _TANH + normalise
     needed = {"constants": sum(values.nbytes for _, _, values in constants)}
-    count = actor.policy.num_actions
+    count = actor.policy.actor.out_features
     needed["stack"] = sizes * (sum(rooms) + patches) + 4 * count
     result = "int32_t" if integer else "float"
     about = _ABOUT.format(
@@ -520,7 +521,7 @@ class Library:
 
     def outputs(self, observations: Array) -> Array:
         """(N, *shape) raw to (N, A) logits, or (N, d) means in units of half the range, float32."""
-        outputs = np.empty((len(observations), self._actor.policy.num_actions), np.float32)
+        outputs = np.empty((len(observations), self._actor.policy.actor.out_features), np.float32)
         observations = np.ascontiguousarray(observations, self._actor.observations.dtype)
         for shown, output in zip(observations, outputs, strict=True):
             self._outputs(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(output.ctypes.data))
@@ -531,7 +532,7 @@ class Library:
         shown = np.ascontiguousarray(observation, self._actor.observations.dtype)
         if self._actor.bounds is None:
             return self._act(ctypes.c_void_p(shown.ctypes.data))
-        action = np.empty(self._actor.policy.num_actions, self._actor.bounds.dtype)
+        action = np.empty(self._actor.policy.actor.out_features, self._actor.bounds.dtype)
         self._act(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(action.ctypes.data))
         return action
 
@@ -547,7 +548,7 @@ def identifier(name: str) -> str:
 
 
 def _reordered(block: Block, shape: tuple[int, ...]) -> Block:
-    """A linear layer over a grid whose channels come last."""
-    rows, columns, channels = shape
-    weight = block.weight.view(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1).contiguous()
+    """A linear layer, which reads the channels of a pixel together, over an image whose channels come first."""
+    channels, rows, columns = shape
+    weight = block.weight.view(-1, rows, columns, channels).permute(0, 3, 1, 2).flatten(1).contiguous()
     return block._replace(weight=weight)

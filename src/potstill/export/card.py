@@ -48,7 +48,7 @@ def scores(
     def noisy(actions: Tensor, ages: Array) -> Tensor:
         if actor.bounds is not None:
             return actions + NOISE * torch.randn(actions.shape, generator=generator)
-        others = torch.randint(player.num_actions, actions.shape, generator=generator)
+        others = torch.randint(player.actor.out_features, actions.shape, generator=generator)
         return torch.where(torch.rand(len(actions), generator=generator) < NOISE, others, actions)
 
     waiting: list[Tensor] = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from potstill import __version__, checkpoints
 from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.export.actor import Actor, Exported, actor, channels_last, verify
+from potstill.export.actor import Actor, Exported, actor, axes, verify
 from potstill.export.card import latencies, scores
 from potstill.policies import LoadedPolicy, recorded_result
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 11  # of 2019, the lowest that the graph allows: before it, Clip had its limits as attributes
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "Relu", nn.Tanh: "Tanh"}
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "Relu",
+    nn.Tanh: "Tanh",
+    nn.ELU: "Elu",
+    nn.LeakyReLU: "LeakyRelu",
+}
 
 
 def export(
@@ -156,8 +161,8 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
     if policy.clip < float("inf"):
         limits = (stored(name, torch.tensor(value)) for name, value in (("low", -policy.clip), ("high", policy.clip)))
         x = node("Clip", x, *limits)
-    if channels_last(policy):
-        x = node("Transpose", x, perm=[0, 3, 1, 2])
+    if (order := axes(policy)) is not None:
+        x = node("Transpose", x, perm=order)
     for number, layer in enumerate(actor.layers):
         last = layer is actor.layers[-1] and actor.bounds is None
         out = "logits" if last else None
@@ -170,11 +175,14 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         elif isinstance(layer, nn.Flatten):
             x = node("Flatten", x)
         else:
-            x = node(_ACTIVATIONS[type(layer)], x)
+            if type(layer) not in _ACTIVATIONS:
+                raise InputError(f"ONNX of these runtimes has no {type(layer).__name__}: no file is written")
+            slope: dict[str, Any] = {"alpha": layer.negative_slope} if isinstance(layer, nn.LeakyReLU) else {}
+            x = node(_ACTIVATIONS[type(layer)], x, **slope)
     if actor.bounds is None:
         action = node("ArgMax", x, out="action", axis=1, keepdims=0)
         outputs = [
-            helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", policy.num_actions]),
+            helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", policy.actor.out_features]),
             helper.make_tensor_value_info(action, TensorProto.INT64, ["N"]),
         ]
     else:
@@ -186,7 +194,7 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         x = means if own == TensorProto.FLOAT else node("Cast", means, to=own)
         node("Min", node("Max", x, low), high, out="action")
         outputs = [
-            helper.make_tensor_value_info(name, kind, ["N", policy.num_actions])
+            helper.make_tensor_value_info(name, kind, ["N", policy.actor.out_features])
             for name, kind in (("mean", TensorProto.FLOAT), ("action", own))
         ]
     kind = helper.np_dtype_to_tensor_dtype(actor.observations.dtype)

@@ -26,7 +26,7 @@ from torch import Tensor
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError, reason
 from potstill.files import parse_json, read_bytes
-from potstill.networks import Family, NetworkConfig, Policy
+from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, save_policy
 
 #: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
@@ -47,7 +47,7 @@ _KNOWN |= {
 }
 _KNOWN |= {("use_sde", "False"), ("squash_output", "False")}
 _OTHERS = {"sac": "SAC", "td3": "TD3 or DDPG"}
-_FAMILIES: dict[str, Family] = {"Tanh": "mlp", "ReLU": "mlp-relu"}
+_ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu"}
 #: policy_kwargs that the weights show anyway, or that such a policy does not use once it is trained.
 _HARMLESS = {"net_arch", "share_features_extractor", "features_extractor_kwargs", "optimizer_class", "optimizer_kwargs"}
 _HARMLESS |= {"ortho_init", "log_std_init", "full_std", "use_expln"}
@@ -87,9 +87,9 @@ def load_sb3(path: Path, env: EnvConfig, device: str = "cpu", temperature: float
     try:
         archive = _unzip(content)
         data = _read_data(archive)
-        family = _activation(data)
+        activation = _activation(data)
         _check_actions(data, envs)
-        policy, q_values = _build(_read_state(archive), family, envs, temperature)
+        policy, q_values = _build(_read_state(archive), activation, envs, temperature)
         sb3_version = None
         if (name := "_stable_baselines3_version") in archive.namelist():  # not in the oldest
             sb3_version = _read(archive, name, 100).decode(errors="replace").strip()
@@ -221,8 +221,8 @@ def _read_state(archive: ZipFile) -> dict[str, Tensor]:
     return state
 
 
-def _activation(data: dict[str, Any]) -> Family:
-    """The family that a MlpPolicy is of, by its activation; refuses by name what the weights would not show."""
+def _activation(data: dict[str, Any]) -> str:
+    """The activation of a MlpPolicy; refuses by name what the weights would not show."""
     space, policy_class = _described(data, "observation_space"), _described(data, "policy_class")
     if not space[":type:"].endswith("box.Box'>"):
         raise InputError(f"the observation space {space[':type:'][:80]!r} is not read: only Box is")
@@ -247,9 +247,9 @@ def _activation(data: dict[str, Any]) -> Family:
             activation = text.rpartition(".")[2]
         elif name not in _HARMLESS and (name, text) not in _KNOWN:
             raise InputError(f"policy_kwargs has {name[:40]!r}: {text[:80]!r}, which potstill's families do not have")
-    if activation not in _FAMILIES:
+    if activation not in _ACTIVATIONS:
         raise InputError(f"activation_fn {activation[:40]!r} is not read: only Tanh and ReLU are")
-    return _FAMILIES[activation]
+    return _ACTIVATIONS[activation]
 
 
 def _check_actions(data: dict[str, Any], envs: Envs) -> None:
@@ -285,11 +285,11 @@ def _described(data: dict[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: float) -> tuple[Policy, bool]:
+def _build(state: dict[str, Tensor], activation: str, envs: Envs, temperature: float) -> tuple[Policy, bool]:
     """The policy of ours that `state` describes, and whether it is a Q-network. Every key and shape is checked."""
     q_values = "q_net.q_net.0.weight" in state
-    if f"{'q_net.' if q_values else ''}features_extractor.cnn.0.weight" in state:
-        family = "nature"
+    convolves = f"{'q_net.' if q_values else ''}features_extractor.cnn.0.weight" in state
+    family = "nature" if convolves else "mlp"
     names, copies = _layout(state, family, q_values)
     expected = {f"{layer}.{kind}" for layer in [*names.values(), *copies] for kind in ("weight", "bias")}
     expected |= {"log_std"} if envs.continuous else set()
@@ -309,10 +309,10 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
 
     config = NetworkConfig(family="nature", critic="split" if "critic_trunk.convs.0" in names else "shared")
     if family != "nature":
-        config = NetworkConfig(_width(state, names, "trunk"), family)
+        config = NetworkConfig(_width(state, names, "trunk"), family, options=(f"activation={activation}",))
         if not q_values:
             config = replace(config, critic="split", critic_width=_width(state, names, "critic_trunk"))
-    policy = Policy(config, shape, actions, envs.continuous)
+    policy = Policy(config, **envs.spaces)
     layers = dict(policy.named_modules())
     ours = {theirs: layer for layer, theirs in names.items()}
     for theirs in [*ours, *copies]:
@@ -352,7 +352,7 @@ def _build(state: dict[str, Tensor], family: Family, envs: Envs, temperature: fl
     return policy, q_values
 
 
-def _layout(state: dict[str, Tensor], family: Family, q_values: bool) -> tuple[dict[str, str], dict[str, str]]:
+def _layout(state: dict[str, Tensor], family: str, q_values: bool) -> tuple[dict[str, str], dict[str, str]]:
     """SB3's name for each layer of ours; and for each layer it saves a second time, the name of the first."""
     parts = {"linears.0": "0", "linears.1": "2"}
     if family == "nature":

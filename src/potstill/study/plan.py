@@ -18,7 +18,7 @@ Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
 MAX_CELLS = 100_000
 
-NETWORK = ("family", "critic", "critic_width")
+NETWORK = ("family", "critic", "critic_width", "options")
 """Of an arm's settings, those of its network; the others are its method's."""
 
 
@@ -182,8 +182,11 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     return replace(PPOConfig.for_task(find_env(env)), network=network, seed=seed, **rest)
 
 
+_LATER = (("options", ()), ("layout", "auto"))  # settings that came later: at their defaults, runs are what they were
+
+
 def _plain(value: Any) -> Any:
     """Tuples as lists, as JSON has them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if (key, item) not in _LATER}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

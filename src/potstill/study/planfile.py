@@ -212,10 +212,14 @@ def _settings(table: Mapping[str, Any], method: Method, here: tuple[str, ...]) -
     hints = get_type_hints(DistillConfig if method == "distill" else PPOConfig)
     for own in ("env", "network", "seed"):  # which the plan itself says
         hints.pop(own, None)
-    hints |= {name: get_type_hints(NetworkConfig)[name] for name in NETWORK}
-    settings = {}
+    hints |= {name: get_type_hints(NetworkConfig)[name] for name in NETWORK if name != "options"}
+    settings: dict[str, Any] = {}
     for key, value in table.items():
-        name = key.replace("-", "_")
+        if key == "network-options":
+            words = _table(table, key, here)
+            settings["options"] = tuple(f"{name}={words[name]}" for name in sorted(words))
+            continue
+        name = "family" if key == "network" else key.replace("-", "_")
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
             hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see `potstill train --help`"

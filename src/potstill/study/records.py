@@ -174,7 +174,7 @@ def _random_score(plan: Plan, out: Path, runtime: Runtime, folder: Run) -> float
         return float(read_json(out / "study.json")["random_score"])
     env = find_env(plan.env)
     with closing(Envs(env, 1)) as envs:
-        policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions, envs.continuous)
+        policy = Policy(NetworkConfig(width="1/32"), **envs.spaces)
     alone = all(cell.config.num_envs == 1 for cell in plan.cells())
     start = evaluation.Start(steps=1 << 40)  # it never takes over
     for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=runtime.cores, alone=alone):
