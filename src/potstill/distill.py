@@ -137,17 +137,21 @@ class DistillState:
 def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
     """A fresh student that sees what the teacher sees, normalised as the teacher normalises it.
 
-    Of continuous actions it takes over the deviations, which are no function of the state: they need no network, and a
-    student-led run begins with states near the teacher's.
+    Of continuous actions it takes over the squashing, and the deviations, which are no function of the state: they need
+    no network, and a student-led run begins with states near the teacher's.
 
     Raises:
-        InputError: the student's family does not read what the teacher sees.
+        InputError: the student's family does not read what the teacher sees; or the teacher's value is wanted and it
+            has none.
     """
+    if config.value_coefficient and not teacher.critic.weight.any():
+        raise InputError("the teacher has no value head, as one from elsewhere: leave --value-coefficient at 0")
     generator = torch.Generator().manual_seed(config.seed)
     student = Policy(config.network, **teacher.spaces).initialise(generator)
     student.normalise_as(teacher)
     if student.log_std is not None and teacher.log_std is not None:
         student.log_std.data.copy_(teacher.log_std)
+        student.squash = None if teacher.squash is None else teacher.squash.clone()
     student.to(device)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
     return DistillState(student, optimizer, generator)

@@ -25,6 +25,7 @@ Layout = Literal["flat", "first", "last", "stack"]
 or a stack of frames, the newest last."""
 Critic = Literal["shared", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
+OPTIONAL = ("input_clip", "squash")  # buffers of a policy that most have not
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ class Policy(nn.Module):
     preparing costs more than a small network's own pass.
 
     Buffers (saved with the weights): `mean` and `scale`, per pixel or feature, shared by the frames of a stack (a scale
-    of zero hides what is there); `return_scale`, the unit of the value head in units of reward.
+    of zero hides what is there); `return_scale`, the unit of the value head in units of reward. Two are there only in
+    policies from elsewhere and their students: `input_clip`, the bound of a normalised input where it is not the
+    family's own, and `squash`: means of continuous actions go through tanh, and then not beyond this bound.
 
     `distribution` says what the logits mean. Those of continuous actions are means, then log standard deviations: the
     deviations are parameters of the policy (`log_std`), the same in every state.
@@ -229,6 +232,8 @@ class Policy(nn.Module):
     mean: Tensor
     scale: Tensor
     return_scale: Tensor
+    input_clip: Tensor | None
+    squash: Tensor | None
 
     def __init__(
         self,
@@ -269,6 +274,8 @@ class Policy(nn.Module):
         self.register_buffer("mean", torch.zeros(self.normalised_shape, dtype=precise))
         self.register_buffer("scale", torch.ones(self.normalised_shape))
         self.register_buffer("return_scale", torch.ones(()))
+        for name in OPTIONAL:
+            self.register_buffer(name, None)
 
     @property
     def spaces(self) -> dict[str, Any]:
@@ -306,6 +313,8 @@ class Policy(nn.Module):
     @property
     def clip(self) -> float:
         """Bound of a normalised input: pixels that a random policy never lit would otherwise be huge."""
+        if self.input_clip is not None:
+            return float(self.input_clip)
         return 5.0 if self.layout == "stack" or self.normalised_shape != self.observation_shape else float("inf")
 
     def initialise(self, generator: torch.Generator) -> "Policy":
@@ -353,11 +362,14 @@ class Policy(nn.Module):
         self.mean.copy_(other.mean)
         self.scale.copy_(other.scale)
         self.return_scale.copy_(other.return_scale)
+        self.input_clip = None if other.input_clip is None else other.input_clip.to(self.mean.device, copy=True)
 
     def sees_as(self, other: "Policy") -> bool:
         """Whether an observation prepared for the one is prepared for the other, too."""
         pairs = ((self.mean, other.mean), (self.scale, other.scale))
-        return self.layout == other.layout and all(torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs)
+        return (self.layout, self.clip) == (other.layout, other.clip) and all(
+            torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs
+        )
 
     def hide(self, rows: int) -> None:
         """Sets the first `rows` rows of every normalised frame to zero, whatever they show."""
@@ -383,13 +395,16 @@ class Policy(nn.Module):
             features = self.trunk(ready)
             logits = self.actor(features)
             value = self.critic(self.critic_trunk(ready) if self.critic_trunk is not None else features)
-        return self._with_deviations(logits.float()), value.squeeze(-1).float()
+        return self._with_deviations(self._squashed(logits.float())), value.squeeze(-1).float()
 
     def logits(self, ready: Tensor) -> Tensor:
         """Prepared inputs to logits (B, L) float32: what the deployed actor computes."""
         with torch.autocast(ready.device.type, torch.bfloat16, enabled=ready.dtype == torch.bfloat16):
             logits: Tensor = self.actor(self.trunk(ready))
-        return self._with_deviations(logits.float())
+        return self._with_deviations(self._squashed(logits.float()))
+
+    def _squashed(self, means: Tensor) -> Tensor:
+        return means if self.squash is None else torch.clamp(torch.tanh(means), -self.squash, self.squash)
 
     def _with_deviations(self, logits: Tensor) -> Tensor:
         return logits if self.log_std is None else torch.cat([logits, self.log_std.expand_as(logits)], dim=-1)

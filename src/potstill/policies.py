@@ -14,7 +14,7 @@ from potstill.configs import fits
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
 from potstill.imports import remember_makers
-from potstill.networks import Layout, NetworkConfig, Policy
+from potstill.networks import OPTIONAL, Layout, NetworkConfig, Policy
 from potstill.runs import read_document
 
 MAX_PROBES = 256  # observations: a policy's activations take many times their memory
@@ -29,6 +29,8 @@ class LoadedPolicy:
     env: EnvConfig
     document: dict[str, Any]
     path: Path
+    statistics: Path | None = None
+    """The file that its normalisation was read from, where it is not `path`."""
 
     @property
     def alone(self) -> bool:
@@ -39,7 +41,8 @@ class LoadedPolicy:
     @cached_property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of its file's SHA-256, by which runs know their teacher again."""
-        return sha256(self.path.read_bytes()).hexdigest()[:12]
+        files = [self.path] + ([self.statistics] if self.statistics is not None else [])
+        return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def save_policy(path: Path, policy: Policy, env: EnvConfig, probe: Array, provenance: dict[str, Any]) -> None:
@@ -120,8 +123,15 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         raise TypeError(f"dtype is {dtype!r}, actions {actions!r}")
     spaces = tuple(shape), tuple(actions) if isinstance(actions, list) else actions, continuous, layout, dtype
 
+    def empty() -> Policy:
+        policy = Policy(network, *spaces)
+        for name in OPTIONAL:
+            if f"policy.{name}" in tensors:
+                setattr(policy, name, torch.ones(()))
+        return policy
+
     with torch.device("meta"):  # shapes alone
-        outline = Policy(network, *spaces)
+        outline = empty()
     described = {f"policy.{name}": tensor for name, tensor in outline.state_dict().items()}
     for name in described.keys() | {name for name in tensors if name.startswith("policy.")}:
         wanted, given = described.get(name), tensors.get(name)
@@ -135,7 +145,7 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         raise ValueError(f"it is proved by 1 to {MAX_PROBES} observations of {tuple(shape)}, not {tuple(probe.shape)}")
     if tensors["probe.logits"].dtype != torch.float32:
         raise ValueError(f"probe.logits are {tensors['probe.logits'].dtype}")
-    return Policy(network, *spaces)
+    return empty()
 
 
 def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:

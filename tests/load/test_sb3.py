@@ -20,9 +20,9 @@ import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv, NoopResetEnv, WarpFrame
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
@@ -36,7 +36,6 @@ gymnasium.register_envs(ale_py)
 CARTPOLE = TASKS["cartpole"].env
 PONG = as_sb3(TASKS["pong"].env)
 SMALL = {"n_steps": 64, "device": "cpu", "seed": 0}
-DOCUMENT = Path(__file__).parents[2] / "docs" / "sb3.md"
 
 
 class CustomExtractor(FlattenExtractor):
@@ -220,7 +219,8 @@ def test_pixels_are_divided_by_255_and_never_clipped(zips):
 
 def test_the_sizes_of_the_networks_choose_the_width(zips):
     config = load_sb3(zips / "relu.zip", CARTPOLE).policy.config
-    assert (config.family, config.width, config.critic, config.critic_width) == ("mlp-relu", "1/2", "split", "2")
+    assert (config.family, config.width, config.critic, config.critic_width) == ("mlp", "1/2", "split", "2")
+    assert config.options == ("activation=relu",)
     assert load_sb3(zips / "ppo.zip", CARTPOLE).policy.config.family == "mlp"
     assert load_sb3(zips / "pong-ppo.zip", PONG).policy.config.critic == "shared"
     assert load_sb3(zips / "pong-a2c.zip", PONG).policy.config.critic == "split"
@@ -393,7 +393,7 @@ def compressed_inside(members):
         (lambda members: members | {"data": b"[" * 100_000}, "'data' is not JSON"),
         (lambda members: members | {"data": b"\xff"}, "'data' is not JSON"),
         (lambda members: members | {"data": b"[]"}, "'data' is not a JSON object"),
-        (lambda members: members | {"policy.pth": b""}, "it is damaged, or of torch before"),
+        (lambda members: members | {"policy.pth": b""}, "holds something else than tensors: or it is damaged"),
         (lambda members: members | {"_stable_baselines3_version": bytes(101)}, "has 101 bytes; 100 are read at most"),
         (with_data(action_space=None), "does not describe the action_space"),
         (with_data(policy_class="x"), "does not describe the policy_class"),
@@ -403,7 +403,10 @@ def compressed_inside(members):
             "log_std, for which potstill's mlp family has",
         ),
         (with_state(lambda state: {**state, "lstm_actor.w": torch.zeros(2)}), r"lstm_actor\.w, for which"),
-        (with_state(lambda state: {"actor.mu.weight": torch.zeros(2)}), "no MlpPolicy or CnnPolicy of PPO, A2C or DQN"),
+        (
+            with_state(lambda state: {"actor.mu.weight": torch.zeros(2)}),
+            r"no action_net\.weight: it is no MlpPolicy or CnnPolicy of PPO",
+        ),
         (with_state(lambda state: {**state, "a\nb": torch.zeros(2)}), "names a tensor 'a.*b'"),
         (with_state(lambda state: {**state, 5: torch.zeros(2)}), "names a tensor '5'"),
         (with_state(lambda state: {k: v for k, v in state.items() if k != "value_net.bias"}), r"no value_net\.bias"),
@@ -489,11 +492,8 @@ def test_what_is_no_zip_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"net_arch": [64]}, r"no mlp_extractor\.policy_net\.2\.bias"),
-        ({"net_arch": [64, 64, 64]}, r"has mlp_extractor\.policy_net\.4\.bias, for which potstill's mlp family"),
-        ({"net_arch": [64, 32]}, r"net_arch \[64, 32\] is not read: the mlp family has two layers of equal size"),
         ({"net_arch": [1088, 1088]}, "width must be above 0 and at most 16, not 17"),
-        ({"activation_fn": torch.nn.ELU}, "activation_fn 'ELU' is not read: only Tanh and ReLU are"),
+        ({"activation_fn": torch.nn.Hardtanh}, "activation_fn 'Hardtanh' is not read: Tanh, ReLU, ELU"),
         ({"features_extractor_class": CustomExtractor}, "policy_kwargs has 'features_extractor_class': .*CustomExtr"),
         ({"normalize_images": False}, "policy_kwargs has 'normalize_images': 'False'"),
     ],
@@ -517,7 +517,8 @@ def test_options_that_change_nothing_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"policy_class": {":type:": "t", "__module__": "sb3_contrib.common.maskable.policies"}}, "'sb3_contrib.*' is"),
+        ({"policy_class": {":type:": "t", "__module__": "sb3_contrib.common.maskable.policies"}}, "MaskablePPO is not"),
+        ({"policy_class": {":type:": "t", "__module__": "my.policies"}}, "a policy class of 'my.policies' is not"),
         ({"action_space": {":type:": "<class 'gymnasium.spaces.multi_discrete.MultiDiscrete'>"}}, "MultiDiscrete.* is"),
         ({"action_space": {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "start": "1"}}, "start at '1'"),
         (
@@ -572,48 +573,6 @@ def test_a_temperature_that_leaves_the_finite_numbers_is_refused(zips):
         load_sb3(zips / "dqn.zip", CARTPOLE, temperature=1e-44)
 
 
-# Normalised observations
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "vec_normalize.pkl",
-        "vecnormalize.pkl",
-        "model_vecnormalize_1000_steps.pkl",
-        "model/vecnormalize.pkl",
-        "CartPole-v1/vecnormalize.pkl",
-    ],
-)
-def test_statistics_beside_the_zip_are_refused_with_what_to_do(zips, tmp_path, place):
-    folder = tmp_path / "CartPole-v1_1"
-    (folder / place).parent.mkdir(parents=True)
-    (folder / place).touch()
-    file = Path(shutil.copy(zips / "ppo.zip", folder / "model.zip"))
-    with pytest.raises(InputError, match=r"fold them into the weights as docs/sb3\.md shows, or, if .* move the zip"):
-        load_sb3(file, CARTPOLE)
-    (folder / place).rename(folder / "replay_buffer.pkl")
-    load_sb3(file, CARTPOLE)
-
-
-def test_the_lines_of_the_document_fold_the_statistics_into_the_weights(tmp_path, monkeypatch):
-    venv = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
-    model = PPO("MlpPolicy", venv, **SMALL).learn(256)
-    model.save(tmp_path / "model.zip")
-    venv.save(tmp_path / "vec_normalize.pkl")
-    (tmp_path / "folded").mkdir()
-    monkeypatch.chdir(tmp_path)
-    (lines,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    exec(lines, {})
-    observations = 0.1 * some_observations("ppo", None)
-    normalised = venv.normalize_obs(observations)
-    assert abs(normalised).max() < venv.clip_obs
-    expected, expected_values = heads(model, normalised.astype(np.float32))
-    logits, values = load_sb3(Path("folded/model.zip"), CARTPOLE).policy(torch.from_numpy(observations))
-    assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
-    assert torch.allclose(values, expected_values, rtol=0, atol=1e-4)
-
-
 # The command line
 
 
@@ -635,7 +594,19 @@ def test_evaluate_plays_a_zip_like_the_policy_imported_from_it(call, zips, tmp_p
 
 def test_distill_learns_from_a_zip_and_names_it_by_its_own_hash(call, zips, tmp_path):
     file, run = zips / "dqn.zip", tmp_path / "run"
-    words = ["distill", file, "--env", "cartpole", "--lead", "teacher", "--family", "mlp-relu", *TINY, "--out", run]
+    words = [
+        "distill",
+        file,
+        "--env",
+        "cartpole",
+        "--lead",
+        "teacher",
+        "--network-option",
+        "activation=relu",
+        *TINY,
+        "--out",
+        run,
+    ]
     code, out, err = call(*words, "--evaluate", 2)
     assert (code, err) == (0, "")
     assert out.startswith(f"{run}\n")
@@ -693,7 +664,6 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
         (["evaluate", "ppo.zip", "--env", "PongNoFrameskip-v4"], "write ale/<rom>"),
         (["evaluate", "ppo.zip", "--env", "pong"], "the policy chooses among 2 actions, pong has 6"),
         (["evaluate", "none.zip", "--env", "pong"], r"cannot read none\.zip: no such file"),
-        (["distill", "dqn.zip", "--env", "cartpole", "--out", "new"], "use --family mlp-relu"),
         (["import-sb3", "ppo.zip", "--env", "acrobot", "--out", "new"], "chooses among 2 actions, Acrobot-v1 has 3"),
         (["import-sb3", "ppo.zip", "--env", "cartpole", "--out", "imported"], "imported exists: choose another --out"),
         (["import-sb3", "dqn.zip", "--env", "cartpole", "--out", "new", "--temperature", "0"], "must be positive"),

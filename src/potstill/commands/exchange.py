@@ -19,19 +19,22 @@ from potstill.training.runtime import Runtime
 @dataclass(frozen=True)
 class _ImportSb3:
     model: Positional[Path]
-    """The .zip that Stable-Baselines3 saved: PPO, A2C or DQN with MlpPolicy or CnnPolicy."""
+    """The .zip that Stable-Baselines3 or sb3-contrib saved, with MlpPolicy or CnnPolicy."""
     env: str
     """Its task, which it does not name: cartpole, pong, an ALE game as ale/<rom>, or a Gymnasium id."""
     out: Path
     """Directory of the policy; must not exist."""
     temperature: float = sb3.Q_TEMPERATURE
     """Divides the Q-values of a DQN into logits. Its greedy play does not depend on it."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl, or none. Default: the one beside the zip."""
 
 
 def import_sb3(arguments: Sequence[str]) -> None:
     """`potstill import-sb3`."""
     options = parse(_ImportSb3, arguments, "import-sb3")
-    loaded = sb3.import_sb3(options.model, sb3.as_sb3(find_env(options.env)), options.out, options.temperature)
+    task = sb3.as_sb3(find_env(options.env))
+    loaded = sb3.import_sb3(options.model, task, options.out, options.temperature, options.statistics)
     print(options.out)
     facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
     print(Record({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))

@@ -78,7 +78,11 @@ def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
     activation = _ACTIVATIONS[trunk.activation]()
     convs = [layer for conv in trunk.convs for layer in (conv, nn.ReLU())]
     linears = [layer for linear in trunk.linears for layer in (linear, activation)]
-    return [*convs, nn.Flatten(), *linears, head]
+    squash: list[nn.Module] = []
+    if policy.squash is not None and not critic:
+        bound = float(policy.squash)
+        squash = [nn.Tanh()] if bound == 1.0 else [nn.Tanh(), nn.Hardtanh(-bound, bound)]
+    return [*convs, nn.Flatten(), *linears, head, *squash]
 
 
 def axes(policy: Policy) -> list[int] | None:

@@ -174,6 +174,9 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
             x = node("Gemm", x, *parameters(number, layer), out=out, transB=1)
         elif isinstance(layer, nn.Flatten):
             x = node("Flatten", x)
+        elif isinstance(layer, nn.Hardtanh):
+            ends = (stored(f"{number}.{name}", torch.tensor(getattr(layer, name))) for name in ("min_val", "max_val"))
+            x = node("Clip", x, *ends)
         else:
             if type(layer) not in _ACTIVATIONS:
                 raise InputError(f"ONNX of these runtimes has no {type(layer).__name__}: no file is written")

@@ -100,9 +100,10 @@ def _linears(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
     linears = [layer for layer in chain if isinstance(layer, nn.Linear)]
     others = {type(layer) for layer in chain if not isinstance(layer, nn.Linear | nn.Flatten)}
     policy = deployed.policy
-    if len(others) != 1 or others & {nn.Conv2d} or policy.clip < float("inf"):
+    if len(others) != 1 or others & {nn.Conv2d} or policy.clip < float("inf") or policy.squash is not None:
         raise InputError(
-            "SB3's zip is written of linear layers: SB3 knows neither these convolutions nor a clipped normalisation"
+            "SB3's zip is written of linear layers: SB3 knows neither these convolutions nor a clipped normalisation,"
+            " and its PPO does not squash its means"
         )
     found: list[tuple[Tensor, Tensor]] = [(each.weight.double(), each.bias.double()) for each in linears]
     weight = found[0][0] * policy.scale.double().flatten()

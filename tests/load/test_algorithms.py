@@ -1,0 +1,151 @@
+"""Every algorithm of Stable-Baselines3 and sb3-contrib that potstill reads acts as SB3's own `predict`."""
+
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+
+from potstill.envs import Envs
+from potstill.errors import InputError
+from potstill.load.sb3 import load_sb3
+from potstill.tasks import TASKS
+
+
+def make(algorithm, off_policy=False, **more):
+    """A function from a task to a fresh model with two layers of 32 units."""
+
+    def build(env):
+        sizes = {"buffer_size": 10} if off_policy else {"n_steps": 128} if algorithm in (PPO, TRPO) else {}
+        options = {"net_arch": [32, 32]} | more.get("policy_kwargs", {})  # SB3 adds to it
+        return algorithm("MlpPolicy", env, device="cpu", seed=0, **sizes | more | {"policy_kwargs": options})
+
+    return build
+
+
+ELU = {"net_arch": {"pi": [24, 40], "vf": [8]}, "activation_fn": torch.nn.ELU}
+MADE = {
+    "PPO of any layers": make(PPO, policy_kwargs=ELU),
+    "A2C of one layer": make(A2C, policy_kwargs={"net_arch": [16], "activation_fn": torch.nn.SiLU}),
+    "DDPG of two layers": make(DDPG, True, policy_kwargs={"net_arch": [40, 30]}),
+    "TRPO": make(TRPO),
+    "QRDQN": make(QRDQN, True, policy_kwargs={"n_quantiles": 5}),
+    "DQN": make(DQN, True),
+    "ARS": make(ARS),
+    "SAC": make(SAC, True),
+    "SAC gSDE": make(SAC, True, use_sde=True),
+    "TQC": make(TQC, True),
+    "TD3": make(TD3, True),
+    "DDPG": make(DDPG, True),
+    "PPO gSDE": make(PPO, use_sde=True),
+    "A2C gSDE": make(A2C, use_sde=True),
+    "PPO gSDE squashed": make(PPO, use_sde=True, policy_kwargs={"squash_output": True}),
+}
+DISCRETE = ("TRPO", "QRDQN", "DQN", "ARS")
+CASES = [("cartpole", name) for name in (*DISCRETE, "PPO of any layers")] + [
+    ("pendulum", name) for name in MADE if name[-3:] != "DQN"
+]
+
+
+def made(task, name):
+    """A fresh model whose actions differ from state to state: its last layer is made larger."""
+    model = MADE[name](TASKS[task].env.id)
+    state = model.policy.state_dict()
+    heads = ("action_net.weight", "action_net.4.weight", "actor.mu.weight", "actor.mu.0.weight", "actor.mu.4.weight")
+    with torch.no_grad():
+        if name == "ARS":  # which begins with weights of zero
+            generator = torch.Generator().manual_seed(1)
+            for tensor in state.values():
+                tensor.copy_(0.5 * torch.randn(tensor.shape, generator=generator))
+        for head in (*heads, "q_net.q_net.4.weight", "quantile_net.quantile_net.4.weight"):
+            if head in state and not (head == "actor.mu.0.weight" and "actor.mu.4.weight" in state):
+                state[head].mul_(20 if head == "action_net.weight" else 5)
+    return model
+
+
+def observations(task):
+    rng = np.random.default_rng(0)
+    scale = 1.0 if task == "cartpole" else [1.0, 1.0, 8.0]
+    return (rng.uniform(-1, 1, (200, 4 if task == "cartpole" else 3)) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize(("task", "name"), CASES)
+def test_greedy_actions_are_those_of_predict(tmp_path, task, name):
+    model, seen, env = made(task, name), observations(task), TASKS[task].env
+    model.save(tmp_path / "model.zip")
+    expected, _ = model.predict(seen, deterministic=True)
+    loaded = load_sb3(tmp_path / "model.zip", env)
+    with torch.no_grad():
+        actions = loaded.policy.distribution.greedy(loaded.policy(torch.from_numpy(seen))[0]).numpy()
+    envs = Envs(env, 1)
+    envs.close()
+    actions = envs.own_actions(actions)
+    assert len(np.unique(np.round(expected, 3))) > 1  # else any policy would do
+    if task == "cartpole":
+        assert np.array_equal(actions, expected)
+    else:
+        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
+    provenance = loaded.document["provenance"]
+    assert provenance["algorithm"] == name.split()[0]
+    exact = name in ("TRPO", "QRDQN", "DQN", "PPO of any layers", "A2C of one layer")
+    assert ("sampled" in provenance) != exact
+
+
+@pytest.mark.parametrize("name", ["PPO gSDE", "SAC"])
+@torch.no_grad()
+def test_a_deviation_that_depends_on_the_state_becomes_one_of_its_size(tmp_path, name):
+    model, seen = made("pendulum", name), observations("pendulum")
+    model.save(tmp_path / "model.zip")
+    policy = load_sb3(tmp_path / "model.zip", TASKS["pendulum"].env).policy
+    ready, _ = model.policy.obs_to_tensor(seen)
+    if name == "SAC":
+        mean, log_std, _ = model.actor.get_action_dist_params(ready)
+        deviation = log_std.exp() * (1 - mean.tanh().square())
+    else:
+        deviation = model.policy.get_distribution(ready).distribution.stddev / 2
+    assert deviation.min() < policy.log_std.exp().item() < deviation.max()
+
+
+@pytest.mark.parametrize("name", ["SAC", "TD3"])
+def test_a_student_of_a_squashed_teacher_learns_what_it_does(call, tmp_path, name):
+    made("pendulum", name).save(tmp_path / "model.zip")
+    words = ["distill", tmp_path / "model.zip", "--env", "pendulum", "--total-timesteps", 4096, "--num-envs", 8]
+    words += [
+        "--batch-size",
+        64,
+        "--warmup-steps",
+        64,
+        "--width",
+        "1/2",
+        "--network-option",
+        "activation=relu",
+        "--quiet",
+    ]
+    words += ["--precision", "float32", "--device", "cpu", "--threads", 1, "--evaluate", 2, "--out", tmp_path / "run"]
+    code, _, err = call(*words)
+    assert (code, err) == (0, "")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    first, last = (float(line.split('"action_difference": ')[1].split(",")[0]) for line in (lines[0], lines[-1]))
+    assert last < 0.2 * first
+    assert call("export", tmp_path / "run", "--out", tmp_path / "student.onnx", "--threads", 1)[0] == 0
+
+
+def test_a_teacher_without_a_value_refuses_to_teach_one(call, tmp_path):
+    made("pendulum", "SAC").save(tmp_path / "model.zip")
+    words = ["distill", tmp_path / "model.zip", "--env", "pendulum", "--network-option", "activation=relu", "--quiet"]
+    code, _, err = call(*words, "--value-coefficient", 0.5, "--out", tmp_path / "run", "--device", "cpu")
+    assert code == 2
+    assert "the teacher has no value head" in err
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: RecurrentPPO("MlpLstmPolicy", "CartPole-v1", device="cpu"), "RecurrentPPO is not read: .* memory"),
+        (lambda: MaskablePPO("MlpPolicy", "CartPole-v1", device="cpu"), "MaskablePPO is not read: .* masks"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_its_name_with_the_reason(tmp_path, build, words):
+    build().save(tmp_path / "model.zip")
+    with pytest.raises(InputError, match=words):
+        load_sb3(tmp_path / "model.zip", TASKS["cartpole"].env)
