@@ -351,11 +351,14 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_finite_weights(settings)
     assert all(parameter.isfinite().all() for parameter in state.student.parameters())
 
 
-def test_a_student_of_another_family_is_refused():
+def test_a_student_may_be_of_another_family_that_reads_what_the_teacher_sees():
     teacher = Policy(NetworkConfig(family="mlp"), (10, 10, 4), 3)
-    with pytest.raises(InputError, match="the teacher is of the mlp family: use --family mlp"):
-        start(CONFIG, teacher, CPU)
-    assert start(replace(CONFIG, network=NetworkConfig(family="mlp")), teacher, CPU).student.family == "mlp"
+    student = start(replace(CONFIG, network=NetworkConfig(family="minatar")), teacher, CPU).student
+    seen = torch.rand(2, 10, 10, 4)
+    assert torch.equal(student.prepare(seen), teacher.prepare(seen))
+    vectors = Policy(NetworkConfig(), (4,), 2)
+    with pytest.raises(InputError, match="the nature family reads images"):
+        start(replace(CONFIG, network=NetworkConfig(family="nature")), vectors, CPU)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from inspect import signature
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -195,6 +196,8 @@ def build_network(
     """
     words = dict(option.partition("=")[::2] for option in options)
     name, family = find_family(name, shape)
+    if name in FAMILIES and (unknown := words.keys() - (known := [*signature(family.build).parameters][2:])):
+        raise InputError(f"network {name} has no option {min(unknown)!r}: it has {', '.join(known) or 'none'}")
     try:
         with torch.random.fork_rng(devices=[]):  # a user's network draws its weights from here, before `initialise`
             torch.manual_seed(0)

@@ -257,10 +257,13 @@ def test_a_record_keeps_a_learning_curve_short(done):
     assert len(record["curve"]) == 40 <= CURVE_POINTS
 
 
-@pytest.mark.parametrize("text", ["{}", '{"run": "other", "status": "done"}', "no JSON"])
-def test_a_file_that_is_no_record_is_named(done, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{}", "holds no runs"), ('{"run": "other", "status": "done"}', "stray.json is"), ("no JSON", "stray.json is")],
+)
+def test_a_file_that_is_no_record_is_named_where_there_is_nothing_else(done, tmp_path, text, words):
     (tmp_path / "stray.json").write_text(text)
-    with pytest.raises(InputError, match=r"stray.json is"):
+    with pytest.raises(InputError, match=words):
         read_runs(tmp_path)
 
 
