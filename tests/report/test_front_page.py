@@ -103,8 +103,13 @@ def test_the_pilots_take_the_place_of_the_first_looks_once_their_records_are_the
     told = pilots(*first)
     assert "First looks" not in told
     assert "scores 8.0 greedy and 7.0 sampled, beside a critic as small as the actor 1.0 greedy and 0.0 sampled" in told
-    assert "3 and 3 runs; exact permutation test, p = 0.100 greedy and 0.100 sampled" in told
+    assert told.startswith("The pilots of the second study, of five runs each, are under way")
+    assert "(3 and 3 runs of 5 so far)" in told
+    assert "exact permutation test" not in told, "of a pilot that is not whole"
     put("pilot-breakout", "rl-split", 8471, [7.0, 8.0])
     assert "8 million" not in pilots(*first), "nothing is said of one arm alone"
     put("pilot-breakout", "rl", 8471, [2.0, 3.0])
     assert "8 million steps, RL beside a full-size critic scores 7.5 greedy" in pilots(*first)
+    put("pilot-breakout", "rl-split", 8471, [7.0, 8.0, 9.0, 8.5, 7.5])
+    put("pilot-breakout", "rl", 8471, [2.0, 3.0, 4.0, 3.5, 2.5])
+    assert "5 and 5 runs; exact permutation test, p = 0.008 greedy and 0.008 sampled" in pilots(*first)
