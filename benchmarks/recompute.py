@@ -89,7 +89,9 @@ def sentences(page: str) -> Iterator[tuple[str, str, str]]:
         if (ROOT / "results" / name).is_dir():
             pairs = {play: (runs(name, "rl-split", size, play), runs(first, "rl", size, play)) for play in PLAYS}
             if all(len(scores) for pair in pairs.values() for scores in pair):
-                said[f"{name}, p"] = " and ".join(f"{permutation_p(x, y):.3f} {play}" for play, (x, y) in pairs.items())
+                tests = (f"{permutation_p(x, y):.3f} {play}" for play, (x, y) in pairs.items())
+                if all(len(scores) >= 5 for pair in pairs.values() for scores in pair):  # else none is told
+                    said[f"{name}, p"] = " and ".join(tests)
                 said[f"{name}, larger critic"] = " and ".join(
                     f"{x.mean():.1f} {play}" for play, (x, _) in pairs.items()
                 )

@@ -69,6 +69,8 @@ def broken_command(line: str, check_flags: bool) -> list[str]:
     text = help_text(*command)
     if text is None:
         return [f"{found[0]}: no such command"]
+    if command[0] == "potstill":  # options that go with every command stand in its own help
+        text += help_text("potstill") or ""
     flags = FLAG.findall(re.sub(" #.*", "", line), found.end()) if check_flags else []
     return [f"{found[0]} has no {flag}" for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)]
 
