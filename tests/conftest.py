@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from potstill.cli import main
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
 from potstill.tasks import TASKS
@@ -37,3 +38,18 @@ def save_teacher():
         (path / "result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
 
     return save
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls `potstill` in this process; returns exit code, stdout and stderr."""
+
+    def call(*words):
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call

@@ -312,7 +312,7 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
         "compress": "(default: 0.95)",
         "evaluate": "(default: 100)",
         "watch": "(default: game.mp4)",
-        "export": "(default: policy.onnx)",
+        "export": "(default: 20)",
         "import-sb3": "(default: 0.01)",
         "push": "(default: mit)",
         "pull": "(default: main)",

@@ -66,7 +66,7 @@ def expected(actor):
 
 NETWORKS = [
     ((4,), np.float32, {"width": "1/4"}),
-    ((3,), np.float64, {"width": "1/8", "family": "mlp-relu"}),
+    ((3,), np.float64, {"width": "1/8", "options": ("activation=relu",)}),
     ((10, 10, 4), bool, {"width": "1/4", "family": "minatar"}),
     ((10, 10, 4), bool, {"width": "1/8", "family": "mlp"}),
     ((4, 84, 84), np.uint8, {"width": "1/16", "family": "nature"}),

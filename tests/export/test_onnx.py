@@ -100,7 +100,7 @@ def worst_action(graph):
         ("minatar-breakout", {"width": "1/8"}),
         ("cartpole", {"width": "1/8"}),
         ("cartpole", {"width": "1/8", "critic": "split"}),
-        ("cartpole", {"width": "1/8", "family": "mlp-relu"}),
+        ("cartpole", {"width": "1/8", "options": ("activation=relu",)}),
     ],
 )
 def test_the_file_computes_the_policys_logits_and_greedy_action_for_any_batch(tmp_path, task, network):

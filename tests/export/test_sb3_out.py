@@ -38,7 +38,7 @@ def saved(folder, task, **network):
     ("task", "network"),
     [
         ("cartpole", {"width": "1/8"}),
-        ("cartpole", {"width": "1/8", "family": "mlp-relu", "critic": "split", "critic_width": "1/4"}),
+        ("cartpole", {"width": "1/8", "options": ("activation=relu",), "critic": "split", "critic_width": "1/4"}),
         ("pendulum", {"width": "1/4"}),
     ],
 )

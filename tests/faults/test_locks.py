@@ -16,7 +16,6 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.jobs import execute
 from potstill.runs import Run
-from potstill.study import records
 
 LINE = "potstill.telemetry.Metrics.write"
 ENDLESS = ["train", "--env", "cartpole", "--total-timesteps", "100000000", *OPTIONS]
@@ -60,28 +59,6 @@ def test_of_two_trainings_that_start_at_once_exactly_one_works(tmp_path):
     assert sorted(child.wait() for child in children) == [0, 2, 2]
     assert Run.open(tmp_path / "run").status == "done"
     assert names(tmp_path) == ["log-0", "log-1", "log-2", "run"]
-
-
-def run_study_that_waits(*words: object) -> None:
-    records.execute = lambda *_, **__: time.sleep(1000)
-    potstill("study", "run", *words)
-
-
-def test_of_two_studies_in_one_folder_one_works_and_the_other_is_told_who(tmp_path):
-    (tmp_path / "plan.toml").write_text(PLAN)
-    words = [tmp_path / "plan.toml", "--out", tmp_path / "out", "--quiet"]
-    first = Child(run_study_that_waits, *words, output=tmp_path / "log")
-    until((tmp_path / "out" / "study.json").exists)
-    code, said = call(potstill, "study", "run", *words, output=tmp_path / "second")
-    assert (code, said.count("\n")) == (2, 1)
-    assert holder(first) in said
-    first.send(signal.SIGKILL)
-    first.wait()
-    third = Child(run_study_that_waits, *words, output=tmp_path / "log")
-    until(lambda: locked_by(tmp_path / "out") == third.pid)
-    third.send(signal.SIGTERM)
-    assert third.wait() == 143
-    assert not (tmp_path / "out" / "run.lock").exists()
 
 
 def test_of_two_comparisons_in_one_folder_the_second_is_refused(tmp_path, teacher):

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,7 +282,7 @@ def test_a_run_at_its_games_says_how_many_are_played(games, words, teacher, tmp_
 def test_the_games_played_while_one_looks_on_tell_how_long_the_rest_takes(monkeypatch):
     clock = iter([5.0, 10.0, 20.0, 40.0])
     monkeypatch.setattr(study.time, "monotonic", lambda: next(clock))
-    worker = study._Worker(None, None, None, 0.0, 0.0)
+    worker = study._Worker(None, None, None, 0.0, 0.0, ExitStack())
     told = [worker.underway(study._Seen("", 1.0, played)).games for played in (0.5, 0.4, 0.4, 0.7)]
     # At first there was what an earlier process had left, some of which is played again.
     assert told == [None, None, None, pytest.approx(30.0)]  # 0.3 of them took 30 s, and as many are left

@@ -182,7 +182,7 @@ def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
         ("total-timesteps = 8192", "total-steps = 8192", ", line 11: rl has no setting 'total-steps': did you mean"),
         ("total-timesteps = 8192", "total-timesteps = 0", ", line 10: total-timesteps must be at least 1, not 0"),
         ("total-timesteps = 8192", "total-timesteps = 8e3", ", line 11: total-timesteps should be a whole number, not"),
-        ("total-timesteps = 8192", "network = 1", ", line 11: rl has no setting 'network'"),
+        ("total-timesteps = 8192", "networks = 1", ", line 11: rl has no setting 'networks'"),
         ('[arms.rl.width."1/16"]', '[arms.rl.width."1/4"]', ", line 13: width 1/4 is not one of this arm's: 1/8, 1/16"),
         ("max-learning-rate = 1e-2", "max-learning-rate = -1.0", "max-learning-rate must be positive and finite"),
         ('from = "distill-student"', 'from = "rl"', ", line 21: from names an arm of this plan that distils, not 'rl'"),
