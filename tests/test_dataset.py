@@ -184,6 +184,7 @@ def test_the_folder_appears_only_when_it_is_whole(tmp_path):
     writer.finish()
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["data"]
     document = json.loads((tmp_path / "sub" / "data" / "dataset.json").read_text())
+    assert list(document.pop("digests")) == sorted(path.stem for path in (tmp_path / "sub" / "data").glob("*.npy"))
     assert document == {"teacher": "mine", "num_envs": N, "states": 20 * N}
 
 

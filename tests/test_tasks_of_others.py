@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from potstill import api, imports
+from potstill import api, imports, telemetry
 from potstill.checkpoints import load
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs, check_task
@@ -124,8 +124,9 @@ def test_a_task_that_cannot_be_made_is_refused_with_the_first_line_of_its_own_er
         check_task(EnvConfig(f"Others/{name}-v0"))
 
 
-def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
-    monkeypatch.setattr("potstill.jobs.KEEP_EVERY", 0.0)
+@pytest.mark.parametrize(("every", "kept"), [(0.0, 4), (60.0, 1)])
+def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(every, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("potstill.jobs.KEEP_EVERY", every)
     config = config_of("fails")
     whole = new_training(config, tmp_path / "whole", RUNTIME)
     execute(whole, RUNTIME, NOT_EVALUATED)
@@ -141,10 +142,12 @@ def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(tmp
     finally:
         BROKEN[0] = False
     assert run.status == "failed"
-    assert load(run.resume_path)[1]["update"] == 4
+    assert load(run.resume_path)[1]["update"] == kept
     execute(Run.open(run.path), RUNTIME, NOT_EVALUATED)
     mine, theirs = (load(each.policy_path)[0] for each in (run, whole))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    mine, theirs = ([{**line, "seconds": 0} for line in telemetry.read(each.metrics_path)] for each in (run, whole))
+    assert mine == theirs
 
 
 def test_a_simulator_of_which_only_one_can_run_is_trained_saved_and_evaluated_with_one(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from potstill import telemetry
 from potstill.errors import InputError
-from potstill.telemetry import Metrics, Progress, read, sinks, truncate_after
+from potstill.telemetry import Metrics, Progress, last, read, sinks, until
 
 
 @pytest.fixture
@@ -56,13 +56,10 @@ def test_a_record_without_an_integer_step_is_refused(tmp_path, record):
     assert (tmp_path / "m").read_bytes() == b""
 
 
-def test_a_torn_last_line_is_dropped_and_never_ends_up_in_the_middle(tmp_path):
+def test_a_torn_last_line_is_dropped(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
     assert read(path) == [{"step": 1}]
-    with Metrics(path) as metrics:
-        metrics.write({"step": 3})
-    assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
 def test_a_last_line_that_lacks_only_its_newline_is_whole(tmp_path):
@@ -84,15 +81,56 @@ def test_an_empty_file_has_no_records_and_a_missing_one_is_an_error(tmp_path):
         read(tmp_path / "none")
 
 
-def test_an_exact_resume_drops_what_it_will_write_again(tmp_path):
+def test_a_resumed_run_keeps_what_was_saved_and_drops_what_it_will_write_again(tmp_path):
     path = tmp_path / "m"
-    path.write_text('{"step": 10, "a": 1}\n{"step": 20}\n{"step": 30}\n{"st')
-    truncate_after(path, 20)
-    assert path.read_text() == '{"step": 10, "a": 1}\n{"step": 20}\n'
-    truncate_after(path, 5)
-    assert path.read_text() == ""
-    truncate_after(tmp_path / "none", 5)
-    assert not (tmp_path / "none").exists()
+    with Metrics(path) as metrics:
+        metrics.write({"step": 1})
+        kept = metrics.written
+        metrics.write({"step": 2})
+        metrics.copy(tmp_path / "copy")
+        all_of_it = metrics.written
+    assert (tmp_path / "copy").read_text() == path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    with open(path, "ab") as file:
+        file.write(b'{"st')
+    with Metrics(path, kept) as metrics:
+        assert path.read_text() == '{"step": 1}\n'
+        metrics.write({"step": 2})
+        assert metrics.written == all_of_it
+    assert telemetry.digest(path) == all_of_it["digest"]
+    assert until(path, 1)["bytes"] == kept["bytes"]  # as the first resume states, which did not say
+    with Metrics(path):
+        assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("content", [b"", b'{"step": 1', b'{"step": 7}\n'])
+def test_a_resumed_run_does_not_write_on_in_another_file(tmp_path, content):
+    with Metrics(tmp_path / "m") as metrics:
+        metrics.write({"step": 1})
+        kept = metrics.written
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(InputError, match=r"m is not the one that this run had written when it was saved: restore"):
+        Metrics(tmp_path / "m", kept)
+    assert (tmp_path / "m").read_bytes() == content
+
+
+def test_the_first_resume_states_do_not_go_on_amid_a_line(tmp_path):
+    (tmp_path / "m").write_bytes(b'{"step": 1}')
+    with pytest.raises(InputError, match=r"m is not the one that this run had written when it was saved: restore"):
+        Metrics(tmp_path / "m", until(tmp_path / "m", 1))
+
+
+def test_the_last_record_is_read_from_the_end_however_long_the_file(tmp_path):
+    path = tmp_path / "m"
+    assert last(path) is None
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"ste')
+    assert last(path) == {"step": 2}
+    with open(path, "r+b") as file:  # sparse: longer than what is read at once
+        file.truncate(telemetry.LIMIT + 1)
+        file.seek(0, os.SEEK_END)
+        file.write(b'\n{"step": 9}\n')
+    assert last(path) == {"step": 9}
+    path.write_bytes(b"x" * 100_000)
+    assert last(path) is None
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import secrets
+from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +20,13 @@ from potstill.errors import InputError, reason
 from potstill.files import open_regular, parse_json
 
 FORMAT_VERSION = 1
-KEY = "potstill"  # the only key in the safetensors `__metadata__`
+KEY, DIGEST = "potstill", "digest"  # the keys in the safetensors `__metadata__`: the document, and `_digest`
 MAX_HEADER_BYTES = 10_000_000
 MAX_BYTES = 8 << 30  # of a file: the resume state of a Nature-CNN of width 16, the widest there is, takes 7 GB
+
+
+class DamagedError(InputError):
+    """A file that does not hold what was saved."""
 
 
 class ProbeMismatch(InputError):
@@ -45,7 +50,8 @@ def save(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> No
     document = {**document, "format": FORMAT_VERSION, "versions": _versions()}
     # Wrong results on MPS come from non-contiguous weights (pytorch #192212, #180984): none are ever stored.
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    data = safetensors.torch.save(plain, {KEY: json.dumps(document, allow_nan=False)})
+    text = json.dumps(document, allow_nan=False)
+    data = safetensors.torch.save(plain, {KEY: text, DIGEST: _digest(text, plain)})
     if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
         raise ValueError(f"the header of {path} passes {MAX_HEADER_BYTES} bytes: keep bulk data in tensors")
     if len(data) > MAX_BYTES:
@@ -65,7 +71,7 @@ def load(path: Path, device: str = "cpu", follow: bool = False) -> tuple[dict[st
     """
     try:
         with open_regular(path, follow) as file:
-            document = _read_document(file, path)
+            document, text, digest = _read_document(file, path)
             file.seek(0)
             data = file.read()  # not mapped: a later change to the file must not reach the tensors
     except OSError as error:
@@ -73,7 +79,9 @@ def load(path: Path, device: str = "cpu", follow: bool = False) -> tuple[dict[st
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # the others: dtypes that torch has not
-        raise InputError(f"{path} is damaged ({error}): restore it from a copy") from error
+        raise DamagedError(f"{path} is damaged ({error}): restore it from a copy") from error
+    if digest not in (None, _digest(text, tensors)):  # the first checkpoints had none
+        raise DamagedError(f"{path} is damaged: it does not hold what was saved; restore it from a copy")
     try:
         return {name: tensor.to(device) for name, tensor in tensors.items()}, document
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA answers with an AssertionError
@@ -85,7 +93,7 @@ def load_document(path: Path) -> dict[str, Any]:
     """The document of a checkpoint, without reading its tensors. Raises InputError as `load` does."""
     try:
         with open_regular(path) as file:
-            return _read_document(file, path)
+            return _read_document(file, path)[0]
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
 
@@ -161,23 +169,36 @@ def sync_folder(folder: Path) -> None:
             ) from error
 
 
-def _read_document(file: BinaryIO, path: Path) -> dict[str, Any]:
-    """The checked document of an open checkpoint; its header and length are checked on the way.
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """BLAKE2 of a document's JSON and of the tensors' names, dtypes, shapes and bytes."""
+    digest = blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_document(file: BinaryIO, path: Path) -> tuple[dict[str, Any], str, str | None]:
+    """The checked document of an open checkpoint, its text and the digest of all.
+
+    The header and the file's length are checked on the way.
 
     Entries of single tensors (dtype, shape, gaps, overlaps) are left to safetensors, which checks them in `load`.
     """
-    foreign = InputError(f"{path} is not a safetensors file: a potstill checkpoint (*.safetensors) is needed")
+    foreign = DamagedError(f"{path} is not a safetensors file: a potstill checkpoint (*.safetensors) is needed")
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
         raise InputError(f"{path} has {size:,} bytes; no checkpoint has more than {MAX_BYTES:,}")
     start = file.read(9)
     if start[8:] != b"{":
-        raise InputError(f"{path} is empty or truncated: restore it from a copy") if size < 9 else foreign
+        raise DamagedError(f"{path} is empty or truncated: restore it from a copy") if size < 9 else foreign
     length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise foreign
     if length > size - 8:
-        raise InputError(
+        raise DamagedError(
             f"{path} is truncated ({size} bytes, its header alone needs {8 + length}): restore it from a copy"
         )
     try:
@@ -188,16 +209,17 @@ def _read_document(file: BinaryIO, path: Path) -> dict[str, Any]:
         raise foreign from error
     if whole != size:
         what = "is truncated" if size < whole else "has bytes after its end"
-        raise InputError(f"{path} {what} ({size} bytes, should be {whole}): restore it from a copy")
+        raise DamagedError(f"{path} {what} ({size} bytes, should be {whole}): restore it from a copy")
     try:
-        document = parse_json(header["__metadata__"][KEY])
+        text, digest = header["__metadata__"][KEY], header["__metadata__"].get(DIGEST)
+        document = parse_json(text)
         version = document["format"]
         if not isinstance(document, dict) or type(version) is not int:
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is a safetensors file, but not potstill's: it has no '{KEY}' metadata") from error
+        raise DamagedError(f"{path} is a safetensors file, but not potstill's: it has no '{KEY}' metadata") from error
     check_format(path, version, FORMAT_VERSION)
-    return document
+    return document, text, digest
 
 
 def check_format(path: Path, version: int, known: int) -> None:

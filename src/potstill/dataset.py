@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import shutil
+from hashlib import file_digest
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -132,11 +134,14 @@ class Dataset:
         return out.view(B, rows, columns, self.stack).permute(0, 3, 1, 2)
 
 
-def open_dataset(folder: Path, envs: Envs) -> Dataset:
-    """A stored data set, memory-mapped read-only.
+def open_dataset(folder: Path, envs: Envs, description: dict[str, Any] | None = None) -> Dataset:
+    """A stored data set, memory-mapped read-only, after its content was compared with what was recorded.
+
+    Args:
+        description: what it must have been made from.
 
     Raises:
-        InputError: the folder is not a data set of these environments.
+        InputError: the folder is not a data set of these environments, or is another one, or damaged.
     """
     try:
         document = read_json(folder / "dataset.json")
@@ -145,9 +150,20 @@ def open_dataset(folder: Path, envs: Envs) -> Dataset:
             raise TypeError(f"{states!r} states of {num_envs!r} environments")
         if num_envs != envs.num_envs:
             raise ValueError(f"it was made with {num_envs} environments, not {envs.num_envs}")
+        for key, value in (description or {}).items():
+            if key != "states" and document.get(key) != json.loads(json.dumps(value)):
+                raise ValueError(f"it is of another {key}: delete it, and it is recorded again")
+        for name, digest in document.get("digests", {}).items():  # the first data sets had none
+            if digest != _digest(folder / f"{name}.npy"):
+                raise ValueError(f"{name}.npy is damaged: delete the data set, and it is recorded again")
         return Dataset(envs, states, folder, mode="r", size=states)
     except Exception as error:  # numpy parses an array's header as Python, and a hostile one raises whatever it likes
         raise InputError(f"{folder} is not a data set, or not a whole one: {error}") from error
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as file:
+        return file_digest(cast(BufferedReader, file), "blake2b").hexdigest()[:32]
 
 
 class DatasetWriter:
@@ -173,6 +189,7 @@ class DatasetWriter:
     def finish(self) -> None:
         """Puts the folder in its place; another process's finished one is as good and stays."""
         self.dataset.flush()
+        self._description["digests"] = {path.stem: _digest(path) for path in sorted(self._unfinished.glob("*.npy"))}
         write_atomically(self._unfinished / "dataset.json", json.dumps(self._description, indent=1).encode())
         try:
             self._unfinished.rename(self._folder)

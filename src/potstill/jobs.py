@@ -155,16 +155,14 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
     env = [*origins.values()][-1].env if origins else config.env
-    seconds = 0.0
+    saved = _saved(run)
     with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
         algorithm = _algorithm(run, config, runtime, device, envs, origins, data_root)
-        if run.resume_path.exists():
-            tensors, document = checkpoints.load(run.resume_path)
-            algorithm.load_state_dict(tensors | document)
-            seconds = document["seconds"]
+        if saved:
+            algorithm.load_state_dict(saved)
         _tell(algorithm.policy, runtime)
         title = f"{run.config['kind']} {env.id} {config.network.width}"
-        seconds = _drive(run, runtime, algorithm, title, seconds)
+        seconds = _drive(run, runtime, algorithm, title, saved)
         probe = _probe(envs)
     save_policy(
         run.policy_path, algorithm.policy, env, probe, _provenance_of(run, config.seed, algorithm.total, seconds)
@@ -207,21 +205,51 @@ def _tell(policy: Policy, runtime: Runtime) -> None:
         print(f"potstill: {policy}", file=sys.stderr)
 
 
-def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, seconds: float) -> float:
-    """Trains to the end: metrics, progress, saves, signals. Returns the seconds it has taken in all."""
+def _saved(run: Run) -> dict[str, Any]:
+    """What `_drive` saved of an unfinished run. Empty where that is nothing or, which is told, damaged.
+
+    Raises:
+        InputError: it is another run's.
+    """
+    if not run.resume_path.exists():
+        return {}
+    try:
+        tensors, document = checkpoints.load(run.resume_path)
+    except checkpoints.DamagedError as error:
+        print(f"potstill: {error}; without a copy, the run is begun again", file=sys.stderr)
+        return {}
+    if document.get("run", run.identity) != run.identity:  # the first resume states did not say whose they are
+        raise InputError(
+            f"{run.resume_path} was saved by a run with another config.json than the one beside it: put back the file"
+            " that was changed, or begin again with another --out"
+        )
+    kept = document.get("metrics", {"bytes": 0, "digest": ""})
+    if not (isinstance(kept, dict) and type(kept.get("bytes")) is int and isinstance(kept.get("digest"), str)):
+        raise InputError(f"{run.resume_path} does not say what it keeps of metrics.jsonl")
+    return tensors | document
+
+
+def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before: dict[str, Any]) -> float:
+    """Trains to the end: metrics, progress, saves, signals. Returns the seconds it has taken in all.
+
+    Args:
+        before: what it goes on from, as `_saved` tells: what of metrics.jsonl to keep, and the seconds so far.
+    """
     done, total = algorithm.done, algorithm.total
-    began = time.perf_counter() - seconds
+    began: float = time.perf_counter() - before.get("seconds", 0.0)
     saved = time.perf_counter()
-    telemetry.truncate_after(run.metrics_path, done)
+    kept = before.get("metrics")
+    if done and kept is None:  # the first resume states did not say
+        kept = telemetry.until(run.metrics_path, done)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         bar = stack.enter_context(telemetry.Progress(title, total, done, runtime.quiet))
-        metrics = stack.enter_context(telemetry.Metrics(run.metrics_path))
+        metrics = stack.enter_context(telemetry.Metrics(run.metrics_path, kept))
         others = telemetry.sinks(runtime.track, run.path, run.config, done)
         outputs: list[telemetry.Sink] = [metrics, *(stack.enter_context(closing(sink)) for sink in others)]
 
         def save(tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-            document |= {"kind": "resume", "seconds": time.perf_counter() - began}
+            document |= {"kind": "resume", "run": run.identity, "seconds": time.perf_counter() - began}
             try:
                 run.touch_lock()
             except LockLostError as lost:
@@ -232,7 +260,7 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, seconds
             metrics.sync()
             checkpoints.save(run.resume_path, tensors, document)
 
-        for progress in _saving_what_raises(run, algorithm, save):
+        for progress in _saving_what_raises(run, algorithm, metrics, save):
             if progress.step <= done and not progress.metrics:  # played again, to go on from there
                 run.touch_lock()
                 bar.update(done, again=progress.step)
@@ -246,7 +274,7 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, seconds
             score = None if np.isnan(progress.score) else progress.score
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
             if stop.requested or time.perf_counter() - saved > runtime.save_every or progress.step >= total:
-                save(*_state(algorithm))
+                save(*_state(algorithm, metrics))
                 saved = time.perf_counter()
             if stop.requested:
                 raise Interrupted(run, stop.requested)
@@ -259,14 +287,16 @@ def _beside(run: Run) -> Run:
     return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
 
 
-def _state(algorithm: Algorithm) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Its state in the two parts of a checkpoint: tensors, and a document."""
-    state = algorithm.state_dict()
+def _state(algorithm: Algorithm, metrics: telemetry.Metrics) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its state, with what was written until then, in the two parts of a checkpoint: tensors, and a document."""
+    state = algorithm.state_dict() | {"metrics": metrics.written}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 
-def _saving_what_raises(run: Run, algorithm: Algorithm, save: Callable[..., None]) -> Iterator[Progress]:
+def _saving_what_raises(
+    run: Run, algorithm: Algorithm, metrics: telemetry.Metrics, save: Callable[..., None]
+) -> Iterator[Progress]:
     """The same, where an error says how far it came, and one of the task's own code leaves a state to go on from.
 
     A task may raise amid a rollout, when the state is no longer one to go on from: one of a second ago at most is kept.
@@ -275,12 +305,12 @@ def _saving_what_raises(run: Run, algorithm: Algorithm, save: Callable[..., None
     kept_at, done = -np.inf, algorithm.done
     try:
         for progress in algorithm.steps():
+            yield progress  # its line is written meanwhile
+            done = progress.step
             if progress.metrics and time.perf_counter() - kept_at > KEEP_EVERY:
-                tensors, document = _state(algorithm)
+                tensors, document = _state(algorithm, metrics)
                 kept = {name: tensor.clone() for name, tensor in tensors.items()}, document
                 kept_at = time.perf_counter()
-            yield progress
-            done = progress.step
     except DivergedError as error:
         raise DivergedError(f"after {done:,} agent steps: {error}") from error
     except TaskError as error:
@@ -315,6 +345,8 @@ def _finish(
     record |= {key: run.config.get(key) for key in ("command", "commit")} | {"threads": here["threads"]}
     record["machine"] = here["machine"] + (f"; begun on {begun}" if begun not in (None, here["machine"]) else "")
     record |= {"precision": run.config["config"]["precision"]}
+    record |= {"config_hash": run.identity, "policy_hash": loaded.hash}
+    record |= {"metrics_digest": telemetry.digest(run.metrics_path)}
     if eval_config.episodes:
         beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
         record |= assess(loaded, runtime, eval_config, beside, run)

@@ -151,6 +151,9 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
 def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
     """The evaluation in the result.json beside a policy; None where there is none, or a damaged one.
 
+    Raises:
+        InputError: it is of another policy.
+
     Its `score` is a number, and so are `ci95` (two), `point_win_rate` and `episodes` where they are not None.
     """
     result = loaded.path.with_name("result.json")
@@ -160,6 +163,8 @@ def recorded_result(loaded: LoadedPolicy) -> dict[str, Any] | None:
         record = {"ci95": None, "point_win_rate": None, "episodes": None} | read_document(result)
     except InputError:
         return None
+    if record.get("policy_hash", loaded.hash) != loaded.hash:  # the first results did not say
+        raise InputError(f"{result} is of another policy than {loaded.path}: put back the one that was changed")
     interval = record["ci95"] if record["ci95"] is not None else [0, 0]
     if not isinstance(interval, list) or len(interval) != 2:
         return None

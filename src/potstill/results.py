@@ -224,7 +224,7 @@ def as_record(path: Path) -> dict[str, Any]:
     """
     record = _read_run(path)
     del record["path"], record["ci95_low"], record["ci95_high"]
-    points = telemetry.read(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
+    points = _curve(path / "metrics.jsonl", record)
     every = max(1, math.ceil(len(points) / CURVE_POINTS))
     kept = points[::-1][::every][::-1]  # the last one is always there
     keys = ("step", "seconds", "score", "agreement")
@@ -315,6 +315,10 @@ def _read_run(path: Path) -> dict[str, Any]:
         record |= {"status": run.status, **_checked(_planned(run.config, path), path / "config.json")}
     if (path / "result.json").is_file():
         record |= _read_result(path / "result.json")
+        if (path / "config.json").is_file() and record.get("config_hash", run.identity) != run.identity:
+            raise InputError(
+                f"{path / 'config.json'} is not the one its result.json belongs to: restore it from a copy"
+            )
     return _with_interval(record)
 
 
@@ -424,12 +428,20 @@ def _curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
 def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
     if "curve" in record:
         return list(record["curve"] or [])
-    metrics = record["path"] / "metrics.jsonl"
     try:
-        return telemetry.read(metrics) if metrics.is_file() else []
+        return _curve(record["path"] / "metrics.jsonl", record)
     except InputError as error:  # the other runs have curves
         _tell(f"left out: {error}")
         return []
+
+
+def _curve(metrics: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics beside a run's result, none where there is no file. Raises InputError where they are not its own."""
+    if not metrics.is_file():
+        return []
+    if "metrics_digest" in record and telemetry.digest(metrics) != record["metrics_digest"]:
+        raise InputError(f"{metrics} is not the one that the run beside it wrote: restore it from a copy")
+    return telemetry.read(metrics)
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:

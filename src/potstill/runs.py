@@ -93,6 +93,12 @@ class Run:
         return cls(path, config)
 
     @property
+    def identity(self) -> str:
+        """What its other files know it by: the hash of its config. Where its teacher lies may change."""
+        places = ("teacher", "initial", "teacher_here", "initial_here")
+        return config_hash({key: value for key, value in self.config.items() if key not in places})
+
+    @property
     def policy_path(self) -> Path:
         """The deployable policy."""
         return self.path / "policy.safetensors"

@@ -26,6 +26,7 @@ def teacher_data(
         "states": states,
         "num_envs": config.num_envs,
         "noise": config.noise,
+        "precision": config.precision,
         "seed": seed,
     }
     folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
@@ -58,4 +59,4 @@ def teacher_data(
                 said = True
             run.touch_lock()
             time.sleep(0.2)
-    return open_dataset(folder, envs)
+    return open_dataset(folder, envs, description)

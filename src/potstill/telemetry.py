@@ -5,7 +5,6 @@ import importlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,11 +18,11 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
-from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable, reason
-from potstill.files import open_append, parse_json, read_bytes
+from potstill.files import open_append, open_regular, parse_json, read_bytes
 
-LIMIT = 1 << 28  # bytes of a metrics.jsonl: 600,000 records
+LIMIT = 1 << 28  # bytes of a metrics.jsonl that are read at once: 600,000 records
+TAIL = 1 << 16  # bytes read for its last record: ours have some hundred
 
 
 class Sink(Protocol):
@@ -37,15 +36,28 @@ class Sink(Protocol):
 class Metrics:
     """Appends records to a metrics.jsonl, one JSON object a line, each line in one system call. A `Sink`.
 
-    A line torn by an earlier crash is removed on entry, so that it never ends up in the middle.
+    Args:
+        kept: what `written` was when the state was saved that the run goes on from: lines since then are dropped. None
+            starts anew.
+
+    Raises:
+        InputError: it cannot be written, or does not begin with what is to be kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
+        size, digest = (0, "") if kept is None else (kept["bytes"], kept["digest"])
+        self._hash, self._size, self._unsaved = _hash_of(self.path, size), size, b""
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there < size or digest not in ("", self._hash.hexdigest()):
+            raise InputError(
+                f"{self.path} is not the one that this run had written when it was saved: restore it from a copy, or"
+                " begin the run again with another --out"
+            )
         try:
-            if not _ends_with_newline(self.path):
-                truncate_after(self.path, math.inf)
             self._file = open_append(self.path)
+            if there > size:
+                self._file.truncate(size)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -62,20 +74,28 @@ class Metrics:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise self._failure(error) from error
+        self._hash.update(line)
+        self._unsaved += line
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The size and the digest of all lines, for a resume state that counts on them."""
+        return {"bytes": self._size + len(self._unsaved), "digest": self._hash.hexdigest()}
 
     def sync(self) -> None:
-        """Wait until all lines are on disk: a resume state that counts on them is about to be saved."""
+        """Wait until all lines are on disk, for a resume state that counts on them is about to be saved."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failure(error) from error
+        self._size, self._unsaved = self._size + len(self._unsaved), b""
 
     def copy(self, path: Path) -> None:
-        """Copy all lines to `path`, even if another file has taken the place of this one."""
+        """Copy all lines to `path`, even where another process writes into this file or has put one in its place."""
         try:
             with open(path, "xb") as copy:
                 self._file.seek(0)
-                shutil.copyfileobj(self._file, copy)
+                copy.write(self._file.read(self._size) + self._unsaved)
         except OSError as error:
             raise InputError(f"cannot write {path}: {reason(error)}") from error
 
@@ -115,10 +135,38 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def truncate_after(path: Path, step: float) -> None:
-    """Drop the records whose step is greater than `step`, atomically: an exact resume writes them again."""
-    if Path(path).exists():
-        write_atomically(path, b"".join(_line(record) for record in read(path) if record["step"] <= step))
+def last(path: Path) -> dict[str, Any] | None:
+    """The last whole record of a metrics.jsonl, read from its end; None where there is none yet."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            line = file.read(TAIL).rpartition(b"\n")[0].rpartition(b"\n")[2]
+        record: dict[str, Any] = parse_json(line)
+        return record if type(record["step"]) is int else None
+    except (InputError, ValueError, KeyError, TypeError):
+        return None
+
+
+def until(path: Path, step: int) -> dict[str, Any]:
+    """What `Metrics` is to keep of a file up to an agent step. Raises InputError as `read`."""
+    records = read(path) if path.exists() else []
+    return {"bytes": sum(len(_line(record)) for record in records if record["step"] <= step), "digest": ""}
+
+
+def digest(path: Path) -> str:
+    """What `Metrics.written` calls the digest of a whole metrics.jsonl. Raises InputError where it cannot be read."""
+    return str(_hash_of(path, sys.maxsize).hexdigest())
+
+
+def _hash_of(path: Path, size: int) -> Any:
+    """BLAKE2 of the first `size` bytes of a file, or of all; of none where there is no file."""
+    found = blake2b(digest_size=16)
+    if size and os.path.lexists(path):
+        with open_regular(path) as file:
+            while size > 0 and (block := file.read(min(size, 1 << 20))):
+                found.update(block)
+                size -= len(block)
+    return found
 
 
 class Progress:
@@ -325,15 +373,6 @@ def _numbers(record: dict[str, Any]) -> Iterable[tuple[str, float]]:
         value = _plain(value)
         if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
-
-
-def _ends_with_newline(path: Path) -> bool:
-    """Whether a file is empty, missing, or ends with a whole line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return True
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def _short(value: float | str) -> str:

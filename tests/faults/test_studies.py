@@ -45,7 +45,7 @@ warmup-steps = 64
 total-timesteps = 8192
 num-steps = 32
 """
-MEASURED = {"wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit"}
+MEASURED = {"wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit", "policy_hash", "metrics_digest"}
 
 
 @pytest.fixture(scope="module")

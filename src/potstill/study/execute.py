@@ -386,12 +386,9 @@ class _Seen(NamedTuple):
 
 
 def _progress(run: Run) -> _Seen:
-    records = []
-    with suppress(InputError):  # none yet, or a bad line, which its worker tells
-        records = telemetry.read(run.metrics_path)
-    if not records:
+    last = telemetry.last(run.metrics_path)
+    if last is None:
         return _Seen("starting", 0.0)
-    last = records[-1]
     share = min(last["step"] / int(run.config["config"]["total_timesteps"]), 1.0)
     played, words = None, f"{share:.0%}"
     if share >= 1.0:
