@@ -152,6 +152,8 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     config: Any = rebuild(CONFIGS[run.config["kind"]], run.config.get("config"))
     device = resolve_device(runtime.device)
     roles: list[str] = [role for role in ("teacher", "initial") if role in run.config]
+    if isinstance(config, distill.DistillConfig) and "teacher" not in roles:
+        raise InputError(f"{run.path / 'config.json'} is damaged: it names no teacher")
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
     env = [*origins.values()][-1].env if origins else config.env

@@ -133,7 +133,7 @@ def test_a_bad_line_of_metrics_makes_a_run_fail_and_no_other(alone, tmp_path):
         (out / f"{NAMES[0]}.json").unlink()
 
     _, ended = damaged(alone, tmp_path, spoil)
-    assert f"{NAMES[0]}/metrics.jsonl, line 1: not a JSON object" in ended[NAMES[0]]
+    assert f"{NAMES[0]}/metrics.jsonl is not the one that the run beside it wrote" in ended[NAMES[0]]
     assert ended[NAMES[1]] is None
 
 
