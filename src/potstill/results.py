@@ -224,6 +224,7 @@ def as_record(path: Path) -> dict[str, Any]:
     """
     record = _read_run(path)
     del record["path"], record["ci95_low"], record["ci95_high"]
+    record.pop("config_hash", None)  # of the directory, which names places
     points = _curve(path / "metrics.jsonl", record)
     every = max(1, math.ceil(len(points) / CURVE_POINTS))
     kept = points[::-1][::every][::-1]  # the last one is always there
