@@ -542,7 +542,11 @@ def test_a_file_too_large_is_refused_before_it_is_downloaded(standin, cart, call
     ("name", "content", "words"),
     [
         ("policy.safetensors", lambda whole: whole[:-8], f"{REPO}/policy.safetensors is truncated"),
-        ("policy.safetensors", lambda whole: whole[:-1] + b"\x7f", f"{REPO}/policy.safetensors computes other logits"),
+        (
+            "policy.safetensors",
+            lambda whole: whole[:-1] + b"\x7f",
+            f"{REPO}/policy.safetensors is damaged: it does not hold what was saved",
+        ),
         ("policy.safetensors", lambda whole: b"\x80\x04not tensors", f"{REPO}/policy.safetensors is not a safetensors"),
         ("result.json", lambda whole: b"{", f"{REPO}/result.json is damaged: it is not JSON"),
         ("config.json", lambda whole: b"[" * 100_000, f"{REPO}/config.json is damaged: it is not JSON"),
