@@ -56,21 +56,6 @@ def policies(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def call(capsys):
-    """Calls `potstill` in this process; returns exit code, stdout and stderr."""
-
-    def call(*words):
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
-
-
 def is_one_line(text):
     return text.startswith("potstill: ") and text.count("\n") == 1
 
