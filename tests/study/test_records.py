@@ -195,9 +195,9 @@ def test_runs_of_two_threads_go_one_after_the_other_on_two_cores(done, tmp_path)
     assert len(alive) == 2
 
 
-def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path, save_teacher):
+def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done, tmp_path):
     (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
-    save_teacher(tmp_path / "expert")
+    shutil.copytree(done.folder / "expert", tmp_path / "expert")
     plan = read_plan(write(tmp_path, PLAN.replace("[arms.rl]", "[arms.rl]\nseeds = [9]")))
     names = [ended.cell.name for ended in run_study(plan, tmp_path, RUNTIME, workers=2) if ended.cell.arm != "rl"]
     assert names == NAMES[1:]
