@@ -15,9 +15,9 @@ study: venv
 	.venv/bin/python figures/size_score.py study_run/quick
 	.venv/bin/potstill report study_run/quick
 
-# One page of the studies whose records are committed, results/first/pong/report.html; and what README and docs tell of them.
+# One page of the studies whose records are committed, data/results/first/pong/report.html; and what README and docs tell of them.
 report: venv
-	.venv/bin/potstill report results/first/pong results/first/minatar-breakout results/first/minatar-space-invaders
+	.venv/bin/potstill report data/results/first/pong data/results/first/minatar-breakout data/results/first/minatar-space-invaders
 	.venv/bin/python scripts/front_page.py
 
 test: venv

@@ -27,7 +27,7 @@ from potstill.envs import EnvConfig, Envs
 from potstill.networks import NetworkConfig, Policy, Trunk
 from potstill.policies import LoadedPolicy, load_policy
 
-TEACHER = ROOT / "experts" / "pong" / "seed-2"
+TEACHER = ROOT / "data" / "experts" / "pong" / "seed-2"
 
 
 def main() -> None:

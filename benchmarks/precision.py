@@ -1,6 +1,6 @@
 """What computing in bfloat16 changes of what PPO learns from, on an expert's own play.
 
-python benchmarks/precision.py experts/pong/seed-0
+python benchmarks/precision.py data/experts/pong/seed-0
 
 One rollout of `PPOConfig`'s size, sampled actions computed in float32, after ten more that spread the games. The same
 weights then read the same states in both precisions: how far log-probabilities, values and advantages lie apart, when

@@ -28,7 +28,7 @@ ARMS = {"RL": "rl", "RL, twice the steps": "rl-long", "student": "distill-studen
 
 @cache
 def records(study: str) -> list[dict[str, Any]]:
-    folder = ROOT / "results" / study
+    folder = ROOT / "data" / "results" / study
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "study.json"]
     return [record for record in found if record["status"] == "done"]
 
@@ -86,7 +86,7 @@ def sentences(page: str) -> Iterator[tuple[str, str, str]]:
             leads.append(f"{game} {sum(b > a for a, b in zip(*means, strict=True))} of {len(means[0])}")
         said[f"sizes at which students lead, {play}"] = ", ".join(leads)
     for name, first, size in (("pilot-pong", "first/pong", 1964), ("pilot-breakout", "pilot-breakout", 8471)):
-        if (ROOT / "results" / name).is_dir():
+        if (ROOT / "data" / "results" / name).is_dir():
             pairs = {play: (runs(name, "rl-split", size, play), runs(first, "rl", size, play)) for play in PLAYS}
             if all(len(scores) for pair in pairs.values() for scores in pair):
                 tests = (f"{permutation_p(x, y):.3f} {play}" for play, (x, y) in pairs.items())

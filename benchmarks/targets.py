@@ -1,7 +1,7 @@
 """Measures what the README promises, with the commands a user types, and writes it to benchmarks/results/.
 
 python benchmarks/targets.py expert [--seeds 0 1 2]          `python pong.py` with its defaults: score, minutes, memory
-python benchmarks/targets.py student experts/pong/seed-2     width 1/8, one core: share of its point-win rate kept
+python benchmarks/targets.py student data/experts/pong/seed-2     width 1/8, one core: share of its point-win rate kept
 python benchmarks/targets.py help                            seconds until `potstill --help` has answered
 
 Run it on an otherwise quiet machine; runs go to a temporary folder and stay there. Seeds may be measured one by one, or

@@ -49,7 +49,7 @@ from potstill.ppo import _as_inputs, _like_inputs
 from potstill.report.figures import GREY, STYLE, WIDTH, save
 
 CPU = torch.device("cpu")
-TEACHER = ROOT / "experts" / "pong" / "seed-0"
+TEACHER = ROOT / "data" / "experts" / "pong" / "seed-0"
 IMAGE = ROOT / "docs" / "images" / "growth.png"
 PARTS = ("emulator", "forward", "training")
 SUMS = {  # of times, as shares of a run's

@@ -29,7 +29,7 @@ from potstill.report.tables import Table, Value
 from potstill.results import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "data" / "results"
 IMAGES = ROOT / "docs" / "images"
 STUDIES = {"first/pong": "Pong", "first/minatar-breakout": "Breakout", "first/minatar-space-invaders": "Space Invaders"}
 PLAYS = {"greedy": "score", "sampled": "score_sampled"}

@@ -1,6 +1,6 @@
 """Puts a finished training run among the experts that ship: its files and a card made from its result.
 
-python scripts/ship_expert.py pong_run/RUN experts/pong/seed-0
+python scripts/ship_expert.py pong_run/RUN data/experts/pong/seed-0
 """
 
 import json

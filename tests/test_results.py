@@ -12,7 +12,7 @@ from potstill.results import COLUMNS, CURVES, EPISODES, TABLE
 def write_run(path: Path, result: dict[str, Any] | None, config: dict[str, Any] | None = None) -> Path:
     path.mkdir(parents=True)
     plan = {"seed": 3, "lead": "student", "network": {"width": "1/8", "critic": "shared"}, "env": {"id": "pong"}}
-    document = {"kind": "distill", "config": plan | (config or {}), "teacher": "experts/pong/seed-0"}
+    document = {"kind": "distill", "config": plan | (config or {}), "teacher": "data/experts/pong/seed-0"}
     (path / "config.json").write_text(json.dumps(document))
     if result is not None:
         (path / "result.json").write_text(json.dumps(result))

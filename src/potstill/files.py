@@ -32,7 +32,7 @@ def open_regular(path: Path, follow: bool = False) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | (CAREFUL & ~NO_FOLLOW if follow else CAREFUL))
     except (OSError, ValueError) as error:  # a ValueError: a null character
         hint = ""
-        if isinstance(error, FileNotFoundError) and Path(path).parts[:1] in (("experts",), ("plans",)):
+        if isinstance(error, FileNotFoundError) and Path(path).parts[:1] in (("data",), ("plans",)):
             hint = (
                 "; the plans and experts of the documents come with potstill's source, not with the installed package"
             )

@@ -21,7 +21,7 @@ from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 
-EXPERT = Path(__file__).parents[2] / "experts" / "pong" / "seed-2"
+EXPERT = Path(__file__).parents[2] / "data" / "experts" / "pong" / "seed-2"
 STRICT = [*c.FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
 REPLAY = """#include <stdio.h>
 #include "policy.h"

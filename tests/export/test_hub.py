@@ -355,7 +355,7 @@ def test_the_card_says_what_was_measured_and_how_to_measure_it_again(standin, ca
 
 
 def test_an_atari_policys_task_goes_by_gymnasiums_name(standin, call):
-    expert = Path(__file__).parents[2] / "experts" / "pong" / "seed-0"
+    expert = Path(__file__).parents[2] / "data" / "experts" / "pong" / "seed-0"
     assert call("push", expert, "stiller/pong")[0] == 0
     text = standin.repositories["stiller/pong"].files["README.md"].decode()
     result = json.loads((expert / "result.json").read_text())

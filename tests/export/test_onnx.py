@@ -29,7 +29,7 @@ from potstill.policies import load_policy, save_policy
 from potstill.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
-EXPERT = ROOT / "experts" / "pong" / "seed-0"
+EXPERT = ROOT / "data" / "experts" / "pong" / "seed-0"
 KEYS = {"actions", "observation", "env", "potstill"}
 
 

@@ -803,7 +803,7 @@ def test_an_arm_that_a_figure_would_take_for_tex_is_refused(tmp_path, arm):
     with pytest.raises(InputError, match="do not fit a table: one has the arm") as error:
         page.read_study(tmp_path)
     assert one_line(error)
-    table = results.runs_table(Path(__file__).parents[2] / "results" / "quick").clear()
+    table = results.runs_table(Path(__file__).parents[2] / "data" / "results" / "quick").clear()
     row = ",".join(f'"{arm}"' if name == "arm" else "" for name in table.columns)
     (tmp_path / "table.csv").write_text(f"{','.join(table.columns)}\n{row}\n")
     with pytest.raises(InputError, match=r"table.csv is not a table of potstill's: one has the arm"):

@@ -94,7 +94,11 @@ def test_an_installed_potstill_trains_distils_studies_and_reports_without_the_ch
 
 @pytest.mark.parametrize(
     "words",
-    [("study", "run", "plans/quick.toml"), ("distill", "experts/pong/seed-0"), ("watch", "experts/pong/seed-0")],
+    [
+        ("study", "run", "plans/quick.toml"),
+        ("distill", "data/experts/pong/seed-0"),
+        ("watch", "data/experts/pong/seed-0"),
+    ],
 )
 def test_plans_and_experts_that_only_the_source_has_are_named_in_one_line(installed, words):
     said = ran(installed.command, *words, cwd=installed.work, code=2)

@@ -41,7 +41,7 @@ def cells(seeds: int = 3) -> list[dict[str, object]]:
 
 
 def table() -> pl.DataFrame:
-    taught = {"teacher": "experts/pong/seed-0", "teacher_score": 20.5}
+    taught = {"teacher": "data/experts/pong/seed-0", "teacher_score": 20.5}
     rows = [{"status": "done"} | row | (taught if row["arm"] != "rl" else {}) for row in cells()]
     rows = [row | {"agreement": 0.6 + 0.019 * row["score"] if "teacher" in row else None} for row in rows]
     return frame(rows, TABLE)

@@ -182,7 +182,7 @@ def test_the_command_writes_the_page_and_says_where(folder, tmp_path, capsys):
 
 
 def test_run_directories_with_their_metrics_make_a_page_too():
-    study = page.read_study(Path(__file__).parents[2] / "results" / "quick")
+    study = page.read_study(Path(__file__).parents[2] / "data" / "results" / "quick")
     assert all(run["curve"] for run in study.records)
     assert "The study has no finished run of RL from scratch." in rendered(study.records)
 

@@ -218,10 +218,10 @@ def test_a_record_of_a_run_with_other_settings_is_refused_and_left(done):
 def test_the_records_that_are_committed_are_of_the_plans_beside_them():
     for name in ("pong", "minatar-breakout", "minatar-space-invaders"):
         plan = read_plan(ROOT / f"plans/{name}.toml")
-        found = len(recorded(plan.cells(), ROOT / "results" / "first" / name))
+        found = len(recorded(plan.cells(), ROOT / "data" / "results" / "first" / name))
         assert found == len(plan.cells()) or (name == "pong" and found)  # begun
         if name != "minatar-breakout":
-            assert recorded(tuning_plan(plan).cells(), ROOT / "results" / "first" / name / "tune")
+            assert recorded(tuning_plan(plan).cells(), ROOT / "data" / "results" / "first" / name / "tune")
 
 
 def test_a_study_that_another_process_begins_is_waited_for_and_the_lock_of_the_dead_is_taken_over(done):

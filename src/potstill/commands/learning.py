@@ -88,7 +88,7 @@ def distill(arguments: Sequence[str]) -> None:
         return
     if options.teacher is None:
         raise InputError(
-            "name the teacher: a run directory, an expert directory such as experts/pong/seed-0, or a checkpoint"
+            "name the teacher: a run directory, an expert directory such as data/experts/pong/seed-0, or a checkpoint"
         )
     teacher = options.teacher
     _print_run(

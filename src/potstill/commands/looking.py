@@ -92,7 +92,7 @@ def watch(arguments: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Report:
     studies: Positional[tuple[Path, ...]]
-    """Folders of studies' records, such as results/first/pong, or of run directories: one page, one task each."""
+    """Folders of studies' records, such as data/results/first/pong, or of run directories: one page, one task each."""
     out: Path | None = None
     """The page, .html; an older one there is replaced. Default: report.html in the (first) study's folder."""
     resamples: int = 10_000
@@ -111,7 +111,7 @@ def report(arguments: Sequence[str]) -> None:
     if options.seed < 0:
         raise InputError(f"seed must be 0 or more, not {options.seed}")
     if not options.studies:
-        raise InputError("potstill report needs a study's folder, such as results/first/pong")
+        raise InputError("potstill report needs a study's folder, such as data/results/first/pong")
     out = options.out or options.studies[0] / "report.html"
     page.write(options.studies, out, options.seed, options.resamples)
     print(out)

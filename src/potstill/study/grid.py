@@ -13,7 +13,7 @@ from potstill.study.plan import Cell
 class Grid:
     """A comparison of distillations. Every combination is run once."""
 
-    teachers: tuple[Path, ...] = (Path("experts/pong/seed-0"),)
+    teachers: tuple[Path, ...] = (Path("data/experts/pong/seed-0"),)
     """Run directories, expert directories or checkpoints."""
     widths: tuple[str, ...] = ("1/4", "1/8", "1/16")
     """Widths of the students."""
