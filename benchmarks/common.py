@@ -24,7 +24,7 @@ def one_thread() -> None:
         Runtime,
     )  # torch comes with it, and whoever measures start-up must not pay for it
 
-    Runtime(threads=1).settle()
+    Runtime(threads=1).apply()
 
 
 def child(

@@ -36,7 +36,7 @@ def _measure(path: Path, heads: str) -> Row:
     policy, envs = loaded.policy, Envs(loaded.env, config.num_envs)
     generator = torch.Generator().manual_seed(0)
     observations = torch.from_numpy(envs.reset(seed=0))
-    logits, values, rounded_logits, rounded_values, rewards, ends = [], [], [], [], [], []
+    logits, values, rounded_logits, rounded_values, rewards, dones = [], [], [], [], [], []
     for step in range(11 * config.num_steps + 1):
         exact, value = policy.heads(policy.prepare(observations))
         if step >= 10 * config.num_steps:
@@ -48,9 +48,9 @@ def _measure(path: Path, heads: str) -> Row:
         after = envs.step(policy.distribution.sample(exact, generator).numpy())
         if step >= 10 * config.num_steps:
             rewards.append(torch.from_numpy(np.sign(after.rewards)))
-            ends.append(torch.from_numpy(after.terminated | after.truncated).float())
+            dones.append(torch.from_numpy(after.terminated | after.truncated).float())
         observations = torch.from_numpy(after.observations)
-    played = (torch.stack(rewards[:-1]), torch.stack(ends[:-1]))
+    played = (torch.stack(rewards[:-1]), torch.stack(dones[:-1]))
 
     def advantages(predicted: list[Tensor]) -> Tensor:
         return gae(played[0], torch.stack(predicted), played[1], config.gamma, config.gae_lambda)[0]
@@ -68,11 +68,11 @@ def _measure(path: Path, heads: str) -> Row:
 
 
 def _in_bfloat16(policy: Policy, observations: Tensor, heads: str) -> tuple[Tensor, Tensor]:
-    ready = policy.prepare(observations, torch.bfloat16)
+    inputs = policy.prepare(observations, torch.bfloat16)
     if heads == "bfloat16":
-        return policy.heads(ready)
+        return policy.heads(inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        features = policy.trunk(ready)
+        features = policy.trunk(inputs)
     return policy.actor(features.float()), policy.critic(features.float()).squeeze(-1)
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/throughput.py efficiency    a PPO run against the sum of its parts
 python benchmarks/throughput.py cores         two runs side by side against one
-python benchmarks/throughput.py data          teacher-led training from the memory map against ready inputs
+python benchmarks/throughput.py data          teacher-led training from the memory map against prepared inputs
 python benchmarks/throughput.py memory        peak memory of a PPO run at width 1
 python benchmarks/throughput.py growth        cost per agent step against width and number of environments
 
@@ -40,13 +40,13 @@ import potstill.distill as distill
 from potstill import ppo
 from potstill.algorithm import Progress
 from potstill.arms import ARMS
-from potstill.collect import Inputs
-from potstill.dataset import Batch, Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Batch, Dataset, DatasetWriter, open_dataset
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy, resolve_precision
 from potstill.policies import load_policy
 from potstill.ppo import _as_inputs, _like_inputs
 from potstill.report.figures import GREY, STYLE, WIDTH, save
+from potstill.rollout import Preparer
 
 CPU = torch.device("cpu")
 TEACHER = ROOT / "data" / "experts" / "pong" / "seed-0"
@@ -113,13 +113,13 @@ def cores(options: argparse.Namespace) -> None:
 def worker(options: argparse.Namespace) -> None:
     """Says when it is warm, begins when it is told to, and says how fast it was."""
     training = _Training(_config(options.widths[0]))
-    say(ready=True)
+    say(inputs=True)
     sys.stdin.readline()
     say(rate=options.updates * training.config.batch_size / training.seconds(options.updates))
 
 
 def data(options: argparse.Namespace) -> None:
-    """The same learning loop, fed from a stored data set and with inputs that lie ready.
+    """The same learning loop, fed from a stored data set and with inputs that lie at hand.
 
     `at_most` is the share if inputs came from nowhere and had only to be written.
     """
@@ -130,19 +130,26 @@ def data(options: argparse.Namespace) -> None:
         size = sum(file.stat().st_size for file in (Path(folder) / "data").iterdir())
         for width in options.widths:
             config = distill.DistillConfig(NetworkConfig(width), total_timesteps=10**9, lead="teacher")
-            ready = _Ready(stored, teacher.policy, config)
-            mapped, at_hand = (_learning(config, teacher.policy, source, options.steps) for source in (stored, ready))
-            inputs = torch.empty_like(ready.batch(None, teacher.policy, torch.float32).ready)
+            prepared = _Prepared(stored, teacher.policy, config)
+            mapped, at_hand = (
+                _learning(config, teacher.policy, source, options.steps) for source in (stored, prepared)
+            )
+            inputs = torch.empty_like(prepared.batch(None, teacher.policy, torch.float32).inputs)
 
             def write(inputs: Tensor = inputs) -> None:
                 for _ in range(options.steps):
                     inputs.fill_(0.0)
 
-            works: dict[str, Callable[[], object]] = {"mapped": partial(next, mapped), "ready": partial(next, at_hand)}
+            works: dict[str, Callable[[], object]] = {
+                "mapped": partial(next, mapped),
+                "prepared": partial(next, at_hand),
+            }
             times = _alternately(options.repeats, **works, writing=write)
             samples = options.steps * config.batch_size
-            share = median(fast / slow for fast, slow in zip(times["ready"], times["mapped"], strict=True))
-            bound = median(fast / (fast + least) for fast, least in zip(times["ready"], times["writing"], strict=True))
+            share = median(fast / slow for fast, slow in zip(times["prepared"], times["mapped"], strict=True))
+            bound = median(
+                fast / (fast + least) for fast, least in zip(times["prepared"], times["writing"], strict=True)
+            )
             rates = {f"{name}_samples_per_s": samples / median(times[name]) for name in works}
             precision = _named(resolve_precision(config.precision, CPU))
             rows.append({"width": width, "precision": precision, **rates, "share": share, "at_most": bound})
@@ -152,7 +159,7 @@ def data(options: argparse.Namespace) -> None:
         "width",
         "precision",
         "mapped_samples_per_s",
-        "ready_samples_per_s",
+        "prepared_samples_per_s",
         "share",
         "at_most",
         "mb_per_100k_steps",
@@ -219,9 +226,9 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     """A run's rate, its parts' rates and the sum of the parts' times as a share of the run's.
 
     The parts hold nothing but what they are named for: the emulator without our class around it, passes over one batch
-    that lies ready, a loss of two means. Beside them what a run that keeps its inputs cannot do without: it copies as
+    that lies at hand, a loss of two means. Beside them what a run that keeps its inputs cannot do without: it copies as
     many bytes, each vector step's to where they are kept and each minibatch's to one place. And what makes a loop of
-    these parts PPO: frames normalised and stacked, actions sampled and advantages, the loss on ready logits and the
+    these parts PPO: frames normalised and stacked, actions sampled and advantages, the loss on given logits and the
     clipping of gradients.
     """
     training = _Training(config)
@@ -232,9 +239,11 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     minibatches //= config.minibatch_size
     with closing(training.envs), closing(_emulator(config)) as emulator:
         seen, _ = emulator.reset(seed=0)
-        ready = policy.prepare(torch.from_numpy(seen), dtype)
+        inputs = policy.prepare(torch.from_numpy(seen), dtype)
         copies = math.ceil(config.minibatch_size / config.num_envs)
-        minibatch = ready.repeat(copies, 1, 1, 1)[: config.minibatch_size].contiguous(memory_format=torch.channels_last)
+        minibatch = inputs.repeat(copies, 1, 1, 1)[: config.minibatch_size].contiguous(
+            memory_format=torch.channels_last
+        )
         chosen = np.random.default_rng(0).integers(0, training.envs.num_actions, (vector_steps, config.num_envs))
 
         def step() -> None:
@@ -244,7 +253,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
         @torch.no_grad()
         def forward() -> None:
             for _ in range(vector_steps + updates):  # each rollout ends with the value of what follows it
-                policy.heads(ready)
+                policy.heads(inputs)
 
         def train() -> None:
             for _ in range(minibatches):
@@ -253,7 +262,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                 (logits.square().mean() + values.square().mean()).backward()
                 optimizer.step()
 
-        kept = _like_inputs(ready, config.num_steps).copy_(ready)
+        kept = _like_inputs(inputs, config.num_steps).copy_(inputs)
         flat = kept.permute(0, 1, 3, 4, 2).flatten(0, 1)
         gathered = torch.empty_like(flat[: config.minibatch_size])
         order = torch.randperm(config.batch_size)[: config.minibatch_size]
@@ -274,7 +283,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                         policy.heads(kept[to])
                         emulator.step(training.envs.own_actions(chosen[begin + to]))
                         kept[to].copy_(kept[before])
-                    policy.heads(ready)
+                    policy.heads(inputs)
                 for _ in range(minibatches // updates):
                     torch.index_select(flat, 0, order, out=gathered)
                     logits, values = policy.heads(_as_inputs(gathered))
@@ -282,7 +291,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
                     (logits.square().mean() + values.square().mean()).backward()
                     optimizer.step()
 
-        inputs = Inputs(policy, dtype)
+        preparer = Preparer(policy, dtype)
         with closing(Envs(config.env, config.num_envs)) as others:  # the run's own must not be stepped behind its back
             others.reset(seed=0)
             shown = others.step(chosen[0])
@@ -290,11 +299,11 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
         @torch.no_grad()
         def frames() -> None:
             for to, before in pairs:
-                inputs.following(kept[before], shown, kept[to])
+                preparer.following(kept[before], shown, kept[to])
 
         kind, generator = policy.distribution, torch.Generator().manual_seed(0)
         logits, values = (head.detach() for head in policy.heads(minibatch))
-        rewards, ends = torch.zeros((2, config.num_steps, config.num_envs))
+        rewards, dones = torch.zeros((2, config.num_steps, config.num_envs))
         of_rollout = torch.zeros((config.num_steps + 1, config.num_envs))
 
         @torch.no_grad()
@@ -303,7 +312,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
             for _ in range(vector_steps):
                 kind.log_prob_and_entropy(few, kind.sample(few, generator))
             for _ in range(updates):
-                ppo.gae(rewards, of_rollout, ends, config.gamma, config.gae_lambda)
+                ppo.gae(rewards, of_rollout, dones, config.gamma, config.gae_lambda)
 
         taken = kind.sample(logits, generator)
         before, _ = kind.log_prob_and_entropy(logits, taken)
@@ -439,7 +448,7 @@ def _record(teacher: Policy, folder: Path, states: int) -> Dataset:
         return open_dataset(folder, envs)
 
 
-class _Ready:
+class _Prepared:
     """Stands in for a data set whose minibatches are prepared already: eight of them, in turns."""
 
     def __init__(self, data: Dataset, policy: Policy, config: distill.DistillConfig) -> None:
@@ -456,7 +465,7 @@ class _Ready:
 
 
 def _learning(
-    config: distill.DistillConfig, teacher: Policy, source: Dataset | _Ready, every: int
+    config: distill.DistillConfig, teacher: Policy, source: Dataset | _Prepared, every: int
 ) -> Iterator[Progress]:
     """Each `next` takes `every` gradient steps."""
     return distill.distill_from(config, distill.start(config, teacher, CPU), cast(Dataset, source), every)

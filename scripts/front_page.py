@@ -22,9 +22,9 @@ from numpy.random import default_rng
 from potstill.analysis.statistics import permutation_test
 from potstill.arms import look_of
 from potstill.report import tables
-from potstill.report.cells import Record, scored
 from potstill.report.drawing import canvas, key_of, legend, same_heights
 from potstill.report.figures import STYLE, WIDTH, save, short
+from potstill.report.groups import Record, scored
 from potstill.report.tables import Table, Value
 from potstill.results import read_runs
 
@@ -39,10 +39,10 @@ BLOCK = "<!-- {name}: of the records, by scripts/front_page.py -->\n\n{text}\n\n
 
 
 def markdown(table: Table) -> str:
-    def line(cells: list[str]) -> str:
-        return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+    def line(groups: list[str]) -> str:
+        return f"|{'|'.join(f' {group} ' if group else ' ' for group in groups)}|"
 
-    rows = [[cell.text if isinstance(cell, Value) else cell for cell in row] for row in table.rows]
+    rows = [[group.text if isinstance(group, Value) else group for group in row] for row in table.rows]
     return "\n".join([line(list(table.headings)), "|" + "---|" * len(table.headings), *map(line, rows)])
 
 
@@ -92,8 +92,10 @@ def side_by_side(told: dict[str, Scores]) -> Table:
     rows = []
     for game, scores in told.items():
         for size in scores.sizes("rl", "distill-student"):
-            cells = [scores.runs(arm, size, play) for play in PLAYS for arm in arms]
-            rows.append([game, f"{size:,}", *(f"{mean(cell):.1f} ({len(cell)})" if cell else "-" for cell in cells)])
+            groups = [scores.runs(arm, size, play) for play in PLAYS for arm in arms]
+            rows.append(
+                [game, f"{size:,}", *(f"{mean(group):.1f} ({len(group)})" if group else "-" for group in groups)]
+            )
     return Table("", headings, rows)
 
 

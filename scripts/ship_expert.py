@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from potstill import checkpoints
+from potstill.storage import checkpoints
 
 CARD = """# {name}
 
@@ -18,7 +18,7 @@ A {env} expert: PPO from scratch, width {width}, {parameters:,} parameters, {env
 | evaluation | mean score |
 |---|---|
 | greedy, sticky actions {sticky} ({episodes} games, {distinct} distinct) | **{score:.2f}** ({low:.2f} to {high:.2f}) |
-| sampled, sticky actions {sticky} ({beside_games} games) | {score_sampled:.2f} |
+| sampled, sticky actions {sticky} ({secondary_games} games) | {score_sampled:.2f} |
 | greedy, no sticky actions | {score_nosticky:.2f} |
 
 In brackets the 95 % interval.{points}
@@ -39,7 +39,9 @@ def main() -> None:
     result = json.loads((run / "result.json").read_text())
     config = json.loads((run / "config.json").read_text())["config"]
     result["command"] = _anywhere(result["command"])
-    result.setdefault("beside_games", result["episodes"])  # as it was before a run could have other numbers of the two
+    result.setdefault(
+        "secondary_games", result["episodes"]
+    )  # as it was before a run could have other numbers of the two
     folder.mkdir(parents=True)
     shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
     for name in ("config.json", "result.json"):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import potstill as ps
-from potstill.checkpoints import load as read_tensors
 from potstill.cli import main
+from potstill.storage.checkpoints import load as read_tensors
 
 HERE = {"device": "cpu", "threads": 1, "quiet": True, "episodes": 4}
 TRAIN = {"total_timesteps": np.int64(2_048), "width": "1/8", "seed": np.int32(1)}

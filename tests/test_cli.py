@@ -19,7 +19,7 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.options import peek
 from potstill.policies import save_policy
 from potstill.ppo import PPOConfig
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime, processor
 

@@ -23,14 +23,14 @@ from potstill.distill import DistillConfig
 from potstill.envs import Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
-from potstill.jobs import new_distillation
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.report import compression
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.study import execute as study
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import new_distillation
 
 RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
 QUICK = ["--total-timesteps", "4096", "--num-envs", "8", "--batch-size", "64", "--warmup-steps", "64"]
@@ -214,7 +214,7 @@ class Synthetic(Search):
         self.rates, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
         self.endless, self.slow = endless, slow
         self.points, self.games, self.errors, self.confirmed = True, {}, {}, []
-        self.pace, self.open, self.clock, self.tried = {"game": 0.5, "training": 1.0}, False, 0.0, []
+        self.rates, self.open, self.clock, self.tried = {"game": 0.5, "training": 1.0}, False, 0.0, []
 
     spent = property(lambda self: self.clock)
 
@@ -559,9 +559,9 @@ def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teac
     with run.lock(), pytest.raises(TimeUp):
         state.train(["1/64"], 1.0, keep=60 * 15 * 0.9 - 3.0)
     assert state.spent < 60.0
-    assert Run.open(run.path / "runs" / state.cell_name("1/64")).status in ("new", "interrupted")
+    assert Run.open(run.path / "runs" / state.run_name("1/64")).status in ("new", "interrupted")
     assert not state.trained("1/64")
-    assert (state.errors, state.pace["training"]) == ({}, 1.0)
+    assert (state.errors, state.rates["training"]) == ({}, 1.0)
 
 
 def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):

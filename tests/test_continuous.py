@@ -11,23 +11,24 @@ import onnxruntime
 import pytest
 import torch
 
-from potstill import checkpoints, evaluation
-from potstill.dataset import Dataset
+from potstill import evaluation
+from potstill.buffer import Dataset
 from potstill.distill import DistillConfig, distill, record, start
 from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.export import onnx as exporter
 from potstill.export.actor import Actor, layers
-from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import GAUSSIAN_OBJECTIVES
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.report import figures
 from potstill.results import curves_table, runs_table
+from potstill.storage import checkpoints
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
 
 PENDULUM = TASKS["pendulum"].env
 RANDOM = -1_212  # mean score of uniformly random play, 128 games

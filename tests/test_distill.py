@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.collect import Inputs, input_statistics
-from potstill.dataset import Dataset
+from potstill.buffer import Dataset
 from potstill.distill import ORIGINAL_LOOP, DistillConfig, DistillState, beta, distill, distill_from, record, start
 from potstill.distributions import sample
 from potstill.envs import Envs
@@ -15,6 +14,7 @@ from potstill.errors import DivergedError, InputError
 from potstill.evaluation import compare
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import OBJECTIVES, forward_kl
+from potstill.rollout import Preparer, input_statistics
 from potstill.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -176,15 +176,15 @@ def one_step(act):
     config = replace(TINY, total_timesteps=64, num_envs=64, mode="stepwise", act=act, learning_rate=0.1)
     state, _, envs = run(config, teacher)
     fresh = start(config, teacher, CPU)
-    ready = Inputs(teacher).first(Envs(CARTPOLE, 64).reset(config.seed))
-    return config, teacher, fresh, state, ready, envs.state()[1][0]
+    inputs = Preparer(teacher).first(Envs(CARTPOLE, 64).reset(config.seed))
+    return config, teacher, fresh, state, inputs, envs.state()[1][0]
 
 
 @pytest.mark.parametrize("act", ["before", "after"])
 def test_a_stepwise_update_is_one_adam_step_on_that_steps_own_states(act):
-    config, teacher, fresh, state, ready, _ = one_step(act)
+    config, teacher, fresh, state, inputs, _ = one_step(act)
     optimizer = torch.optim.Adam(fresh.student.parameters(), lr=config.learning_rate)
-    forward_kl(fresh.student.logits(ready), teacher.logits(ready)).mean().backward()
+    forward_kl(fresh.student.logits(inputs), teacher.logits(inputs)).mean().backward()
     torch.nn.utils.clip_grad_norm_(fresh.student.parameters(), config.max_grad_norm)
     optimizer.step()
     for mine, theirs in zip(state.student.parameters(), fresh.student.parameters(), strict=True):
@@ -192,8 +192,8 @@ def test_a_stepwise_update_is_one_adam_step_on_that_steps_own_states(act):
 
 
 def test_a_student_that_acts_before_the_update_acts_on_its_old_weights_and_after_it_on_its_new_ones():
-    *_, fresh, updated, ready, actions = one_step("before")
-    old, new = (sample(s.student.logits(ready), fresh.generator.clone_state()) for s in (fresh, updated))
+    *_, fresh, updated, inputs, actions = one_step("before")
+    old, new = (sample(s.student.logits(inputs), fresh.generator.clone_state()) for s in (fresh, updated))
     assert not torch.equal(old, new)
     assert actions.tolist() == old.tolist()
     *_, actions = one_step("after")
@@ -253,7 +253,7 @@ def test_recorded_labels_are_what_the_teacher_says_of_the_recorded_states(env):
     data = Dataset(envs, 200)
     list(record(config, teacher, envs, data, seed=0))
     batch = data.batch(torch.arange(200), teacher, torch.float32)
-    logits, values = teacher.heads(batch.ready)
+    logits, values = teacher.heads(batch.inputs)
     assert torch.allclose(batch.logits, logits, rtol=1e-3, atol=1e-3)
     assert torch.allclose(batch.values, 2.0 * values, rtol=1e-3, atol=1e-3)
 

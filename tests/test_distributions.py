@@ -41,7 +41,7 @@ def test_the_greedy_action_is_the_first_of_the_most_probable():
 
 def test_two_policies_agree_where_their_greedy_actions_are_the_same():
     mine, theirs = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([[5.0, 6.0], [1.0, 0.0]])
-    assert CATEGORICAL.likeness(mine, theirs)["agreement"].tolist() == [1.0, 0.0]
+    assert CATEGORICAL.agreement(mine, theirs)["agreement"].tolist() == [1.0, 0.0]
 
 
 # Gaussian
@@ -78,7 +78,7 @@ def test_the_greedy_action_is_the_mean_within_the_bounds():
 
 def test_greedy_actions_beyond_the_same_bound_do_not_differ():
     mine, theirs = torch.tensor([[2.0, 0.5, 0.0, 0.0]]), torch.tensor([[7.0, 0.25, 1.0, 1.0]])
-    assert GAUSSIAN.likeness(mine, theirs)["action_difference"].tolist() == [0.125]
+    assert GAUSSIAN.agreement(mine, theirs)["action_difference"].tolist() == [0.125]
 
 
 # Both

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from potstill import evaluation as module
-from potstill.collect import input_statistics
 from potstill.envs import Envs, Episode
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Evaluation, Start, check_fit, compare, latency, play
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import forward_kl
+from potstill.rollout import input_statistics
 from potstill.tasks import TASKS
 
 CARTPOLE = TASKS["cartpole"].env
@@ -67,11 +67,11 @@ def test_short_games_are_not_over_represented():
 
 
 def test_a_row_rests_once_its_last_game_is_over(monkeypatch):
-    over, rested, rest = Counter(), {}, Envs.rest
-    monkeypatch.setattr(Envs, "rest", lambda envs, row: (rested.update({row: over[row]}), rest(envs, row)))
+    over, stopped, stop = Counter(), {}, Envs.stop
+    monkeypatch.setattr(Envs, "stop", lambda envs, row: (stopped.update({row: over[row]}), stop(envs, row)))
     for evaluation in play(make_policy(), CARTPOLE, episodes=64, seed=0):  # 32 rows of two games
         over = Counter(episode.row for episode in evaluation.episodes)
-    assert rested == dict.fromkeys(range(32), 1)  # the second is counted just after
+    assert stopped == dict.fromkeys(range(32), 1)  # the second is counted just after
 
 
 def test_it_yields_the_evaluation_after_each_game():
@@ -312,7 +312,7 @@ def test_no_games_are_refused():
         next(play(make_policy(), CARTPOLE, episodes=0, seed=0))
 
 
-@pytest.mark.parametrize("name", ["episodes", "start_games", "beside_games", "starts"])
+@pytest.mark.parametrize("name", ["episodes", "start_games", "secondary_games", "starts"])
 def test_nonsense_numbers_of_games_are_refused(name):
     with pytest.raises(InputError, match=r"must be 0 or more, not -1|at least 1, not -1"):
         EvalConfig(**{name: (-1,) if name == "starts" else -1})

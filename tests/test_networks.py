@@ -176,17 +176,17 @@ def test_the_frames_of_a_stack_share_one_normalisation():
     policy = normalised(make())
     assert policy.mean.shape == policy.scale.shape == (84, 84)
     frame = some_observations(PONG, 1)[:, :1]
-    ready = policy.prepare(frame.expand(1, 4, 84, 84))
-    assert all(torch.equal(ready[:, 0], ready[:, i]) for i in (1, 2, 3))
+    inputs = policy.prepare(frame.expand(1, 4, 84, 84))
+    assert all(torch.equal(inputs[:, 0], inputs[:, i]) for i in (1, 2, 3))
 
 
 def test_prepared_images_lie_in_memory_channels_last():
-    ready = make().prepare(some_observations(PONG))
-    assert ready.shape == (5, 4, 84, 84)
-    assert ready.is_contiguous(memory_format=torch.channels_last)
-    ready = make(MINATAR).prepare(some_observations(MINATAR))
-    assert ready.shape == (5, 4, 10, 10)
-    assert ready.is_contiguous(memory_format=torch.channels_last)
+    inputs = make().prepare(some_observations(PONG))
+    assert inputs.shape == (5, 4, 84, 84)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    inputs = make(MINATAR).prepare(some_observations(MINATAR))
+    assert inputs.shape == (5, 4, 10, 10)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 @TASKS
@@ -195,9 +195,9 @@ def test_forward_is_prepare_and_heads_with_the_value_in_units_of_reward(task, cr
     policy, raw = normalised(make(task, width="1/8", critic=critic)), some_observations(task)
     policy.return_scale.fill_(7.0)
     logits, value = policy(raw)
-    ready_logits, ready_value = policy.heads(policy.prepare(raw))
-    assert torch.equal(logits, ready_logits)
-    assert torch.equal(value, 7.0 * ready_value)
+    inputs_logits, inputs_value = policy.heads(policy.prepare(raw))
+    assert torch.equal(logits, inputs_logits)
+    assert torch.equal(value, 7.0 * inputs_value)
     assert torch.equal(logits, policy.logits(policy.prepare(raw)))
     assert (logits.shape, value.shape) == ((5, task[1]), (5,))
 

@@ -6,13 +6,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from potstill import checkpoints
-from potstill.checkpoints import ProbeMismatch
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, save_policy
 from potstill.ppo import PPOConfig
+from potstill.storage import checkpoints
+from potstill.storage.checkpoints import ProbeMismatch
 from potstill.tasks import TASKS
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from potstill.collect import Inputs, input_statistics
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig
@@ -26,6 +25,7 @@ from potstill.ppo import (
     train,
     update,
 )
+from potstill.rollout import Preparer, input_statistics
 from potstill.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -133,27 +133,27 @@ def random_play(seed=0, steps=12, envs=3):
 
 
 def test_with_lambda_0_the_advantage_is_the_td_error():
-    rewards, values, ends = random_play()
-    advantages, _ = gae(rewards, values, ends, 0.97, 0.0)
-    assert torch.allclose(advantages, rewards + 0.97 * (1 - ends) * values[1:] - values[:-1])
+    rewards, values, dones = random_play()
+    advantages, _ = gae(rewards, values, dones, 0.97, 0.0)
+    assert torch.allclose(advantages, rewards + 0.97 * (1 - dones) * values[1:] - values[:-1])
 
 
 def test_with_lambda_1_the_target_is_the_discounted_return_of_the_game():
-    rewards, values, ends = random_play()
+    rewards, values, dones = random_play()
     expected, following = torch.empty_like(rewards), values[-1]
     for t in reversed(range(len(rewards))):
-        expected[t] = following = rewards[t] + 0.97 * (1 - ends[t]) * following
-    assert torch.allclose(gae(rewards, values, ends, 0.97, 1.0)[1], expected, atol=1e-6)
+        expected[t] = following = rewards[t] + 0.97 * (1 - dones[t]) * following
+    assert torch.allclose(gae(rewards, values, dones, 0.97, 1.0)[1], expected, atol=1e-6)
 
 
 def test_what_happens_after_a_game_does_not_matter_to_it():
     rewards, values, _ = random_play()
-    ends = torch.zeros_like(rewards)
-    ends[5] = 1.0
+    dones = torch.zeros_like(rewards)
+    dones[5] = 1.0
     other_rewards, other_values = rewards.clone(), values.clone()
     other_rewards[6:] += 10.0
     other_values[6:] -= 10.0
-    advantages, others = (gae(r, v, ends, 0.97, 0.9)[0] for r, v in ((rewards, values), (other_rewards, other_values)))
+    advantages, others = (gae(r, v, dones, 0.97, 0.9)[0] for r, v in ((rewards, values), (other_rewards, other_values)))
     assert torch.equal(advantages[:6], others[:6])
     assert not torch.equal(advantages[6:], others[6:])
 
@@ -204,11 +204,11 @@ def test_the_decay_waits_then_falls_linearly_to_zero():
 def test_a_rollout_holds_the_policys_own_probabilities_and_values(config):
     envs, state = begin(config)
     state.policy.return_scale.fill_(3.0)
-    inputs = Inputs(state.policy, torch.float32)
-    batch, _, observations, _ = rollout(config, state, envs, inputs, envs.reset(0), None)
+    preparer = Preparer(state.policy, torch.float32)
+    batch, _, observations, _ = rollout(config, state, envs, preparer, envs.reset(0), None)
     with torch.no_grad():
         for t in range(config.num_steps):
-            logits, values = state.policy.heads(batch.ready[t])
+            logits, values = state.policy.heads(batch.inputs[t])
             log_probs = logits.log_softmax(-1).gather(1, batch.actions[t, :, None]).squeeze(1)
             assert torch.allclose(batch.log_probs[t], log_probs, atol=1e-6)
             assert torch.allclose(batch.values[t], 3.0 * values, atol=1e-5)
@@ -219,10 +219,10 @@ def test_a_rollout_holds_the_policys_own_probabilities_and_values(config):
 
 def test_a_rollout_of_continuous_actions_holds_them_unclipped_with_their_own_density():
     envs, state = begin(TINY_PENDULUM)
-    batch, *_ = rollout(TINY_PENDULUM, state, envs, Inputs(state.policy), envs.reset(0), None)
+    batch, *_ = rollout(TINY_PENDULUM, state, envs, Preparer(state.policy), envs.reset(0), None)
     assert batch.actions.shape == (16, 4, 1)
     assert batch.actions.abs().max() > 1  # the environment clips, the density does not
-    logits = state.policy.logits(batch.ready.flatten(0, 1)).detach()
+    logits = state.policy.logits(batch.inputs.flatten(0, 1)).detach()
     expected = torch.distributions.Normal(logits[:, :1], logits[:, 1:].exp()).log_prob(batch.actions.flatten(0, 1))
     assert torch.allclose(batch.log_probs.flatten(), expected.squeeze(1), atol=1e-5)
     assert np.array_equal(envs.state()[1], batch.actions.numpy())
@@ -232,28 +232,28 @@ def test_a_truncated_game_is_worth_what_its_last_state_promises(clocks):
     config = clock_config("Truncated-v0")
     envs, state = begin(config)
     state.policy.return_scale.fill_(5.0)
-    batch, _, _, scores = rollout(config, state, envs, Inputs(state.policy), envs.reset(0), None)
+    batch, _, _, scores = rollout(config, state, envs, Preparer(state.policy), envs.reset(0), None)
     promised = state.policy(torch.ones(1, 1))[1].item()  # the final observation, not the first of the next game
     expected = torch.ones(25, 4)
     expected[[9, 19]] += 0.9 * promised
     assert abs(promised) > 0.01
     assert torch.allclose(batch.rewards, expected)
-    assert batch.ends.sum(1).nonzero().flatten().tolist() == [9, 19]
+    assert batch.dones.sum(1).nonzero().flatten().tolist() == [9, 19]
     assert scores == [30.0] * 8  # never clipped, never bootstrapped
 
 
 def test_a_terminated_game_is_worth_nothing_more(clocks):
     config = clock_config("Terminated-v0")
     envs, state = begin(config)
-    batch, _, _, _ = rollout(config, state, envs, Inputs(state.policy), envs.reset(0), None)
+    batch, _, _, _ = rollout(config, state, envs, Preparer(state.policy), envs.reset(0), None)
     assert torch.equal(batch.rewards, torch.ones(25, 4))
-    assert batch.ends.sum(1).nonzero().flatten().tolist() == [9, 19]
+    assert batch.dones.sum(1).nonzero().flatten().tolist() == [9, 19]
 
 
 def test_rewards_are_clipped_only_where_asked(clocks):
     config = replace(clock_config("Terminated-v0"), clip_rewards=False)
     envs, state = begin(config)
-    batch, _, _, _ = rollout(config, state, envs, Inputs(state.policy), envs.reset(0), None)
+    batch, _, _, _ = rollout(config, state, envs, Preparer(state.policy), envs.reset(0), None)
     assert torch.equal(batch.rewards, torch.full((25, 4), 3.0))
 
 
@@ -272,10 +272,10 @@ def test_values_come_to_what_the_game_is_worth(clocks, name, worth):
 
 def one_state(policy, advantage_of_action_0):
     """32 times the same state, each action in half of them."""
-    ready = torch.full((8, 4, 4), 0.5)
+    inputs = torch.full((8, 4, 4), 0.5)
     actions = torch.arange(32).view(8, 4) % 2
-    log_probs = policy.logits(ready[0, :1]).log_softmax(-1).detach().flatten()[actions]
-    batch = Rollout(ready, actions, log_probs, torch.zeros(9, 4), torch.zeros(8, 4), torch.zeros(8, 4))
+    log_probs = policy.logits(inputs[0, :1]).log_softmax(-1).detach().flatten()[actions]
+    batch = Rollout(inputs, actions, log_probs, torch.zeros(9, 4), torch.zeros(8, 4), torch.zeros(8, 4))
     return batch, torch.where(actions == 0, advantage_of_action_0, -advantage_of_action_0)
 
 
@@ -288,7 +288,7 @@ def test_an_update_makes_the_better_action_likelier_but_only_about_as_far_as_the
         state.learning_rate = 3e-4
         batch, advantages = one_state(state.policy, torch.tensor(sign))
         update(config, state, batch, advantages, torch.zeros(8, 4), decay=1.0)
-        probability[clip] = state.policy.logits(batch.ready[0, :1]).softmax(-1)[0, 0 if sign > 0 else 1].item()
+        probability[clip] = state.policy.logits(batch.inputs[0, :1]).softmax(-1)[0, 0 if sign > 0 else 1].item()
     assert 0.58 < probability[0.2] < 0.66  # it was 0.5: the ratio passes 1.2 and stops
     assert probability[1e6] > 0.8
 
@@ -350,7 +350,7 @@ def sharp(config, seed=7):
     return policy
 
 
-def taught(config, teacher):
+def teacher_logits(config, teacher):
     envs, state = begin(config, teacher)
     return state, [progress.metrics["teacher_kl"] for progress in train(config, state, envs, teacher=teacher)]
 
@@ -359,7 +359,7 @@ def taught(config, teacher):
 def test_a_policy_moves_towards_its_teacher_the_more_the_heavier_the_teacher_weighs(config):
     teacher = sharp(config)
     config = replace(config, total_timesteps=20 * 64, learning_rate=3e-3, target_kl=1e3, anneal_from=1.0)
-    last = {weight: taught(replace(config, teacher_coefficient=weight), teacher)[1] for weight in (0.0, 10.0)}
+    last = {weight: teacher_logits(replace(config, teacher_coefficient=weight), teacher)[1] for weight in (0.0, 10.0)}
     assert last[10.0][-1] < 0.5 * last[10.0][0]
     assert last[10.0][-1] < 0.5 * last[0.0][-1]
 
@@ -368,12 +368,12 @@ def test_a_teacher_that_weighs_nothing_changes_nothing():
     teacher = sharp(TINY, seed=TINY.seed)  # normalised as the student would be
     teacher.return_scale.fill_(1.0)
     config = replace(TINY, teacher_coefficient=0.0)
-    assert same_weights(taught(config, teacher)[0].policy, trained(TINY).policy)
+    assert same_weights(teacher_logits(config, teacher)[0].policy, trained(TINY).policy)
 
 
 def test_what_a_teacher_weighs_falls_to_zero():
     config = replace(TINY, teacher_coefficient=1.0, total_timesteps=2 * 64)
-    kept, faded = (taught(replace(config, anneal_teacher_from=share), sharp(TINY))[0] for share in (1.0, 0.0))
+    kept, faded = (teacher_logits(replace(config, anneal_teacher_from=share), sharp(TINY))[0] for share in (1.0, 0.0))
     assert not same_weights(kept.policy, faded.policy)
 
 
@@ -384,8 +384,8 @@ def test_the_teachers_divergence_is_weighed_by_the_ratio_bounded_from_below(rati
         config = replace(TINY, epochs=1, num_steps=8, minibatch_size=32, value_coefficient=0.0, clip=0.2)
         state = begin(config)[1]
         batch, advantages = one_state(state.policy, torch.tensor(0.0))
-        taught = torch.tensor([2.0, 0.0]).expand(8, 4, 2)
-        batch = batch._replace(taught=taught, log_probs=batch.log_probs - math.log(likelier))
+        teacher_logits = torch.tensor([2.0, 0.0]).expand(8, 4, 2)
+        batch = batch._replace(teacher_logits=teacher_logits, log_probs=batch.log_probs - math.log(likelier))
         metrics = update(config, state, batch, advantages, torch.zeros(8, 4), decay=1.0)
         norms[likelier] = metrics["grad_norm"]
         p = torch.tensor([2.0, 0.0]).softmax(0)

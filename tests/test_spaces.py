@@ -139,7 +139,7 @@ def test_several_choices_are_independent_softmaxes_whose_numbers_add_up():
     assert torch.allclose(log_probs, sum(one.log_prob(actions[:, k]) for k, one in enumerate(both)))
     assert torch.allclose(entropies, sum(one.entropy() for one in both))
     mixed = torch.stack([actions[:, 0], 1 - actions[:, 1]], -1)
-    assert several.likeness(logits, logits)["agreement"].tolist() == [1.0] * 4
+    assert several.agreement(logits, logits)["agreement"].tolist() == [1.0] * 4
     assert (mixed != actions).any()
 
 

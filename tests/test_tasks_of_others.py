@@ -10,18 +10,18 @@ import torch
 from gymnasium import spaces
 
 from potstill import api, imports, telemetry
-from potstill.checkpoints import load
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs, check_task
 from potstill.errors import InputError, TaskError
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
-from potstill.jobs import execute, new_training
 from potstill.networks import NetworkConfig
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig
-from potstill.runs import Run
+from potstill.storage.checkpoints import load
+from potstill.storage.runs import Run
 from potstill.study import local
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import execute, new_training
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
 BROKEN = [False]  # whether the simulator fails at its 150th step
@@ -126,7 +126,7 @@ def test_a_task_that_cannot_be_made_is_refused_with_the_first_line_of_its_own_er
 
 @pytest.mark.parametrize(("every", "kept"), [(0.0, 4), (60.0, 1)])
 def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(every, kept, tmp_path, monkeypatch):
-    monkeypatch.setattr("potstill.jobs.KEEP_EVERY", every)
+    monkeypatch.setattr("potstill.training.trainer.KEEP_EVERY", every)
     config = config_of("fails")
     whole = new_training(config, tmp_path / "whole", RUNTIME)
     execute(whole, RUNTIME, NOT_EVALUATED)

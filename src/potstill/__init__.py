@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from potstill.errors import DivergedError, InputError
     from potstill.evaluation import EvalConfig, Start
     from potstill.imports import import_modules
-    from potstill.jobs import Interrupted
     from potstill.load import load
     from potstill.networks import NetworkConfig
     from potstill.policies import LoadedPolicy
     from potstill.ppo import PPOConfig
     from potstill.study.execute import StudyInterrupted
     from potstill.training.runtime import Runtime
+    from potstill.training.trainer import Interrupted
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOMES = {
     "errors": "DivergedError InputError",
     "evaluation": "EvalConfig Start",
     "imports": "import_modules",
-    "jobs": "Interrupted",
+    "training.trainer": "Interrupted",
     "networks": "NetworkConfig",
     "policies": "LoadedPolicy",
     "ppo": "PPOConfig",

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill import evaluation as games
-from potstill import runs, telemetry
+from potstill import telemetry
 from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
 from potstill.configs import filled
@@ -22,7 +22,6 @@ from potstill.envs import EnvConfig, with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
-from potstill.jobs import execute, new_distillation, new_training
 from potstill.load import Place, load, load_all, path_of, zip_env
 from potstill.networks import Policy, resolve_device
 from potstill.options import describe_value
@@ -30,11 +29,13 @@ from potstill.policies import LoadedPolicy
 from potstill.ppo import PPOConfig
 from potstill.report import compression, page
 from potstill.results import runs_table
+from potstill.storage import runs
 from potstill.study import records
 from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, find_env
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import execute, new_distillation, new_training
 
 SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
 
@@ -257,13 +258,15 @@ def evaluate(
         raise InputError(f"actions are greedy or sampled, not {actions!r}")
     where = str(resolve_device(device))
     runtime = Runtime(threads=threads)
-    runtime.settle()
+    runtime.apply()
     loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where)
     task = with_sticky(loaded.env, sticky)
     start = _start(start, where) if isinstance(start, str) else start
-    beside = {}  # first: a teacher of another task is refused before the games
+    compared = {}  # first: a teacher of another task is refused before the games
     for other in others:
-        beside = games.compare(loaded.policy, other.policy, task, seed=seed, threads=runtime.cores, alone=loaded.alone)
+        compared = games.compare(
+            loaded.policy, other.policy, task, seed=seed, threads=runtime.cores, alone=loaded.alone
+        )
     title = f"evaluate {task.id} {loaded.policy.config.width}"
     with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
         for so_far in games.play(
@@ -279,7 +282,7 @@ def evaluate(
             bar.update(len(so_far.episodes), score=so_far.score)
     size = loaded.policy.size()
     sizes = {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
-    return Record(so_far.summary() | sizes | games.latency(loaded.policy) | beside)
+    return Record(so_far.summary() | sizes | games.latency(loaded.policy) | compared)
 
 
 def _start(text: str, device: str) -> Start:
@@ -406,7 +409,7 @@ def study(
     elif gpus_per_run:
         raise InputError("--gpus-per-run goes with --executor ray: elsewhere every run takes --device")
     ended = list(records.run_study(plan, out, runtime or Runtime(), part=part, **limits))
-    return Study(out, plan, {each.cell.name: each.error for each in ended if each.error is not None}, len(ended))
+    return Study(out, plan, {each.spec.name: each.error for each in ended if each.error is not None}, len(ended))
 
 
 def _teacher(teacher: Place, env: str | EnvConfig | None) -> tuple[Path, EnvConfig | None]:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
-from potstill.collect import Inputs, collect
+from potstill.buffer import Batch, Dataset
 from potstill.configs import normalise
-from potstill.dataset import Batch, Dataset
 from potstill.envs import Array, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import OBJECTIVES, find_objective, value_mse
+from potstill.rollout import Preparer, collect
 
 Lead = Literal["student", "teacher", "mixed"]
 
@@ -178,23 +178,23 @@ def distill(
         DivergedError: the loss, or a weight, is no longer a finite number.
     """
     dtype = resolve_precision(config.precision, state.student.mean.device)
-    inputs = Inputs(state.student, dtype)
+    preparer = Preparer(state.student, dtype)
     draw = state.student.distribution.sample
     buffer = (
         Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
     )
     learner = _Learner(config, state)
-    observations = yield from _begin(config, state, teacher, envs, inputs, buffer, past, tolerant, every)
+    observations = yield from _begin(config, state, teacher, envs, preparer, buffer, past, tolerant, every)
     logits, values = torch.empty(0), torch.empty(0)
 
     @torch.no_grad()
-    def act(ready: Tensor) -> Tensor:
+    def act(inputs: Tensor) -> Tensor:
         nonlocal logits, values
-        logits, values = ask(teacher, ready)
+        logits, values = ask(teacher, inputs)
         if config.act == "after":
             with torch.enable_grad():
-                learner.learn(Batch(ready, logits, values))
-        own = draw(state.student.logits(ready).cpu(), state.generator)
+                learner.learn(Batch(inputs, logits, values))
+        own = draw(state.student.logits(inputs).cpu(), state.generator)
         if config.lead == "student":
             return own
         shown = draw(logits.cpu(), state.generator)
@@ -203,7 +203,7 @@ def distill(
         return own
 
     ages = envs.ages.copy()
-    for transition in collect(envs, inputs, observations, act):
+    for transition in collect(envs, preparer, observations, act):
         if buffer is not None:
             buffer.add(transition.observations, ages, logits, values)
             if state.vector_steps >= config.warmup_vector_steps:
@@ -211,7 +211,7 @@ def distill(
                 while state.gradient_steps < min(int(due), config.gradient_steps):
                     learner.learn(buffer.batch(buffer.draw(config.batch_size, state.generator), state.student, dtype))
         elif config.act == "before":
-            learner.learn(Batch(transition.ready, logits, values))
+            learner.learn(Batch(transition.inputs, logits, values))
         ages = envs.ages.copy()
         state.vector_steps += 1
         state.games += len(transition.step.episodes)
@@ -239,14 +239,14 @@ def distill_from(config: DistillConfig, state: DistillState, data: Dataset, ever
 def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, seed: int) -> Iterator[Progress]:
     """Fills `data` with the teacher's play, sampled, with `config.noise` of its actions replaced by random ones."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = Inputs(teacher, resolve_precision(config.precision, teacher.mean.device))
+    preparer = Preparer(teacher, resolve_precision(config.precision, teacher.mean.device))
     recent: deque[float] = deque(maxlen=100)
     logits, values = torch.empty(0), torch.empty(0)
     games = 0
 
-    def act(ready: Tensor) -> Tensor:
+    def act(inputs: Tensor) -> Tensor:
         nonlocal logits, values
-        logits, values = ask(teacher, ready)
+        logits, values = ask(teacher, inputs)
         shown = teacher.distribution.sample(logits.cpu(), generator)
         if not config.noise:
             return shown
@@ -260,7 +260,7 @@ def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, se
 
     observations = envs.reset(seed)
     ages = envs.ages.copy()
-    for transition in collect(envs, inputs, observations, act):
+    for transition in collect(envs, preparer, observations, act):
         data.add(transition.observations, ages, logits, values)
         ages = envs.ages.copy()
         games += len(transition.step.episodes)
@@ -278,9 +278,9 @@ def beta(config: DistillConfig, vector_step: int) -> float:
 
 
 @torch.no_grad()
-def ask(teacher: Policy, ready: Tensor) -> tuple[Tensor, Tensor]:
+def ask(teacher: Policy, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The teacher's logits (B, L) and values (B,), in units of reward."""
-    logits, value = teacher.heads(ready)
+    logits, value = teacher.heads(inputs)
     return logits, value * teacher.return_scale
 
 
@@ -300,7 +300,7 @@ class _Learner:
             rate *= 0.5 * (1.0 + math.cos(math.pi * state.gradient_steps / config.gradient_steps))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        logits, value = state.student.heads(batch.ready)
+        logits, value = state.student.heads(batch.inputs)
         per_state = self.objective(logits, batch.logits, config.temperature)
         loss = per_state.mean()
         if config.value_coefficient:
@@ -316,8 +316,8 @@ class _Learner:
             )
         state.optimizer.step()
         state.gradient_steps += 1
-        likeness = state.student.distribution.likeness(logits, batch.logits)
-        numbers = {"loss": loss.item(), **{name: each.mean().item() for name, each in likeness.items()}}
+        agreement = state.student.distribution.agreement(logits, batch.logits)
+        numbers = {"loss": loss.item(), **{name: each.mean().item() for name, each in agreement.items()}}
         for name, number in (numbers | {"grad_norm": norm.item()}).items():
             self._sums[name] = self._sums.get(name, 0.0) + number
         self._sums["learning_rate"] = rate
@@ -347,7 +347,7 @@ def _begin(
     state: DistillState,
     teacher: Policy,
     envs: Envs,
-    inputs: Inputs,
+    preparer: Preparer,
     buffer: Dataset | None,
     past: Past | None,
     tolerant: bool,
@@ -359,7 +359,7 @@ def _begin(
     observations: Array | None = None
     for at, observations in enumerate(envs.replay(past, tolerant)):
         if buffer is not None and at < len(past.actions):
-            buffer.add(observations, envs.ages, *ask(teacher, inputs.first(observations)))
+            buffer.add(observations, envs.ages, *ask(teacher, preparer.first(observations)))
         if at and at % every == 0:
             yield Progress(at * config.num_envs, math.nan, state.games, {})
     assert observations is not None

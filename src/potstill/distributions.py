@@ -26,7 +26,7 @@ class Distribution(NamedTuple):
     uniform: Callable[[Tensor, torch.Generator | None], Tensor]  # logits -> any action per row
     log_prob_and_entropy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits, actions -> both (B,), nats
     kl: Callable[[Tensor, Tensor], Tensor]  # logits q and p -> KL(p || q), (B,), nats
-    likeness: Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits of two -> how their greedy actions compare, (B,)
+    agreement: Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits of two -> how their greedy actions compare, (B,)
     objectives: Mapping[str, Objective]  # by name: how a student may be held to its teacher's logits
 
 
@@ -59,7 +59,7 @@ def log_prob_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tenso
     return chosen, -(log_probs.exp() * log_probs).sum(-1)
 
 
-def likeness(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
+def agreement(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
     """`agreement`: 1 where the greedy actions are the same, 0 elsewhere, (B,)."""
     return {"agreement": (greedy(logits) == greedy(others)).float()}
 
@@ -97,7 +97,7 @@ def gaussian_log_prob_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tens
     return -surprise.sum(-1), (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-def gaussian_likeness(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
+def gaussian_agreement(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
     """`action_difference`: between greedy actions, absolute, mean over the d actions, in units of half the range, (B,).
 
     Two numbers are hardly ever the same, so agreement says nothing here.
@@ -106,7 +106,7 @@ def gaussian_likeness(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
 
 
 CATEGORICAL = Distribution(
-    sample, greedy, uniform, log_prob_and_entropy, objectives.forward_kl, likeness, objectives.OBJECTIVES
+    sample, greedy, uniform, log_prob_and_entropy, objectives.forward_kl, agreement, objectives.OBJECTIVES
 )
 GAUSSIAN = Distribution(
     gaussian_sample,
@@ -114,7 +114,7 @@ GAUSSIAN = Distribution(
     gaussian_uniform,
     gaussian_log_prob_and_entropy,
     objectives.gaussian_forward_kl,
-    gaussian_likeness,
+    gaussian_agreement,
     objectives.GAUSSIAN_OBJECTIVES,
 )
 
@@ -138,7 +138,7 @@ def several(choices: tuple[int, ...]) -> Distribution:
         log_probs, entropies = zip(*(one.log_prob_and_entropy(*pair) for pair in pairs), strict=True)
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
 
-    def likeness(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
+    def agreement(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
         return {"agreement": (each(greedy, logits) == each(greedy, others)).all(-1).float()}
 
     return Distribution(
@@ -147,7 +147,7 @@ def several(choices: tuple[int, ...]) -> Distribution:
         partial(each, one.uniform),
         log_prob_and_entropy,
         partial(total, one.kl),
-        likeness,
+        agreement,
         {name: partial(total, loss) for name, loss in one.objectives.items()},
     )
 

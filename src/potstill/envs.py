@@ -102,9 +102,9 @@ class Envs:
     """Whether games that were played again came out otherwise, and the run went on."""
 
     def __init__(
-        self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False, apart: bool = False
+        self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False, separate: bool = False
     ) -> None:
-        """`apart` steps Atari games one by one, the same games, so that some may `rest`."""
+        """`separate` steps Atari games one by one, the same games, so that some may `stop`."""
         if num_envs < 1:
             raise InputError(f"the number of environments must be at least 1, not {num_envs}")
         if not 0.0 <= config.sticky < 1.0:
@@ -120,7 +120,9 @@ class Envs:
         if not config.atari:
             self._venv = _make_gymnasium(config, num_envs)
         else:
-            self._venv = _Apart(config, num_envs, threads) if apart else _make_atari(config, num_envs, threads)
+            self._venv = (
+                _SeparateGames(config, num_envs, threads) if separate else _make_atari(config, num_envs, threads)
+            )
         self.bounds: Array | None = None  # (2, d), least and greatest value of each continuous action, in its dtype
         self.choices: list[Array] = []  # of each of the choices made at once, the environment's own actions
         self.action_space = space = self._venv.single_action_space
@@ -295,10 +297,10 @@ class Envs:
             self.inexact = True
         yield observations
 
-    def rest(self, row: int) -> None:
-        """Plays no more in `row` until the next reset, where games are apart; elsewhere it plays on."""
-        if isinstance(self._venv, _Apart):
-            self._venv.awake[row] = False
+    def stop(self, row: int) -> None:
+        """Plays no more in `row` until the next reset, where games are separate; elsewhere it plays on."""
+        if isinstance(self._venv, _SeparateGames):
+            self._venv.active[row] = False
 
     @property
     def ages(self) -> Array:
@@ -429,7 +431,7 @@ def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any
     )
 
 
-class _Apart(VectorEnv[Any, Any, Any]):
+class _SeparateGames(VectorEnv[Any, Any, Any]):
     """Atari games that are stepped one by one, and show what one AtariVectorEnv of them all would, bit for bit.
 
     All together are faster by a seventh (one core of an AMD EPYC), but step games that nobody looks at any more.
@@ -441,10 +443,10 @@ class _Apart(VectorEnv[Any, Any, Any]):
         self.num_envs = num_envs
         self.single_action_space = self._games[0].single_action_space
         self.single_observation_space = self._games[0].single_observation_space
-        self.awake = np.ones(num_envs, dtype=bool)
+        self.active = np.ones(num_envs, dtype=bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        self.awake[:] = True
+        self.active[:] = True
         self._shown = np.concatenate([game.reset(seed=seed[i : i + 1])[0] for i, game in enumerate(self._games)])
         return self._shown, {}
 
@@ -453,7 +455,7 @@ class _Apart(VectorEnv[Any, Any, Any]):
         rewards = np.zeros(self.num_envs, dtype=np.float32)
         terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
         finals: dict[int, Array] = {}
-        rows = np.flatnonzero(self.awake).tolist()
+        rows = np.flatnonzero(self.active).tolist()
         for at in range(0, len(rows), self._threads):
             some = rows[at : at + self._threads]  # each has a thread of its own
             for row in some:

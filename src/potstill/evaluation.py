@@ -12,11 +12,11 @@ from scipy import special
 from torch import Tensor
 from tyro.conf import arg
 
-from potstill.collect import Inputs, collect
 from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
 from potstill.networks import Policy, one_thread
+from potstill.rollout import Preparer, collect
 
 Actions = Literal["greedy", "sampled"]
 SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
@@ -32,7 +32,7 @@ class EvalConfig:
     """Also score greedy play after so many steps of a random policy, such as 50 200 500."""
     start_games: int = 0
     """Games after each of these; 0 plays as many as of the main evaluation."""
-    beside_games: int | None = None
+    secondary_games: int | None = None
     """Games with sampled actions, and games without stickiness (of these at most 30): the scores that stand beside the
     main one; 0 leaves them out, None plays as many as of the main evaluation."""
 
@@ -41,8 +41,8 @@ class EvalConfig:
         for name, games in (("evaluate", self.episodes), ("start-games", self.start_games)):
             if games < 0:
                 raise InputError(f"{name} must be 0 or more, not {games}")
-        if self.beside_games is not None and self.beside_games < 0:
-            raise InputError(f"beside-games must be 0 or more, not {self.beside_games}")
+        if self.secondary_games is not None and self.secondary_games < 0:
+            raise InputError(f"secondary-games must be 0 or more, not {self.secondary_games}")
         if any(steps < 1 for steps in self.starts):
             raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
 
@@ -143,7 +143,7 @@ def play(
         num_envs = min(episodes, 32)
     left = np.full(num_envs, episodes // num_envs)
     left[: episodes % num_envs] += 1
-    envs = Envs(env, num_envs, threads=threads, fingerprint=True, apart=True)
+    envs = Envs(env, num_envs, threads=threads, fingerprint=True, separate=True)
     check_fit(policy, envs)
     if start.policy is not None:
         check_fit(start.policy, envs)
@@ -151,26 +151,26 @@ def play(
     evaluation = Evaluation(env, actions, seed, start.steps)
     observations = envs.reset(seed)
 
-    def act(ready: Tensor) -> Tensor:
-        logits = policy.logits(ready).cpu()
+    def act(inputs: Tensor) -> Tensor:
+        logits = policy.logits(inputs).cpu()
         chosen = kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
         early = torch.from_numpy(envs.ages < start.steps)
         if early.any():
             if start.policy is None:
                 first = kind.uniform(logits, generator)
             else:  # which normalises in its own way
-                first = kind.sample(start.policy.logits(Inputs(start.policy).first(observations)).cpu(), generator)
+                first = kind.sample(start.policy.logits(Preparer(start.policy).first(observations)).cpu(), generator)
             chosen[early] = first[early]
         return chosen if alter is None else alter(chosen, envs.ages)
 
     try:
-        for step, transition in enumerate(collect(envs, Inputs(policy), observations, act), start=1):
+        for step, transition in enumerate(collect(envs, Preparer(policy), observations, act), start=1):
             observations = transition.step.observations
             for episode in transition.step.episodes:
                 if left[episode.row]:
                     left[episode.row] -= 1
                     if not left[episode.row]:
-                        envs.rest(episode.row)
+                        envs.stop(episode.row)
                     evaluation.episodes.append(episode)
                     yield evaluation
             if not left.any():
@@ -228,19 +228,19 @@ def compare(
         sums: dict[str, float] = {}
         count = 0
         observations = envs.reset(seed)
-        mine, theirs = Inputs(policy), Inputs(teacher)
+        mine, theirs = Preparer(policy), Preparer(teacher)
         shared = policy.sees_as(teacher)
-        inputs = mine if player is policy else theirs
+        preparer = mine if player is policy else theirs
 
-        def act(ready: Tensor, player: Policy = player) -> Tensor:
-            return player.distribution.greedy(player.logits(ready)).cpu()
+        def act(inputs: Tensor, player: Policy = player) -> Tensor:
+            return player.distribution.greedy(player.logits(inputs)).cpu()
 
-        for transition in collect(envs, inputs, observations, act):
-            ready = transition.ready
-            own = policy.logits(ready if shared or player is policy else mine.first(transition.observations))
-            labels = teacher.logits(ready if shared or player is teacher else theirs.first(transition.observations))
-            likeness = policy.distribution.likeness(own, labels) | {"kl": policy.distribution.kl(own, labels)}
-            for name, each in likeness.items():
+        for transition in collect(envs, preparer, observations, act):
+            inputs = transition.inputs
+            own = policy.logits(inputs if shared or player is policy else mine.first(transition.observations))
+            labels = teacher.logits(inputs if shared or player is teacher else theirs.first(transition.observations))
+            agreement = policy.distribution.agreement(own, labels) | {"kl": policy.distribution.kl(own, labels)}
+            for name, each in agreement.items():
                 sums[name] = sums.get(name, 0.0) + each.sum().item()
             count += len(own)
             if count >= (steps // 16 if alone else steps):

@@ -389,21 +389,21 @@ class Policy(nn.Module):
             return x.permute(0, 3, 1, 2)
         return x.reshape(-1, *self.input_shape).contiguous(memory_format=torch.channels_last)
 
-    def heads(self, ready: Tensor) -> tuple[Tensor, Tensor]:
+    def heads(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Prepared inputs to logits (B, L) and value (B,), both float32, the value in units of `return_scale`.
 
-        The dtype of `ready` decides the arithmetic: bfloat16 inputs run under autocast.
+        The dtype of `inputs` decides the arithmetic: bfloat16 inputs run under autocast.
         """
-        with torch.autocast(ready.device.type, torch.bfloat16, enabled=ready.dtype == torch.bfloat16):
-            features = self.trunk(ready)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
+            features = self.trunk(inputs)
             logits = self.actor(features)
-            value = self.critic(self.critic_trunk(ready) if self.critic_trunk is not None else features)
+            value = self.critic(self.critic_trunk(inputs) if self.critic_trunk is not None else features)
         return self._with_deviations(self._squashed(logits.float())), value.squeeze(-1).float()
 
-    def logits(self, ready: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor) -> Tensor:
         """Prepared inputs to logits (B, L) float32: what the deployed actor computes."""
-        with torch.autocast(ready.device.type, torch.bfloat16, enabled=ready.dtype == torch.bfloat16):
-            logits: Tensor = self.actor(self.trunk(ready))
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
+            logits: Tensor = self.actor(self.trunk(inputs))
         return self._with_deviations(self._squashed(logits.float()))
 
     def _squashed(self, means: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from potstill.checkpoints import load, save, verify_probe
 from potstill.configs import fits
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
 from potstill.imports import remember_makers
 from potstill.networks import OPTIONAL, Layout, NetworkConfig, Policy
-from potstill.runs import read_document
+from potstill.storage.checkpoints import load, save, verify_probe
+from potstill.storage.runs import read_document
 
 MAX_PROBES = 256  # observations: a policy's activations take many times their memory
 T = TypeVar("T")

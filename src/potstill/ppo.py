@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
-from potstill.collect import Inputs, collect, input_statistics
 from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
+from potstill.rollout import Preparer, collect, input_statistics
 from potstill.tasks import TASKS, task_of
 
 
@@ -160,13 +160,13 @@ class TrainState:
 class Rollout(NamedTuple):
     """T steps of N environments."""
 
-    ready: Tensor  # (T, N, ...) prepared inputs, memory in the layout the network wants
+    inputs: Tensor  # (T, N, ...) prepared inputs, memory in the layout the network wants
     actions: Tensor  # (T, N) int64, or (T, N, d) float32
     log_probs: Tensor  # (T, N) of these actions under the policy that took them
     values: Tensor  # (T + 1, N) in units of reward; the last row bootstraps
     rewards: Tensor  # (T, N), as learned from
-    ends: Tensor  # (T, N) float, 1 where a game ended on that step
-    taught: Tensor | None = None  # (T, N, L) the teacher's logits, where there is one
+    dones: Tensor  # (T, N) float, 1 where a game ended on that step
+    teacher_logits: Tensor | None = None  # (T, N, L) the teacher's logits, where there is one
 
 
 def start(
@@ -238,14 +238,14 @@ def train(
         DivergedError: a loss or a weight is no longer a finite number. The last saved checkpoint stands.
     """
     device = state.policy.mean.device
-    inputs = Inputs(state.policy, resolve_precision(config.precision, device))
+    preparer = Preparer(state.policy, resolve_precision(config.precision, device))
     segment = max(1, config.reseed_every // config.batch_size)
     storage: Tensor | None = None
     while state.update < config.updates:
         if observations is None or state.update % segment == 0:
             observations = envs.reset(seed=_segment_seed(config.seed, state.update // segment))
-        batch, storage, observations, scores = rollout(config, state, envs, inputs, observations, storage, teacher)
-        advantages, returns = gae(batch.rewards, batch.values, batch.ends, config.gamma, config.gae_lambda)
+        batch, storage, observations, scores = rollout(config, state, envs, preparer, observations, storage, teacher)
+        advantages, returns = gae(batch.rewards, batch.values, batch.dones, config.gamma, config.gae_lambda)
         state.policy.return_scale.fill_(state.returns.include(returns))
         decay = _decay(state.update / config.updates, config.anneal_from)
         if decay == 1.0 and state.update:
@@ -267,7 +267,7 @@ def rollout(
     config: PPOConfig,
     state: TrainState,
     envs: Envs,
-    inputs: Inputs,
+    preparer: Preparer,
     observations: Array,
     storage: Tensor | None,
     teacher: Policy | None = None,
@@ -281,23 +281,23 @@ def rollout(
     policy, (T, N) = state.policy, (config.num_steps, config.num_envs)
     device = policy.mean.device
     actions: list[Tensor] = []
-    log_probs, rewards, ends = (torch.empty((T, N), device=device) for _ in range(3))
+    log_probs, rewards, dones = (torch.empty((T, N), device=device) for _ in range(3))
     values = torch.empty((T + 1, N), device=device)
     logits = torch.empty((N, policy.num_logits), device=device)
-    taught = torch.empty((T, N, policy.num_logits), device=device) if teacher is not None else None
+    teacher_logits = torch.empty((T, N, policy.num_logits), device=device) if teacher is not None else None
     t, scores = 0, []
 
-    def act(ready: Tensor) -> Tensor:
+    def act(inputs: Tensor) -> Tensor:
         nonlocal logits
-        logits, value = policy.heads(ready)
+        logits, value = policy.heads(inputs)
         values[t] = value * policy.return_scale
-        if teacher is not None and taught is not None:
-            taught[t] = teacher.logits(ready)
+        if teacher is not None and teacher_logits is not None:
+            teacher_logits[t] = teacher.logits(inputs)
         return policy.distribution.sample(logits.cpu(), state.generator)
 
     if storage is None:
-        storage = _like_inputs(inputs.first(observations), T)
-    for transition in collect(envs, inputs, observations, act, storage):
+        storage = _like_inputs(preparer.first(observations), T)
+    for transition in collect(envs, preparer, observations, act, storage):
         step = transition.step
         actions.append(transition.actions.to(device))
         log_probs[t], _ = policy.distribution.log_prob_and_entropy(logits, actions[t])
@@ -306,25 +306,25 @@ def rollout(
             _, value = policy(torch.from_numpy(step.final_observations[row][None]).to(device))
             reward[row] += config.gamma * value.item()
         rewards[t] = torch.from_numpy(reward)
-        ends[t] = torch.from_numpy(step.terminated | step.truncated)
+        dones[t] = torch.from_numpy(step.terminated | step.truncated)
         scores += [episode.score for episode in step.episodes]
         observations = step.observations
         t += 1
         if t == T:
-            _, value = policy.heads(transition.next_ready)
+            _, value = policy.heads(transition.next_inputs)
             values[T] = value * policy.return_scale
             break
-    batch = Rollout(storage, torch.stack(actions), log_probs, values, rewards, ends, taught)
+    batch = Rollout(storage, torch.stack(actions), log_probs, values, rewards, dones, teacher_logits)
     return batch, storage, observations, scores
 
 
-def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation.
 
     Args:
         rewards: (T, N), with the bootstrap of truncated games already added.
         values: (T + 1, N) of the states acted from, and of the one after the last.
-        ends: (T, N), 1 where the game ended on that step.
+        dones: (T, N), 1 where the game ended on that step.
 
     Returns:
         Advantages and value targets (lambda-returns), both (T, N).
@@ -334,9 +334,9 @@ def gae(rewards: Tensor, values: Tensor, ends: Tensor, gamma: float, gae_lambda:
     advantages = torch.empty_like(rewards)
     following = torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
-        goes_on = 1.0 - ends[t]
-        delta = rewards[t] + gamma * values[t + 1] * goes_on - values[t]
-        following = delta + gamma * gae_lambda * goes_on * following
+        nonterminal = 1.0 - dones[t]
+        delta = rewards[t] + gamma * values[t + 1] * nonterminal - values[t]
+        following = delta + gamma * gae_lambda * nonterminal * following
         advantages[t] = following
     return advantages, advantages + values[:-1]
 
@@ -357,20 +357,20 @@ def update(
     entropy_weight = config.entropy * decay
     for group in optimizer.param_groups:
         group["lr"] = rate
-    ready = _flat(batch.ready)
+    inputs = _flat(batch.inputs)
     actions, old_log_probs = batch.actions.flatten(0, 1), batch.log_probs.flatten()
-    taught = batch.taught.flatten(0, 1) if batch.taught is not None else None
+    teacher_logits = batch.teacher_logits.flatten(0, 1) if batch.teacher_logits is not None else None
     teacher_weight = config.teacher_coefficient * _decay(state.update / config.updates, config.anneal_teacher_from)
     advantages = advantages.flatten()
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     targets = returns.flatten() / policy.return_scale
     minibatches = config.batch_size // config.minibatch_size
-    gathered = torch.empty_like(ready[: config.minibatch_size])  # again and again: fresh pages are slow
+    gathered = torch.empty_like(inputs[: config.minibatch_size])  # again and again: fresh pages are slow
     sums: dict[str, float] = {}
     for epoch in range(config.epochs):
-        order = torch.randperm(config.batch_size, generator=state.generator).to(ready.device)
+        order = torch.randperm(config.batch_size, generator=state.generator).to(inputs.device)
         for chosen in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
-            torch.index_select(ready, 0, chosen, out=gathered)
+            torch.index_select(inputs, 0, chosen, out=gathered)
             logits, values = policy.heads(_as_inputs(gathered))
             log_probs, entropies = policy.distribution.log_prob_and_entropy(logits, actions[chosen])
             log_ratio = log_probs - old_log_probs[chosen]
@@ -381,8 +381,8 @@ def update(
             entropy = entropies.mean()
             loss = policy_loss + config.value_coefficient * value_loss - entropy_weight * entropy
             numbers = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-            if taught is not None:
-                teacher_kl = policy.distribution.kl(logits, taught[chosen])
+            if teacher_logits is not None:
+                teacher_kl = policy.distribution.kl(logits, teacher_logits[chosen])
                 loss = loss + teacher_weight * (ratio.clamp(min=1 - config.clip) * teacher_kl).mean()
                 numbers["teacher_kl"] = teacher_kl.mean()
             optimizer.zero_grad()
@@ -435,12 +435,12 @@ def _segment_seed(seed: int, segment: int) -> int:
     return int(np.random.SeedSequence([seed, segment]).generate_state(1)[0])
 
 
-def _like_inputs(ready: Tensor, steps: int) -> Tensor:
-    """(T, N, ...) storage with the memory layout of `ready` (N, ...): channels last for images."""
-    if ready.dim() != 4:
-        return torch.empty((steps, *ready.shape), dtype=ready.dtype, device=ready.device)
-    n, channels, rows, columns = ready.shape
-    nhwc = torch.empty((steps, n, rows, columns, channels), dtype=ready.dtype, device=ready.device)
+def _like_inputs(inputs: Tensor, steps: int) -> Tensor:
+    """(T, N, ...) storage with the memory layout of `inputs` (N, ...): channels last for images."""
+    if inputs.dim() != 4:
+        return torch.empty((steps, *inputs.shape), dtype=inputs.dtype, device=inputs.device)
+    n, channels, rows, columns = inputs.shape
+    nhwc = torch.empty((steps, n, rows, columns, channels), dtype=inputs.dtype, device=inputs.device)
     return nhwc.permute(0, 1, 4, 2, 3)
 
 

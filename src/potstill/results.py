@@ -18,10 +18,10 @@ from polars.datatypes import DataTypeClass
 from potstill import telemetry
 from potstill.analysis.scaling import Convergence, convergence
 from potstill.arms import arm_of, method_of
-from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
-from potstill.files import read_bytes
-from potstill.runs import Run, read_document
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.files import read_bytes
+from potstill.storage.runs import Run, read_document
 
 TEXT, WHOLE, NUMBER = pl.String, pl.Int64, pl.Float64
 
@@ -85,7 +85,7 @@ _COLUMNS = (
     Column("score_sampled", NUMBER, "mean score with sampled actions, sticky as trained"),
     Column("score_nosticky", NUMBER, "mean greedy score without sticky actions; empty where the task has none"),
     Column(
-        "beside_games", WHOLE, "games behind score_sampled, and behind score_nosticky unless it is above 30: then 30"
+        "secondary_games", WHOLE, "games behind score_sampled, and behind score_nosticky unless it is above 30: then 30"
     ),
     Column(
         "converged",
@@ -328,7 +328,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     record = read_document(path)
     if "run" not in record and "status" not in record:
         return None
-    _checked(record, path)
+    record = _checked(record, path)
     if record.get("run") != path.stem or record.get("status") is None:
         raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
     return _with_interval(record | {"path": path})
@@ -355,6 +355,9 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    if "beside_games" in facts:  # as the first study's records have it
+        facts = facts | {"secondary_games": facts["beside_games"]}
+        del facts["beside_games"]
     for key, value in facts.items():
         if not _is_allowed(key, value):
             raise InputError(f"{path} is damaged: its {key} is {printable(repr(value), 80)}")
@@ -472,5 +475,5 @@ def _with_starts(columns: tuple[str, ...], present: Iterable[str]) -> tuple[str,
     starts = {int(found[1]): name for name in present if (found := _START.fullmatch(name))}
     if columns != TABLE or not starts:
         return columns
-    after = columns.index("beside_games") + 1
+    after = columns.index("secondary_games") + 1
     return (*columns[:after], *(starts[steps] for steps in sorted(starts)), *columns[after:])

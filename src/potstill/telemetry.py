@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from potstill.errors import InputError, printable, reason
-from potstill.files import open_append, open_regular, parse_json, read_bytes
+from potstill.storage.files import open_append, open_regular, parse_json, read_bytes
 
 LIMIT = 1 << 28  # bytes of a metrics.jsonl that are read at once: 600,000 records
 TAIL = 1 << 16  # bytes read for its last record: ours have some hundred

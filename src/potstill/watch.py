@@ -23,11 +23,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from potstill import telemetry
-from potstill.collect import Inputs, collect
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, reason
 from potstill.evaluation import Actions, check_fit
 from potstill.policies import LoadedPolicy
+from potstill.rollout import Preparer, collect
 from potstill.tasks import task_of
 
 ENCODERS = {
@@ -109,8 +109,8 @@ def _play(
     details = f"{policy.size().parameters:,} parameters, width {policy.config.width}"
     generator = torch.Generator().manual_seed(seed)
 
-    def act(ready: Tensor) -> Tensor:
-        logits = policy.logits(ready).cpu()
+    def act(inputs: Tensor) -> Tensor:
+        logits = policy.logits(inputs).cpu()
         kind = policy.distribution
         return kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
 
@@ -129,7 +129,7 @@ def _play(
             return _captioned(picture, scale, title, details, f"final: {score}" if ended else score)
 
         yield 0, drawn(first)
-        for step, transition in enumerate(collect(envs, Inputs(policy), observations, act), start=1):
+        for step, transition in enumerate(collect(envs, Preparer(policy), observations, act), start=1):
             pictures, reward = screen.step(envs.own_actions(transition.actions.numpy())[0])
             assert reward == transition.step.rewards[0], "the film shows another game than the policy plays"
             won, lost = won + max(reward, 0.0), lost + max(-reward, 0.0)

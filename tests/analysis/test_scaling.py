@@ -25,7 +25,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def cells(means, noise=0.0, seeded=None, teachers=1, seeds=5):
+def groups(means, noise=0.0, seeded=None, teachers=1, seeds=5):
     """A curve of arms with these means, their runs a normal noise apart."""
     seeded = seeded or rng()
     return [[[mean + noise * seeded.normal(size=1) for _ in range(seeds)] for _ in range(teachers)] for mean in means]
@@ -63,14 +63,14 @@ def test_bounds_are_never_nan_and_hold_the_size_at_which_the_curve_reaches_the_s
 
 
 def test_the_ratio_of_a_curve_to_itself_is_one():
-    same = cells([-20, -10, 0, 10, 15, 20])
+    same = groups([-20, -10, 0, 10, 15, 20])
     ratio = size_ratio(SIZES, same, same, 5, rng(), resamples=100)
     assert (ratio.low, ratio.high, ratio.interval) == (1, 1, pytest.approx((1, 1)))
     assert str(ratio) == "1"
 
 
 def test_a_curve_shifted_by_one_size_needs_that_much_more():
-    rl, distilled = cells([-20, -10, 0, 10, 15, 20]), cells([-10, 0, 10, 15, 20, 20.5])
+    rl, distilled = groups([-20, -10, 0, 10, 15, 20]), groups([-10, 0, 10, 15, 20, 20.5])
     assert size_ratio(SIZES, rl, distilled, 5, rng(), resamples=100).low == pytest.approx(4)
 
 
@@ -88,7 +88,7 @@ def test_a_curve_shifted_by_one_size_needs_that_much_more():
     ],
 )
 def test_a_score_out_of_reach_leaves_a_bound_of_the_ratio(rl, distilled, low, high, text):
-    ratio = size_ratio([1, 10, 100], cells(rl), cells(distilled), 10, rng(), resamples=100)
+    ratio = size_ratio([1, 10, 100], groups(rl), groups(distilled), 10, rng(), resamples=100)
     assert (ratio.low, ratio.high, str(ratio)) == (pytest.approx(low), pytest.approx(high), text)
     assert ratio.interval == (pytest.approx(low), pytest.approx(high))
     assert [ratio.exact, ratio.above, ratio.below, ratio.unknown].count(1.0) == 1
@@ -96,7 +96,7 @@ def test_a_score_out_of_reach_leaves_a_bound_of_the_ratio(rl, distilled, low, hi
 
 def test_resamples_that_do_not_cross_the_score_are_counted_and_open_the_interval():
     seeded = rng()
-    curve = cells([-20, -15, -10, 0, 5, 11], noise=2, seeded=seeded)
+    curve = groups([-20, -15, -10, 0, 5, 11], noise=2, seeded=seeded)
     size = size_to_reach(SIZES, curve, 10, rng())
     assert 0.2 < size.above < 0.8
     assert size.exact + size.above + size.below + size.unknown == pytest.approx(1)
@@ -105,7 +105,7 @@ def test_resamples_that_do_not_cross_the_score_are_counted_and_open_the_interval
 
 
 def test_the_seed_decides_a_ratio_s_interval():
-    curves = [cells([-20, -10, 0, 10, 15, 20], noise=2, seeded=rng(seed)) for seed in (1, 2)]
+    curves = [groups([-20, -10, 0, 10, 15, 20], noise=2, seeded=rng(seed)) for seed in (1, 2)]
     one, same, other = (size_ratio(SIZES, *curves, 5, rng(seed), resamples=500).interval for seed in (0, 0, 1))
     assert one == same != other
 
@@ -125,8 +125,8 @@ def test_the_interval_of_a_ratio_holds_the_truth_in_at_least_93_of_100_studies(t
     seeded, held = rng(), 0
     means = -18 + 6 * np.log(SIZES / SIZES[0]) / np.log(4)
     for _ in range(300):
-        rl = cells(means, 1.5, seeded)
-        distilled = cells(means + 3, 1.5, seeded, teachers)  # half a size to the left
+        rl = groups(means, 1.5, seeded)
+        distilled = groups(means + 3, 1.5, seeded, teachers)  # half a size to the left
         ratio = size_ratio(SIZES, rl, distilled, 4, seeded, resamples=500)
         held += ratio.interval[0] <= 2 <= ratio.interval[1]
     assert held >= 279
@@ -135,10 +135,10 @@ def test_the_interval_of_a_ratio_holds_the_truth_in_at_least_93_of_100_studies(t
 def test_sizes_and_cells_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="positive and increase"):
         size_bounds([1, 1], [0.0, 1.0], 0.5)
-    with pytest.raises(InputError, match="a cell for each"):
+    with pytest.raises(InputError, match="a group for each"):
         size_bounds([1, 2, 3], [0.0, 1.0], 0.5)
     with pytest.raises(InputError, match="two runs or more at every size"):
-        size_to_reach([1, 2], cells([0, 1], seeds=1), 0.5, rng())
+        size_to_reach([1, 2], groups([0, 1], seeds=1), 0.5, rng())
 
 
 def test_the_slope_of_a_line_is_known_exactly():

@@ -18,11 +18,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, close_session, constants
 
-from potstill import checkpoints
 from potstill.envs import Envs
 from potstill.export import hub
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
+from potstill.storage import checkpoints
 from potstill.tasks import TASKS
 
 REPO = "stiller/cart"

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 from processes import RUNTIME, SUDO, TRAIN
 
-from potstill.jobs import execute, new_training
+from potstill.training.trainer import execute, new_training
 
 
 @pytest.fixture(scope="session")

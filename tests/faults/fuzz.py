@@ -34,8 +34,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from potstill import assessment, checkpoints, ppo, telemetry
-from potstill.dataset import DatasetWriter, open_dataset
+from potstill import ppo, telemetry
+from potstill.buffer import DatasetWriter, open_dataset
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
 from potstill.errors import InputError, printable
@@ -45,10 +45,12 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page
 from potstill.results import TABLE, curves_table, episodes_table, read_table, runs_table
-from potstill.runs import Run
+from potstill.storage import checkpoints
+from potstill.storage.runs import Run
 from potstill.study import execute
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
+from potstill.training import assessment
 
 PLACES = 4  # that each drawn case is tried in
 SLOW = 5.0  # seconds of processor time that no case may take

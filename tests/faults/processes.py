@@ -11,15 +11,16 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from potstill import checkpoints, runs, telemetry
+from potstill import telemetry
 from potstill.cli import main
 from potstill.distill import DistillConfig
-from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
-from potstill.runs import Run
+from potstill.storage import checkpoints, runs
+from potstill.storage.runs import Run
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _SERVER = multiprocessing.get_context("forkserver")

@@ -25,17 +25,17 @@ from pathlib import Path
 
 import polars as pl
 
-from potstill import jobs
 from potstill.evaluation import EvalConfig
-from potstill.jobs import new_training
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
 from potstill.results import curves_table, episodes_table, runs_table
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 from potstill.tasks import TASKS
+from potstill.training import trainer
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import new_training
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)  # saves after every update
 TIMES = ("seconds", "wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit")  # of a table: when, how fast
@@ -85,7 +85,7 @@ class Here:
     returncode = 0
 
     def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path) -> None:
-        jobs.execute(run, runtime, eval_config, data)
+        trainer.execute(run, runtime, eval_config, data)
 
     def poll(self) -> int:
         return 0
@@ -175,7 +175,7 @@ def soak(folder: Path, runs: int, seed: int, workers: int = 2, minutes: float = 
     began, soaked = time.monotonic(), Soak()
     plan = _prepare(folder, runs)
     peace, storm = folder / "peace", folder / "storm"
-    names = [cell.name for cell in read_plan(plan).cells()]
+    names = [spec.name for spec in read_plan(plan).specs()]
     soaked.planned = len(names)
     for ended in run_study(read_plan(plan), peace, RUNTIME, start=Here, workers=1):
         assert ended.error is None, ended
@@ -340,7 +340,7 @@ def _prepare(folder: Path, runs: int) -> Path:
     config = replace(
         PPOConfig.for_task(TASKS["cartpole"].env), network=NetworkConfig(width="1/8"), total_timesteps=4_096
     )
-    jobs.execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, EvalConfig(episodes=4))
+    trainer.execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, EvalConfig(episodes=4))
     parts = {"finetune": runs // 4, "teacher": runs // 4, "student": runs // 4}
     parts["rl"] = runs - sum(parts.values())
     seeds = {name: str(list(range(count))) for name, count in parts.items()}

@@ -9,12 +9,13 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from processes import RUNTIME, TRAIN, at, new_run
 
-from potstill import checkpoints, telemetry
+from potstill import telemetry
 from potstill.envs import EnvConfig
 from potstill.errors import DivergedError
 from potstill.evaluation import play
-from potstill.jobs import execute, new_training
 from potstill.policies import load_policy
+from potstill.storage import checkpoints
+from potstill.training.trainer import execute, new_training
 
 
 class Poisoned(CartPoleEnv):
@@ -79,7 +80,12 @@ def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, 
 
 def test_a_learning_rate_of_1e20_stops_within_the_update_and_the_last_good_checkpoint_stands(tmp_path, monkeypatch):
     run = new_training(TRAIN, tmp_path / "run", RUNTIME)
-    at("potstill.checkpoints.save", 2, lambda: (_ for _ in ()).throw(KeyboardInterrupt), patch=monkeypatch.setattr)
+    at(
+        "potstill.storage.checkpoints.save",
+        2,
+        lambda: (_ for _ in ()).throw(KeyboardInterrupt),
+        patch=monkeypatch.setattr,
+    )
     with pytest.raises(Exception, match="continue with --resume"):
         execute(run, RUNTIME)
     monkeypatch.undo()

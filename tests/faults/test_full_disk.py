@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from processes import OPTIONS, RUNTIME, SUDO, at, call, fill, go_on, names, new_run, outcome, potstill
 
-from potstill import checkpoints
 from potstill.errors import InputError
-from potstill.jobs import execute
-from potstill.runs import Run
+from potstill.storage import checkpoints
+from potstill.storage.runs import Run
+from potstill.training.trainer import execute
 
 PLACES = {
-    "the save": "potstill.checkpoints.save",
-    "the policy": "potstill.jobs.save_policy",
-    "the result": "potstill.runs.Run.write_result",
+    "the save": "potstill.storage.checkpoints.save",
+    "the policy": "potstill.training.trainer.save_policy",
+    "the result": "potstill.storage.runs.Run.write_result",
 }
 FILES = {"the save": "resume.safetensors", "the policy": "policy.safetensors", "the result": "result.json"}
 
@@ -128,7 +128,7 @@ def give_up_roots_rights() -> None:
 
 def forbid_and_go_on(path: Path) -> None:
     give_up_roots_rights()
-    at("potstill.checkpoints.save", 2, lambda: path.chmod(0o500))
+    at("potstill.storage.checkpoints.save", 2, lambda: path.chmod(0o500))
     potstill("train", "--resume", path, *OPTIONS)
 
 
@@ -165,7 +165,7 @@ def test_a_read_only_disk_is_one_line_and_its_run_is_as_it_was(disk, tmp_path):
 
 
 def vanish_and_go_on(path: Path) -> None:
-    at("potstill.checkpoints.save", 2, lambda: shutil.rmtree(path), after=True)
+    at("potstill.storage.checkpoints.save", 2, lambda: shutil.rmtree(path), after=True)
     potstill("train", "--resume", path, *OPTIONS)
 
 

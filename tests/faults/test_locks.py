@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from processes import OPTIONS, RUNTIME, Child, at, call, go_on, names, new_run, outcome, potstill, until
 
-from potstill import distill, evaluation, ppo, runs
+from potstill import distill, evaluation, ppo
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.jobs import execute
-from potstill.runs import Run
+from potstill.storage import runs
+from potstill.storage.runs import Run
+from potstill.training.trainer import execute
 
 LINE = "potstill.telemetry.Metrics.write"
 ENDLESS = ["train", "--env", "cartpole", "--total-timesteps", "100000000", *OPTIONS]

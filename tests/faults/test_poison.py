@@ -22,22 +22,24 @@ import pytest
 import safetensors.torch
 import torch
 
-from potstill import assessment, checkpoints, files, ppo, results, runs, telemetry
+from potstill import ppo, results, telemetry
+from potstill.buffer import DatasetWriter, open_dataset
 from potstill.cli import main
 from potstill.commands import studying
-from potstill.dataset import DatasetWriter, open_dataset
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError, printable
 from potstill.load.sb3 import load_sb3
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result, save_policy
 from potstill.report import page
-from potstill.runs import Run
+from potstill.storage import checkpoints, files, runs
+from potstill.storage.runs import Run
 from potstill.study import execute
 from potstill.study.local import launch
-from potstill.study.plan import MAX_CELLS
+from potstill.study.plan import MAX_RUNS
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
+from potstill.training import assessment
 
 CARTPOLE = TASKS["cartpole"].env
 TEN_GB = 10 << 30
@@ -644,7 +646,7 @@ def test_a_link_that_the_user_names_is_followed(policy, tmp_path):
     assert load_policy(tmp_path / "best").env == CARTPOLE
     (tmp_path / "small.toml").write_text(PLAN)
     (tmp_path / "plan.toml").symlink_to(tmp_path / "small.toml")
-    assert len(read_plan(tmp_path / "plan.toml").cells()) == 1
+    assert len(read_plan(tmp_path / "plan.toml").specs()) == 1
 
 
 @pytest.mark.parametrize("content", [b"[" * 50_000, b"\xff\xfe", b'{"pid": 1e400}', bytes(1_000), bytes(100_000)])
@@ -724,7 +726,7 @@ def test_a_plan_of_more_runs_than_can_be_listed_is_refused(tmp_path):
     (tmp_path / "plan.toml").write_text(
         f'env = "cartpole"\nseeds = {seeds}\nwidths = {json.dumps(widths)}\n[arms.rl]\n'
     )
-    with pytest.raises(InputError, match=f"some 7,992,000 runs; {MAX_CELLS:,} are planned at most"):
+    with pytest.raises(InputError, match=f"some 7,992,000 runs; {MAX_RUNS:,} are planned at most"):
         read_plan(tmp_path / "plan.toml")
 
 

@@ -82,7 +82,7 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
         return process
 
     ended = list(run_study(plan, out, RUNTIME, workers=2, start=start, retries=3))
-    assert {each.cell.name: each.error for each in ended} == {LONG: None, SHORT: None}
+    assert {each.spec.name: each.error for each in ended} == {LONG: None, SHORT: None}
     assert len(lost) == 2
     assert capfd.readouterr().err.count(f"study  {LONG}: killed by SIGKILL") == 2
     list(run_study(plan, tmp_path / "here", RUNTIME, workers=1, start=Here))

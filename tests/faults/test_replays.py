@@ -13,8 +13,8 @@ from processes import CONFIGS, OPTIONS, RUNTIME, at, new_run, outcome
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.jobs import Interrupted, execute
-from potstill.runs import Run
+from potstill.storage.runs import Run
+from potstill.training.trainer import Interrupted, execute
 
 LINE = "potstill.telemetry.Metrics.write"
 DRAWS = itertools.count()

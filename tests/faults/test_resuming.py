@@ -8,14 +8,18 @@ import pytest
 from processes import CONFIGS, RUNTIME, STUDENT, Child, call, go_on, gone, names, new_run, outcome, until
 
 from potstill.evaluation import EvalConfig
-from potstill.jobs import execute
 from potstill.networks import NetworkConfig
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.study.execute import execute as execute_study
 from potstill.study.execute import open_or_create
-from potstill.study.plan import Cell
+from potstill.study.plan import RunSpec
+from potstill.training.trainer import execute
 
-LINE, SAVE, POLICY = "potstill.telemetry.Metrics.write", "potstill.checkpoints.save", "potstill.jobs.save_policy"
+LINE, SAVE, POLICY = (
+    "potstill.telemetry.Metrics.write",
+    "potstill.storage.checkpoints.save",
+    "potstill.training.trainer.save_policy",
+)
 CUTS = [
     (LINE, 1, signal.SIGTERM),  # saved, for it was asked
     ("os.replace", 2, signal.SIGKILL),  # line 2 is written, its save is not renamed; the first is of the metrics
@@ -58,7 +62,7 @@ def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(name, teac
 
 def study(teacher):
     config = replace(STUDENT, network=NetworkConfig(width="1/32"), total_timesteps=16 * 2_048)
-    return [Cell("student", "student", config, teacher)]
+    return [RunSpec("student", "student", config, teacher)]
 
 
 def drive(folder, teacher):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from processes import OPTIONS, Child, gone, potstill, until
 
-from potstill import checkpoints
 from potstill.cli import main
-from potstill.runs import Run
+from potstill.storage import checkpoints
+from potstill.storage.runs import Run
 
 ENDLESS = ["train", "--env", "cartpole", "--total-timesteps", "100000000", "--num-envs", "4", "--num-steps", "64"]
 ENDLESS += ["--minibatch-size", "64", "--width", "1/8", "--normalise-inputs", "40", "--precision", "float32", *OPTIONS]

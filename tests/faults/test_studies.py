@@ -15,7 +15,7 @@ from processes import fill
 from soak import Here
 
 from potstill.errors import InputError
-from potstill.runs import Run, is_alive
+from potstill.storage.runs import Run, is_alive
 from potstill.study import local
 from potstill.study.execute import StudyInterrupted, open_or_create
 from potstill.study.local import LocalProcess
@@ -138,12 +138,12 @@ def test_a_run_whose_directory_vanishes_is_made_again(peace, tmp_path, capfd):
 
 
 def test_a_log_that_is_a_link_is_not_written_through_and_the_other_runs_go_on(peace, tmp_path):
-    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", RUNTIME)
+    run = open_or_create(peace.plan.specs()[0], tmp_path / "runs", RUNTIME)
     (tmp_path / "theirs").touch()
     (run.path / "log.txt").symlink_to(tmp_path / "theirs")
     refused, done = run_study(peace.plan, tmp_path, RUNTIME, workers=1)
     assert refused.error == f"cannot write {run.path / 'log.txt'}: too many levels of symbolic links"
-    assert (done.cell.name, done.error) == (RL, None)
+    assert (done.spec.name, done.error) == (RL, None)
     assert status(peace.plan, tmp_path)["failures"] == {STUDENT: refused.error}
     assert (tmp_path / "theirs").read_bytes() == b""
 
@@ -212,18 +212,18 @@ def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_
     assert (report["done"], report["interrupted"], report["running"]) == (1, 1, 0)
     written = record.stat().st_mtime_ns
     (ended,) = run_study(peace.plan, tmp_path, RUNTIME, workers=1, start=Here)
-    assert (ended.cell.name, ended.error) == (RL, None)
+    assert (ended.spec.name, ended.error) == (RL, None)
     assert record.stat().st_mtime_ns == written
     assert outcome(tmp_path) == peace.outcome
     assert not [path for pattern in ("run.lock", ".*.tmp", "resume.*") for path in tmp_path.rglob(pattern)]
 
 
 def test_what_a_worker_of_a_killed_study_still_holds_is_waited_for(peace, tmp_path):
-    first = open_or_create(peace.plan.cells()[0], tmp_path / "runs", RUNTIME)
+    first = open_or_create(peace.plan.specs()[0], tmp_path / "runs", RUNTIME)
     ended = run_study(peace.plan, tmp_path, RUNTIME, workers=1, start=Here)  # to begin a run that is held is refused
     with first.lock():
-        assert next(ended).cell.name == RL
-    assert next(ended).cell.name == STUDENT
+        assert next(ended).spec.name == RL
+    assert next(ended).spec.name == STUDENT
     assert list(ended) == []
     assert outcome(tmp_path) == peace.outcome
 
@@ -255,24 +255,24 @@ def test_a_result_whose_study_was_killed_before_it_was_recorded_is_recorded_and_
         path.write_text('{"pid": 4194305, "host": "', "ascii")
     os.utime(left[2], (0, 0))
     (ended,) = run_study(peace.plan, out, RUNTIME, start=None)
-    assert (ended.cell.name, ended.error) == (RL, None)
+    assert (ended.spec.name, ended.error) == (RL, None)
     assert outcome(out) == peace.outcome
     assert not any(path.exists() for path in left)
 
 
 def test_a_directory_that_a_killed_study_had_only_just_made_is_used_and_any_other_is_left(peace, tmp_path):
-    cell = peace.plan.cells()[0]
+    spec = peace.plan.specs()[0]
     (tmp_path / STUDENT).mkdir()
     (tmp_path / STUDENT / ".config.json.0.tmp").write_text("{")
-    assert Run.open(open_or_create(cell, tmp_path, RUNTIME).path).status == "new"
+    assert Run.open(open_or_create(spec, tmp_path, RUNTIME).path).status == "new"
     assert sorted(path.name for path in (tmp_path / STUDENT).iterdir()) == ["config.json"]
     (tmp_path / STUDENT / "config.json").rename(tmp_path / STUDENT / "notes.txt")
     with pytest.raises(InputError, match="is not a run directory: it has no config"):
-        open_or_create(cell, tmp_path, RUNTIME)
+        open_or_create(spec, tmp_path, RUNTIME)
     assert (tmp_path / STUDENT / "notes.txt").exists()
 
 
 def test_the_reason_of_a_failure_is_known_before_it_is_recorded(peace, tmp_path):
-    run = open_or_create(peace.plan.cells()[0], tmp_path / "runs", RUNTIME)
+    run = open_or_create(peace.plan.specs()[0], tmp_path / "runs", RUNTIME)
     run.write_result({"status": "failed", "kind": "distill", "error": "the loss is not finite"})
     assert status(peace.plan, tmp_path)["failures"] == {STUDENT: "the loss is not finite"}

@@ -7,14 +7,14 @@ import pytest
 from processes import RUNTIME, call, go_on, new_run, outcome
 from test_torn_files import AFTER_TWO_LINES
 
-from potstill.dataset import open_dataset
+from potstill.buffer import open_dataset
 from potstill.envs import Envs
 from potstill.errors import InputError
-from potstill.jobs import execute
 from potstill.policies import load_policy, recorded_result
 from potstill.results import as_record, curves_table, runs_table
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.tasks import TASKS
+from potstill.training.trainer import execute
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 from processes import RUNTIME, call, go_on, new_run, outcome
 
 from potstill.errors import InputError
-from potstill.jobs import execute
 from potstill.policies import load_policy, recorded_result
 from potstill.results import read_runs, runs_table
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.study.planfile import read_plan
+from potstill.training.trainer import execute
 
 AFTER_TWO_LINES = ("potstill.telemetry.Metrics.write", 2, signal.SIGTERM)
 

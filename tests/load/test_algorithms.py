@@ -97,12 +97,12 @@ def test_a_deviation_that_depends_on_the_state_becomes_one_of_its_size(tmp_path,
     model, seen = made("pendulum", name), observations("pendulum")
     model.save(tmp_path / "model.zip")
     policy = load_sb3(tmp_path / "model.zip", TASKS["pendulum"].env).policy
-    ready, _ = model.policy.obs_to_tensor(seen)
+    inputs, _ = model.policy.obs_to_tensor(seen)
     if name == "SAC":
-        mean, log_std, _ = model.actor.get_action_dist_params(ready)
+        mean, log_std, _ = model.actor.get_action_dist_params(inputs)
         deviation = log_std.exp() * (1 - mean.tanh().square())
     else:
-        deviation = model.policy.get_distribution(ready).distribution.stddev / 2
+        deviation = model.policy.get_distribution(inputs).distribution.stddev / 2
     assert deviation.min() < policy.log_std.exp().item() < deviation.max()
 
 

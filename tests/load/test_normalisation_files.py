@@ -50,8 +50,8 @@ def observations():
 def expected_logits(trained, seen):
     model, venv, _ = trained
     with torch.no_grad():
-        ready, _ = model.policy.obs_to_tensor(venv.normalize_obs(seen))
-        return model.policy.get_distribution(ready).distribution.logits
+        inputs, _ = model.policy.obs_to_tensor(venv.normalize_obs(seen))
+        return model.policy.get_distribution(inputs).distribution.logits
 
 
 @pytest.mark.parametrize(

@@ -91,15 +91,15 @@ def heads(model, observations):
     """SB3's own logits (Q-values for a DQN) and values, before any softmax."""
     policy = model.policy
     policy.set_training_mode(False)
-    ready, _ = policy.obs_to_tensor(observations)
+    inputs, _ = policy.obs_to_tensor(observations)
     if isinstance(model, DQN):
-        q = policy.q_net(ready)
+        q = policy.q_net(inputs)
         return q, q.mean(1)
     caught = []
     hook = policy.action_net.register_forward_hook(lambda module, inputs, output: caught.append(output))
-    policy.get_distribution(ready)
+    policy.get_distribution(inputs)
     hook.remove()
-    return caught[0], policy.predict_values(ready).squeeze(1)
+    return caught[0], policy.predict_values(inputs).squeeze(1)
 
 
 def some_observations(name, frames):
@@ -213,8 +213,8 @@ def test_sb3_plays_atari_with_all_actions_nothing_sticky_and_nothing_hidden():
 
 def test_pixels_are_divided_by_255_and_never_clipped(zips):
     policy = load_sb3(zips / "pong-ppo.zip", PONG).policy
-    ready = policy.prepare(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
-    assert torch.allclose(ready, torch.ones(1, 4, 84, 84))
+    inputs = policy.prepare(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
+    assert torch.allclose(inputs, torch.ones(1, 4, 84, 84))
 
 
 def test_the_sizes_of_the_networks_choose_the_width(zips):

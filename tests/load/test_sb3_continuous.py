@@ -78,9 +78,9 @@ def observations(name):
 @torch.no_grad()
 def heads(model, seen):
     """SB3's means and deviations, in the environment's units, and its values."""
-    ready, _ = model.policy.obs_to_tensor(seen)
-    gaussian = model.policy.get_distribution(ready).distribution
-    return gaussian.mean, gaussian.stddev, model.policy.predict_values(ready).squeeze(1)
+    inputs, _ = model.policy.obs_to_tensor(seen)
+    gaussian = model.policy.get_distribution(inputs).distribution
+    return gaussian.mean, gaussian.stddev, model.policy.predict_values(inputs).squeeze(1)
 
 
 def units(env):

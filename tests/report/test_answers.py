@@ -11,8 +11,8 @@ from synthetic import ARMS, RATIO, SIZES, study, write
 from potstill.errors import InputError
 from potstill.report import tables
 from potstill.report.answers import Answers, answer
-from potstill.report.cells import number, steps_to_reach
-from potstill.report.words import ratio_text, replies, span, unknown
+from potstill.report.conclusions import ratio_text, replies, span, unknown
+from potstill.report.groups import number, steps_to_reach
 from potstill.results import runs_table
 
 RL_AND_STUDENT = {"rl": 1.0, "distill-student": RATIO}
@@ -147,8 +147,8 @@ def test_both_answers_say_what_is_left_of_them_where_rl_has_twice_the_budget():
 def test_the_third_answer_tells_what_each_doubling_brings_and_that_it_brings_less(known):
     for arm in RL_AND_STUDENT:
         mine = [each for each in known.growths if each.arm == arm]
-        scores = [cell.score.value for cell in known.of(arm)]
-        sizes = [cell.parameters for cell in known.of(arm)]
+        scores = [group.score.value for group in known.of(arm)]
+        sizes = [group.parameters for group in known.of(arm)]
         assert [each.sizes for each in mine] == list(pairwise(sizes))
         for each, (low, high) in zip(mine, pairwise(scores), strict=True):
             assert each.score.value == pytest.approx((high - low) / math.log2(each.sizes[1] / each.sizes[0]))
@@ -186,8 +186,8 @@ def test_an_overhead_is_not_claimed_where_rl_had_less_of_two_budgets():
 
 def test_rl_that_was_not_extended_is_a_lower_bound_and_the_answers_are_open():
     answers = ask(settled(study(RL_AND_STUDENT, extended=False)))
-    assert all(cell.lower_bound for cell in answers.of("rl"))
-    assert not any(cell.lower_bound for cell in answers.of("distill-student"))
+    assert all(group.lower_bound for group in answers.of("rl"))
+    assert not any(group.lower_bound for group in answers.of("distill-student"))
     assert verdicts(answers)[:2] == ["Open", "Open"]
     assert any("30 of 30 RL runs are not shown to have converged" in line for line in unknown(answers))
 
@@ -224,7 +224,7 @@ def test_a_score_that_rl_never_reaches_bounds_the_ratio_from_below_and_is_report
 
 def test_one_seed_has_no_interval_and_nothing_can_be_said_from_it():
     answers = ask(settled(study(seeds=1)))
-    assert all(math.isinf(cell.score.low) and math.isinf(cell.score.high) for cell in answers.cells)
+    assert all(math.isinf(group.score.low) and math.isinf(group.score.high) for group in answers.groups)
     assert all(each.p is None and not each.equivalent for each in answers.differences)
     assert verdicts(answers) == ["Cannot be said"] * 3
     assert any("Fewer than 3 runs" in line for line in unknown(answers))
@@ -235,7 +235,7 @@ def test_intervals_of_two_runs_that_differ_end_where_pong_s_scores_do():
     two = [run for run in settled(study(RL_AND_STUDENT, seeds=2)) if run["arm"] == "rl"]
     poor = [run | {"returns": [-21.0] * 100, "score": -21.0} if run["seed"] else run for run in two]
     answers = ask(poor + [run for run in study(RL_AND_STUDENT, seeds=2) if run["arm"] == "distill-student"])
-    apart = [cell.score for cell in answers.cells if cell.arm == "rl" and cell.score.value > -15]
+    apart = [group.score for group in answers.groups if group.arm == "rl" and group.score.value > -15]
     assert apart
     assert {(score.low, score.high) for score in apart} == {(-21.0, 21.0)}
     assert {-42.0, 42.0} & {end for each in answers.differences for end in each.score[1:]}
@@ -317,11 +317,11 @@ def test_several_tasks_are_refused():
 
 
 def test_the_pareto_front_holds_the_cheapest_and_the_best(known):
-    cells = known.cells
+    groups = known.groups
     for cost in ("latency_ms", "bytes", "macs"):
-        front = [cell for cell, yes in zip(cells, known.front[cost], strict=True) if yes]
-        assert max(cells, key=lambda cell: cell.score.value) in front
-        assert {cell.parameters for cell in front} <= set(SIZES.values())
+        front = [group for group, yes in zip(groups, known.front[cost], strict=True) if yes]
+        assert max(groups, key=lambda group: group.score.value) in front
+        assert {group.parameters for group in front} <= set(SIZES.values())
 
 
 @pytest.mark.parametrize("value", [None, "3", True, math.nan, math.inf, [1]])
@@ -357,7 +357,7 @@ def test_an_ablation_is_compared_with_the_arm_it_changes_over_the_teachers_that_
     ]
     once = [run | {"arm": "once", "run": f"once-{run['run']}"} for run in students[:1]]
     alone = [run | {"arm": "other", "method": "ppd", "run": f"other-{run['run']}"} for run in students]
-    found = {each.cell.arm: each for each in ask(records + lower + once + alone).ablations}
+    found = {each.group.arm: each for each in ask(records + lower + once + alone).ablations}
     assert set(found) == {"worse", "once", "other"}
     assert found["worse"].base.arm == "distill-student"
     assert found["worse"].less_base.value == pytest.approx(-2)

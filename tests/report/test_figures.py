@@ -22,7 +22,7 @@ def frame(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pl.DataFra
     return pl.DataFrame([defaults | row for row in rows], infer_schema_length=None)
 
 
-def cells(seeds: int = 3) -> list[dict[str, object]]:
+def groups(seeds: int = 3) -> list[dict[str, object]]:
     """Every arm at every size, made up: scores rise to the teacher's, runs of RL are 2 points lower."""
     rng = np.random.default_rng(0)
     return [
@@ -42,7 +42,7 @@ def cells(seeds: int = 3) -> list[dict[str, object]]:
 
 def table() -> pl.DataFrame:
     taught = {"teacher": "data/experts/pong/seed-0", "teacher_score": 20.5}
-    rows = [{"status": "done"} | row | (taught if row["arm"] != "rl" else {}) for row in cells()]
+    rows = [{"status": "done"} | row | (taught if row["arm"] != "rl" else {}) for row in groups()]
     rows = [row | {"agreement": 0.6 + 0.019 * row["score"] if "teacher" in row else None} for row in rows]
     return frame(rows, TABLE)
 
@@ -50,18 +50,20 @@ def table() -> pl.DataFrame:
 def episodes() -> pl.DataFrame:
     rng = np.random.default_rng(0)
     games = [
-        (cell, game, score) for cell in cells(1) for game, score in enumerate(cell["score"] + rng.integers(-3, 4, 20))
+        (group, game, score)
+        for group in groups(1)
+        for game, score in enumerate(group["score"] + rng.integers(-3, 4, 20))
     ]
-    return frame([cell | {"game": game, "score": score} for cell, game, score in games], EPISODES)
+    return frame([group | {"game": game, "score": score} for group, game, score in games], EPISODES)
 
 
 def curves() -> pl.DataFrame:
     points = []
-    for cell in cells(2):
+    for group in groups(2):
         for step in range(0, 1_000_001, 50_000):
-            score = None if cell["arm"] == "distill-teacher" else cell["score"] * step / 1e6 - 21 * (1 - step / 1e6)
-            agreement = None if cell["arm"] == "rl" else 0.9 + step / 2e7
-            points.append(cell | {"step": step, "score": score, "agreement": agreement})
+            score = None if group["arm"] == "distill-teacher" else group["score"] * step / 1e6 - 21 * (1 - step / 1e6)
+            agreement = None if group["arm"] == "rl" else 0.9 + step / 2e7
+            points.append(group | {"step": step, "score": score, "agreement": agreement})
     return frame(points, CURVES)
 
 
@@ -155,7 +157,7 @@ def test_the_teachers_line_is_at_the_teachers_score_and_a_random_policys_where_i
 
 
 def test_runs_that_are_not_done_are_counted_out_loud():
-    failed = frame([cells()[0] | {"status": "failed", "score": None}], TABLE)
+    failed = frame([groups()[0] | {"status": "failed", "score": None}], TABLE)
     figure = figures.size_score(pl.concat([table(), failed], how="vertical_relaxed"))
     assert any("1 run left out, not measured" in text for text in words(figure))
     assert len(dots(figure, "rl")) == 18

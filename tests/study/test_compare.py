@@ -20,10 +20,9 @@ from potstill.commands import studying
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.jobs import new_distillation
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.study import execute as study
 from potstill.study import local
 from potstill.study.execute import StudyInterrupted
@@ -31,11 +30,12 @@ from potstill.study.execute import execute as generate
 from potstill.study.grid import Grid
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import new_distillation
 
 
 def execute(*arguments, **options):
     """All runs to their end; the names of those that failed."""
-    return [ended.cell.name for ended in generate(*arguments, **options) if ended.error is not None]
+    return [ended.spec.name for ended in generate(*arguments, **options) if ended.error is not None]
 
 
 RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
@@ -98,7 +98,7 @@ def comparison(tmp_path_factory, teacher):
     script = """
 import os, signal, sys
 from pathlib import Path
-from potstill.runs import Run
+from potstill.storage.runs import Run
 with Run.open(Path(sys.argv[1])).lock():
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -118,21 +118,21 @@ with Run.open(Path(sys.argv[1])).lock():
 
 def test_the_cells_of_a_plan_go_from_small_to_large_then_by_lead_and_seed(teacher):
     plan = make_plan(teacher, widths=("1/4", "0.125"), leads=("teacher", "student"), seeds=(2, 0))
-    cells = plan.cells()
-    assert [cell.name for cell in cells] == [
+    specs = plan.specs()
+    assert [spec.name for spec in specs] == [
         f"width-{width}_{lead}_seed-{seed}"
         for width in ("0.125", "1_4")
         for lead in ("teacher", "student")
         for seed in (2, 0)
     ]
-    assert {cell.teacher for cell in cells} == {teacher}
+    assert {spec.teacher for spec in specs} == {teacher}
     expected = replace(BASE, network=replace(BASE.network, width="0.125"), lead="teacher", seed=2)
-    assert cells[0].config == expected
+    assert specs[0].config == expected
 
 
 def test_several_teachers_are_numbered():
-    cells = make_plan(Path("a"), teachers=(Path("a"), Path("b")), widths=("1/8",)).cells()
-    assert [(cell.name, str(cell.teacher)) for cell in cells] == [
+    specs = make_plan(Path("a"), teachers=(Path("a"), Path("b")), widths=("1/8",)).specs()
+    assert [(spec.name, str(spec.teacher)) for spec in specs] == [
         ("teacher-0_width-1_8_student_seed-0", "a"),
         ("teacher-1_width-1_8_student_seed-0", "b"),
     ]
@@ -154,7 +154,7 @@ def test_several_teachers_are_numbered():
 )
 def test_an_axis_that_is_empty_or_names_something_twice_is_refused(axis, values, said):
     with pytest.raises(InputError, match=said):
-        make_plan(Path("a"), **{axis: values}).cells()
+        make_plan(Path("a"), **{axis: values}).specs()
 
 
 def test_a_killed_worker_is_reported_and_the_others_finish(comparison):
@@ -211,9 +211,9 @@ def test_other_settings_or_another_teacher_in_the_same_folder_are_refused(compar
 
 def test_a_precision_once_measured_is_kept(comparison, teacher, monkeypatch):
     measured = {"auto": torch.bfloat16, "float32": torch.float32}
-    monkeypatch.setattr("potstill.jobs.resolve_precision", lambda precision, device: measured[precision])
+    monkeypatch.setattr("potstill.training.trainer.resolve_precision", lambda precision, device: measured[precision])
     plan = make_plan(teacher, base=replace(BASE, precision="auto"))
-    assert execute(plan.cells(), comparison.out, RUNTIME, GAMES, workers=2) == []
+    assert execute(plan.specs(), comparison.out, RUNTIME, GAMES, workers=2) == []
 
 
 def test_without_scores_the_table_stands_and_the_figures_are_missed_aloud(comparison, teacher, tmp_path, monkeypatch):
@@ -241,8 +241,8 @@ def test_a_missing_teacher_is_one_line(tmp_path):
 
 def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_completes_it(teacher, tmp_path, monkeypatch):
     base = replace(BASE, total_timesteps=16_000, updates_per_step=0.25)
-    cells = make_plan(teacher, widths=("1/32",), base=base).cells()
-    run_path, progress = tmp_path / cells[0].name, study._progress
+    specs = make_plan(teacher, widths=("1/32",), base=base).specs()
+    run_path, progress = tmp_path / specs[0].name, study._progress
 
     def terminating_progress(run):
         if run.metrics_path.exists() and run.metrics_path.stat().st_size:
@@ -253,11 +253,11 @@ def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_complete
         patch.setattr(study, "_progress", terminating_progress)
         patch.setattr(study.time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 10))
         with pytest.raises(StudyInterrupted, match="stopped by SIGTERM; the same command goes on with it") as stop:
-            execute(cells, tmp_path, RUNTIME, GAMES, workers=2)
+            execute(specs, tmp_path, RUNTIME, GAMES, workers=2)
     assert stop.value.code == 143
     assert Run.open(run_path).status == "interrupted"  # so the worker has saved
     assert "stopped by SIGTERM" in (run_path / "log.txt").read_text()
-    assert execute(cells, tmp_path, RUNTIME, GAMES, workers=2) == []
+    assert execute(specs, tmp_path, RUNTIME, GAMES, workers=2) == []
     assert Run.open(run_path).status == "done"
 
 
@@ -271,7 +271,7 @@ def test_a_study_that_is_terminated_saves_its_workers_and_the_next_call_complete
     ],
 )
 def test_a_run_at_its_games_says_how_many_are_played(games, words, teacher, tmp_path):
-    run = study.open_or_create(make_plan(teacher).cells()[0], tmp_path, RUNTIME)
+    run = study.open_or_create(make_plan(teacher).specs()[0], tmp_path, RUNTIME)
     metrics = {"step": run.config["config"]["total_timesteps"], "agreement": 0.75}
     run.metrics_path.write_text(json.dumps(metrics) + "\n")
     run.games_path.write_text(games)
@@ -303,12 +303,12 @@ def test_workers_do_not_outlive_a_study_that_fails(teacher, tmp_path, monkeypatc
     monkeypatch.setattr(local, "launch", remembering_start)
     monkeypatch.setattr(study, "_progress", failing_progress)
     with pytest.raises(InputError, match="the metrics are damaged"):
-        execute(make_plan(teacher).cells(), tmp_path, RUNTIME, GAMES, workers=2)
+        execute(make_plan(teacher).specs(), tmp_path, RUNTIME, GAMES, workers=2)
     assert [process.poll() is None for process in processes] == [False, False]
 
 
 def test_a_worker_that_does_not_stop_when_time_is_up_is_killed_and_can_be_run_again(teacher, tmp_path, monkeypatch):
-    cells, processes = make_plan(teacher, widths=("1/32",)).cells(), []
+    specs, processes = make_plan(teacher, widths=("1/32",)).specs(), []
 
     def suspended(*arguments):
         processes.append(local.LocalProcess(*arguments))
@@ -317,6 +317,6 @@ def test_a_worker_that_does_not_stop_when_time_is_up_is_killed_and_can_be_run_ag
         return processes[-1]
 
     monkeypatch.setattr(study, "SAVING", 0.3)
-    assert execute(cells, tmp_path, RUNTIME, GAMES, until=time.monotonic() + 500.0, start=suspended) == []
+    assert execute(specs, tmp_path, RUNTIME, GAMES, until=time.monotonic() + 500.0, start=suspended) == []
     assert [process.returncode for process in processes] == [-signal.SIGKILL]
-    assert Run.open(tmp_path / cells[0].name).status == "new"
+    assert Run.open(tmp_path / specs[0].name).status == "new"

@@ -12,7 +12,7 @@ from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.networks import Policy
 from potstill.policies import load_policy, save_policy
-from potstill.study.execute import open_or_create, taught_by
+from potstill.study.execute import open_or_create, teacher_of_run
 from potstill.study.plan import Part
 from potstill.study.planfile import line_of, read_plan
 from potstill.training.runtime import Runtime
@@ -62,9 +62,9 @@ def refused(folder, old, new):
 def test_a_plan_is_every_arm_at_every_width_from_every_seed_and_teacher(tmp_path):
     plan = read_plan(write(tmp_path))
     assert (plan.name, plan.env, plan.evaluation.episodes, plan.evaluation.starts) == ("small", "cartpole", 20, (50,))
-    assert (plan.evaluation.start_games, plan.evaluation.beside_games) == (20, 20)
+    assert (plan.evaluation.start_games, plan.evaluation.secondary_games) == (20, 20)
     assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nstart-games = 5"))).evaluation.start_games == 5
-    assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nbeside-games = 7"))).evaluation.beside_games == 7
+    assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nsecondary-games = 7"))).evaluation.secondary_games == 7
     of_a_width = [
         "rl_width-{}_seed-3",
         "distill-student_width-{}_teacher-a_seed-3",
@@ -73,14 +73,14 @@ def test_a_plan_is_every_arm_at_every_width_from_every_seed_and_teacher(tmp_path
         "finetune_width-{}_teacher-b_seed-3",
     ]
     first = [name.format(width) for width in ("1_8", "1_16") for name in of_a_width]
-    assert [cell.name for cell in plan.cells()] == [*first, "rl_width-1_8_seed-4", "rl_width-1_16_seed-4"]
+    assert [spec.name for spec in plan.specs()] == [*first, "rl_width-1_8_seed-4", "rl_width-1_16_seed-4"]
 
 
 def test_a_run_comes_after_the_one_it_begins_with_whatever_the_order_of_seeds(tmp_path):
     text = PLAN.replace("seeds = [3]\nvalue", "seeds = [3, 4]\nvalue").replace(
         'student"\nseeds = [3]', 'student"\nseeds = [4]'
     )
-    names = [cell.name for cell in read_plan(write(tmp_path, text)).cells()]
+    names = [spec.name for spec in read_plan(write(tmp_path, text)).specs()]
     assert len(names) == 16
     for name in names:
         if name.startswith("finetune"):
@@ -88,27 +88,27 @@ def test_a_run_comes_after_the_one_it_begins_with_whatever_the_order_of_seeds(tm
 
 
 def test_settings_are_the_tasks_then_the_arms_then_the_widths(tmp_path):
-    cells = {cell.name: cell for cell in read_plan(write(tmp_path)).cells()}
-    small, large = cells["rl_width-1_16_seed-3"].config, cells["rl_width-1_8_seed-3"].config
+    specs = {spec.name: spec for spec in read_plan(write(tmp_path)).specs()}
+    small, large = specs["rl_width-1_16_seed-3"].config, specs["rl_width-1_8_seed-3"].config
     assert (small.network.width, small.seed, small.total_timesteps, small.max_learning_rate) == ("1/16", 3, 8192, 1e-2)
     assert (large.total_timesteps, large.max_learning_rate) == (8192, 5e-3)
     assert small.env.id == "CartPole-v1"
-    student = cells["distill-student_width-1_8_teacher-b_seed-3"]
+    student = specs["distill-student_width-1_8_teacher-b_seed-3"]
     taught = {"network": large.network, "seed": 3, "value_coefficient": 1.0, "precision": "float32"}
     assert student.config == replace(DistillConfig(), **taught)
     assert student.teacher == tmp_path / "experts" / "b"
 
 
 def test_a_finetune_begins_with_the_student_of_its_own_width_seed_and_teacher(tmp_path):
-    cells = {cell.name: cell for cell in read_plan(write(tmp_path)).cells()}
-    tuned = cells["finetune_width-1_8_teacher-b_seed-3"]
-    assert tuned.start_from == cells["distill-student_width-1_8_teacher-b_seed-3"]
+    specs = {spec.name: spec for spec in read_plan(write(tmp_path)).specs()}
+    tuned = specs["finetune_width-1_8_teacher-b_seed-3"]
+    assert tuned.start_from == specs["distill-student_width-1_8_teacher-b_seed-3"]
     assert (tuned.method, tuned.teacher) == ("finetune", None)
 
 
 def test_pairing_by_cycle_gives_each_seed_one_teacher_in_turn(tmp_path):
     text = PLAN.replace("seeds = [3, 4]", 'pairing = "cycle"\nseeds = [3, 4, 5]').replace("seeds = [3]\n", "")
-    names = [cell.name for cell in read_plan(write(tmp_path, text)).cells() if cell.arm == "distill-student"]
+    names = [spec.name for spec in read_plan(write(tmp_path, text)).specs() if spec.arm == "distill-student"]
     assert [name for name in names if "1_16" in name] == [
         "distill-student_width-1_16_teacher-a_seed-3",
         "distill-student_width-1_16_teacher-b_seed-4",
@@ -118,14 +118,14 @@ def test_pairing_by_cycle_gives_each_seed_one_teacher_in_turn(tmp_path):
 
 def test_a_part_of_a_plan_is_its_runs_of_these_arms_widths_and_seeds_and_those_they_begin_with(tmp_path):
     plan = read_plan(write(tmp_path))
-    assert plan.cells_of(Part()) == plan.cells() == plan.cells_of(Part(("rl", "finetune")))
-    assert {cell.arm for cell in plan.cells_of(Part(("rl",)))} == {"rl"}
-    assert {cell.arm for cell in plan.cells_of(Part(("finetune",)))} == {"distill-student", "finetune"}
-    small = plan.cells_of(Part(("finetune",), ("0.0625",), (3,)))  # the plan writes 1/16
+    assert plan.specs_of(Part()) == plan.specs() == plan.specs_of(Part(("rl", "finetune")))
+    assert {spec.arm for spec in plan.specs_of(Part(("rl",)))} == {"rl"}
+    assert {spec.arm for spec in plan.specs_of(Part(("finetune",)))} == {"distill-student", "finetune"}
+    small = plan.specs_of(Part(("finetune",), ("0.0625",), (3,)))  # the plan writes 1/16
     assert small == [
-        cell for cell in plan.cells() if cell.arm != "rl" and "width-1_16" in cell.name and cell.config.seed == 3
+        spec for spec in plan.specs() if spec.arm != "rl" and "width-1_16" in spec.name and spec.config.seed == 3
     ]
-    assert {cell.arm for cell in small} == {"distill-student", "finetune"}
+    assert {spec.arm for spec in small} == {"distill-student", "finetune"}
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_a_part_of_a_plan_is_its_runs_of_these_arms_widths_and_seeds_and_those_t
 )
 def test_a_part_that_the_plan_does_not_have_is_refused(tmp_path, part, says):
     with pytest.raises(InputError, match=re.escape(says)):
-        read_plan(write(tmp_path)).cells_of(part)
+        read_plan(write(tmp_path)).specs_of(part)
 
 
 def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
     def identities(text=PLAN, teacher="0" * 12):
-        return {cell.name: cell.identity(teacher) for cell in read_plan(write(tmp_path, text)).cells()}
+        return {spec.name: spec.identity(teacher) for spec in read_plan(write(tmp_path, text)).specs()}
 
     first = identities()
     assert len(set(first.values())) == 8  # the two teachers are one here
@@ -171,13 +171,17 @@ def test_an_identity_changes_with_whatever_would_change_the_result(tmp_path):
         ("seeds = [3, 4]", 'seeds = ["3"]', ", line 3: seeds should be a whole number, not '3'"),
         ('"1/8", "1/16"', '"1/8", "0.125"', ", line 2: widths must name at least one, and none twice: 1/8, 0.125"),
         ('"1/8", "1/16"', '"1/8", "0"', ", line 2: width must be above 0 and at most 16, not 0"),
-        ("episodes = 20", "episodes = 0", ", line 6: episodes, starts, start-games and beside-games are at least 1"),
+        ("episodes = 20", "episodes = 0", ", line 6: episodes, starts, start-games and secondary-games are at least 1"),
         (
             "starts = [50]",
-            "beside-games = 0",
-            ", line 6: episodes, starts, start-games and beside-games are at least 1",
+            "secondary-games = 0",
+            ", line 6: episodes, starts, start-games and secondary-games are at least 1",
         ),
-        ("starts = [50]", "start-games = 0", ", line 6: episodes, starts, start-games and beside-games are at least 1"),
+        (
+            "starts = [50]",
+            "start-games = 0",
+            ", line 6: episodes, starts, start-games and secondary-games are at least 1",
+        ),
         ("[arms.rl]", "[arms.rll]", ", line 10: no arm is called 'rll': did you mean rl?"),
         ("total-timesteps = 8192", "total-steps = 8192", ", line 11: rl has no setting 'total-steps': did you mean"),
         ("total-timesteps = 8192", "total-timesteps = 0", ", line 10: total-timesteps must be at least 1, not 0"),
@@ -246,28 +250,28 @@ def test_an_arm_of_rl_has_a_variant_for_each_critic_whose_cost_is_not_its_size(t
     plan = read_plan(write(tmp_path, text))
     assert plan.scores == (100.0, 400.0)
     assert [arm.name for arm in plan.arms] == ["rl", "rl-split", "rl-split-1_4", "distill-student", "finetune"]
-    cells = {cell.name: cell for cell in plan.cells()}
-    networks = [cells[f"{arm}_width-1_8_seed-3"].config.network for arm in ("rl", "rl-split", "rl-split-1_4")]
+    specs = {spec.name: spec for spec in plan.specs()}
+    networks = [specs[f"{arm}_width-1_8_seed-3"].config.network for arm in ("rl", "rl-split", "rl-split-1_4")]
     assert [(n.critic, n.critic_width) for n in networks] == [("shared", "1"), ("split", "1"), ("split", "1/4")]
     assert len({Policy(network, (4,), 2).size() for network in networks}) == 1
-    assert cells["finetune_width-1_8_teacher-a_seed-3"].config.network.critic == "shared"
+    assert specs["finetune_width-1_8_teacher-a_seed-3"].config.network.critic == "shared"
     written = read_plan(
         write(tmp_path, PLAN + '[arms.rl-split]\n[arms.rl-split.width."1/16"]\nmax-learning-rate = 1e-2\n')
     )
-    alone = next(cell for cell in written.cells() if cell.name == "rl-split_width-1_16_seed-3")
-    assert alone.config.network == cells[alone.name].config.network
+    alone = next(spec for spec in written.specs() if spec.name == "rl-split_width-1_16_seed-3")
+    assert alone.config.network == specs[alone.name].config.network
 
 
 def test_a_plan_has_one_precision_which_is_float32_where_it_does_not_say(tmp_path):
-    assert {cell.config.precision for cell in read_plan(write(tmp_path)).cells()} == {"float32"}
+    assert {spec.config.precision for spec in read_plan(write(tmp_path)).specs()} == {"float32"}
     coarse = read_plan(write(tmp_path, 'precision = "bfloat16"\n' + PLAN))
-    assert {cell.config.precision for cell in coarse.cells()} == {"bfloat16"}
+    assert {spec.config.precision for spec in coarse.specs()} == {"bfloat16"}
 
 
 def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path):
     path = write(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(read_plan(path).cells()) == len(read_plan(write(tmp_path)).cells())
+    assert len(read_plan(path).specs()) == len(read_plan(write(tmp_path)).specs())
 
 
 def test_every_named_arm_can_be_planned(tmp_path):
@@ -276,9 +280,9 @@ def test_every_named_arm_can_be_planned(tmp_path):
         for name in ARMS
     )
     text = PLAN[: PLAN.index("[arms.rl]")] + arms
-    cells = read_plan(write(tmp_path, text)).cells()
-    assert {cell.arm for cell in cells} == set(ARMS)
-    split = next(cell for cell in cells if cell.arm == "rl-split")
+    specs = read_plan(write(tmp_path, text)).specs()
+    assert {spec.arm for spec in specs} == set(ARMS)
+    split = next(spec for spec in specs if spec.arm == "rl-split")
     assert (split.config.network.critic, split.method) == ("split", "rl")
 
 
@@ -289,19 +293,19 @@ def plan(request):
 
 
 def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there(plan):
-    cells = read_plan(plan).cells()
-    assert cells
-    assert all(cell.teacher is None or (cell.teacher / "policy.safetensors").is_file() for cell in cells)
+    specs = read_plan(plan).specs()
+    assert specs
+    assert all(spec.teacher is None or (spec.teacher / "policy.safetensors").is_file() for spec in specs)
 
 
 def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(plan, tmp_path):
-    cells = {(cell.arm, taught_by(cell)): cell for cell in reversed(read_plan(plan).cells())}
-    for cell in cells.values():
-        if cell.start_from is not None:
+    specs = {(spec.arm, teacher_of_run(spec)): spec for spec in reversed(read_plan(plan).specs())}
+    for spec in specs.values():
+        if spec.start_from is not None:
             # A student that has learned nothing stands for the one that the study would make.
-            teacher = load_policy(cell.start_from.teacher)
-            student = distill.start(cell.start_from.config, teacher.policy, torch.device("cpu")).student
+            teacher = load_policy(spec.start_from.teacher)
+            student = distill.start(spec.start_from.config, teacher.policy, torch.device("cpu")).student
             probe = np.zeros((1, *student.observation_shape), dtype=np.uint8)
-            begun = open_or_create(cell.start_from, tmp_path, RUNTIME)
+            begun = open_or_create(spec.start_from, tmp_path, RUNTIME)
             save_policy(begun.policy_path, student, teacher.env, probe, {})
-        assert open_or_create(cell, tmp_path, RUNTIME).status == "new"
+        assert open_or_create(spec, tmp_path, RUNTIME).status == "new"

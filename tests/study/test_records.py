@@ -40,7 +40,7 @@ teachers = ["expert"]
 episodes = 4
 starts = [5, 50]
 start-games = 3
-beside-games = 2
+secondary-games = 2
 
 [arms.rl]
 total-timesteps = 20480
@@ -127,7 +127,7 @@ def test_a_record_tells_what_was_run_what_it_cost_and_how_it_scored(done):
         assert set(record["starts"]) == {"0", "5", "50"}
         assert record["starts"]["0"]["score"] == record["score"]
         assert [record["starts"][k]["episodes"] for k in ("0", "5", "50")] == [4, 3, 3]
-        assert record["beside_games"] == 2
+        assert record["secondary_games"] == 2
         assert 15 < record["random_score"] < 30
         assert record["curve"][-1]["step"] == record["env_steps"]
 
@@ -199,7 +199,7 @@ def test_a_policy_that_a_new_run_begins_with_is_made_again_where_it_is_gone(done
     (tmp_path / f"{NAMES[1]}.json").write_bytes((done.out / f"{NAMES[1]}.json").read_bytes())
     shutil.copytree(done.folder / "expert", tmp_path / "expert")
     plan = read_plan(write(tmp_path, PLAN.replace("[arms.rl]", "[arms.rl]\nseeds = [9]")))
-    names = [ended.cell.name for ended in run_study(plan, tmp_path, RUNTIME, workers=2) if ended.cell.arm != "rl"]
+    names = [ended.spec.name for ended in run_study(plan, tmp_path, RUNTIME, workers=2) if ended.spec.arm != "rl"]
     assert names == NAMES[1:]
 
 
@@ -218,14 +218,14 @@ def test_a_record_of_a_run_with_other_settings_is_refused_and_left(done):
 def test_the_records_that_are_committed_are_of_the_plans_beside_them():
     for name in ("pong", "minatar-breakout", "minatar-space-invaders"):
         plan = read_plan(ROOT / f"plans/{name}.toml")
-        found = len(recorded(plan.cells(), ROOT / "data" / "results" / "first" / name))
-        assert found == len(plan.cells()) or (name == "pong" and found)  # begun
+        found = len(recorded(plan.specs(), ROOT / "data" / "results" / "first" / name))
+        assert found == len(plan.specs()) or (name == "pong" and found)  # begun
         if name != "minatar-breakout":
-            assert recorded(tuning_plan(plan).cells(), ROOT / "data" / "results" / "first" / name / "tune")
+            assert recorded(tuning_plan(plan).specs(), ROOT / "data" / "results" / "first" / name / "tune")
 
 
 def test_a_study_that_another_process_begins_is_waited_for_and_the_lock_of_the_dead_is_taken_over(done):
-    script = "import sys, time; from pathlib import Path; from potstill.runs import Run\n"
+    script = "import sys, time; from pathlib import Path; from potstill.storage.runs import Run\n"
     script += "with Run(Path(sys.argv[1]), {}).lock(): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script, str(done.out)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
@@ -309,7 +309,7 @@ def test_a_run_with_other_settings_is_refused_at_once_though_it_would_begin_with
 
 
 def test_a_run_that_never_began_is_recorded_too(done):
-    tuned = next(cell for cell in read_plan(done.plan).cells() if cell.arm == "finetune")
+    tuned = next(spec for spec in read_plan(done.plan).specs() if spec.arm == "finetune")
     record = make_record(execute.Ended(tuned, None, "no student"), done.out / "runs")
     assert (record["run"], record["status"], record["error"]) == (NAMES[2], "failed", "no student")
     assert record["identity"] == json.loads((done.out / f"{NAMES[2]}.json").read_bytes())["identity"]

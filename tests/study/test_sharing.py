@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from potstill import jobs
 from potstill.cli import main
 from potstill.results import runs_table
-from potstill.runs import hold
+from potstill.storage.runs import hold
 from potstill.study import records
 from potstill.study.planfile import read_plan
+from potstill.training import trainer
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
@@ -39,7 +39,7 @@ class Here:
     returncode = 0
 
     def __init__(self, run, runtime, eval_config, data):
-        jobs.execute(run, runtime, eval_config, data)
+        trainer.execute(run, runtime, eval_config, data)
 
     def poll(self):
         return 0
@@ -93,9 +93,9 @@ def test_a_run_that_another_process_holds_is_waited_for_and_the_others_go_on(alo
     with hold(out / "runs" / f".{NAMES[0]}.claim"):
         runs = records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
         ended.append(next(runs))
-        assert ended[0].cell.name == NAMES[1]
+        assert ended[0].spec.name == NAMES[1]
     ended += list(runs)
-    assert ended[-1].cell.name == NAMES[0]
+    assert ended[-1].spec.name == NAMES[0]
     assert table(out).equals(table(alone.out))
 
 
@@ -106,7 +106,7 @@ def damaged(alone, tmp_path, spoil):
     spoil(out)
     (out / f"{NAMES[1]}.json").unlink()
     return out, {
-        each.cell.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
+        each.spec.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
     }
 
 
@@ -166,7 +166,7 @@ def test_a_torn_resume_state_is_told_and_its_run_begins_again(alone, tmp_path, c
     state.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{torn")
     before = time.time()
     assert {
-        each.cell.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
+        each.spec.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
     } == (dict.fromkeys(NAMES[1:]))
     told = capfd.readouterr().err
     assert f"study  {NAMES[1]}: {state}" in told

@@ -61,11 +61,11 @@ def test_every_combination_of_an_arms_values_is_a_trial(tmp_path):
 
 def test_trials_are_a_plan_with_seeds_and_widths_of_its_own(tmp_path):
     plan = tuning_plan(plan_of(tmp_path))
-    cells = {cell.name: cell for cell in plan.cells()}
-    assert len(cells) == 2 * 3 * 2 * 2
-    cell = cells["rl_max-learning-rate-0.004_width-1_8_seed-101"]
-    assert (cell.config.max_learning_rate, cell.config.total_timesteps, cell.config.seed) == (4e-3, 8192, 101)
-    assert (plan.evaluation.episodes, plan.evaluation.beside_games) == (8, 0)
+    specs = {spec.name: spec for spec in plan.specs()}
+    assert len(specs) == 2 * 3 * 2 * 2
+    spec = specs["rl_max-learning-rate-0.004_width-1_8_seed-101"]
+    assert (spec.config.max_learning_rate, spec.config.total_timesteps, spec.config.seed) == (4e-3, 8192, 101)
+    assert (plan.evaluation.episodes, plan.evaluation.secondary_games) == (8, 0)
 
 
 def test_the_best_mean_over_the_seeds_is_chosen_and_what_lies_between_is_interpolated(tmp_path):
@@ -82,8 +82,8 @@ def test_the_best_mean_over_the_seeds_is_chosen_and_what_lies_between_is_interpo
 
 def test_a_setting_with_one_value_is_how_trials_run_and_no_choice(tmp_path):
     plan = plan_of(tmp_path, PLAN.replace("16e-3]", "16e-3]\ntotal-timesteps = [4096]"))
-    cells = {cell.name: cell for cell in tuning_plan(plan).cells()}
-    assert cells["rl_max-learning-rate-0.004_width-1_8_seed-101"].config.total_timesteps == 4096
+    specs = {spec.name: spec for spec in tuning_plan(plan).specs()}
+    assert specs["rl_max-learning-rate-0.004_width-1_8_seed-101"].config.total_timesteps == 4096
     made = records(plan, lambda arm, value, width, seed: value)
     assert {tuple(choice.setting) for choice in choose(plan, made) if choice.arm == "rl"} == {("max-learning-rate",)}
 
@@ -96,7 +96,7 @@ def test_the_choice_is_written_as_toml_that_a_plan_takes_with_its_evidence(tmp_p
     assert "# at the edge of its grid, which should grow: max-learning-rate" in text
     assert text.count("# interpolated between the tuned widths") == 4
     grown = plan_of(tmp_path, PLAN.replace("[tune]", f"{text}\n[tune]"))
-    assert {cell.config.max_learning_rate for cell in grown.cells() if cell.arm == "rl"} == {16e-3}
+    assert {spec.config.max_learning_rate for spec in grown.specs() if spec.arm == "rl"} == {16e-3}
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ MINIBATCHES = """
 import resource, torch
 from potstill.training.runtime import Runtime
 from potstill.networks import NetworkConfig, Policy
-Runtime(device="cpu", threads=1).settle()
+Runtime(device="cpu", threads=1).apply()
 policy = Policy(NetworkConfig("1/8"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
 raw = torch.zeros((512, 4, 84, 84), dtype=torch.uint8)
 for _ in range(16):

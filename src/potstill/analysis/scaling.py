@@ -105,7 +105,7 @@ def size_bounds(sizes: ArrayLike, scores: ArrayLike, target: float) -> tuple[Flo
 
 def size_to_reach(
     sizes: ArrayLike,
-    cells: Sequence[Arm],
+    groups: Sequence[Arm],
     target: float,
     rng: np.random.Generator,
     level: float = 0.95,
@@ -115,7 +115,7 @@ def size_to_reach(
 
     Args:
         sizes: (S,) parameters of the deployed actor, increasing.
-        cells: S arms, one per size; see `resample_curve` for what they share.
+        groups: S arms, one per size; see `resample_curve` for what they share.
         target: p, in points.
         rng: decides everything drawn.
         level: of the interval.
@@ -124,7 +124,7 @@ def size_to_reach(
     Raises:
         InputError: as `size_bounds` and `resample_curve`.
     """
-    curve = resample_curve(cells, rng, resamples)
+    curve = resample_curve(groups, rng, resamples)
     drawn = curve.values + widen(curve.deviations, _crossing_df(curve, target), rng)
     return _bounded(size_bounds(sizes, curve.values, target), size_bounds(sizes, drawn, target), level)
 
@@ -142,8 +142,8 @@ def size_ratio(
 
     Where a curve does not cross p the ratio is bounded by what the other one says: rl never reaches p while the
     distilled one does at n, so rho > largest / n. Both out of reach, or both within reach of the smallest: unknown.
-    "Overhead" is the claim that the interval lies above 1. An rl cell that had not converged makes N_rl an upper bound,
-    and then rho too: the caller must say so.
+    "Overhead" is the claim that the interval lies above 1. An rl group that had not converged makes N_rl an upper
+    bound, and then rho too: the caller must say so.
 
     Args:
         sizes: (S,) parameters of the deployed actor, increasing.
@@ -159,7 +159,7 @@ def size_ratio(
     Raises:
         InputError: as `size_bounds` and `resample_curve`.
     """
-    curves = [resample_curve(cells, rng, resamples) for cells in (rl, distilled)]
+    curves = [resample_curve(groups, rng, resamples) for groups in (rl, distilled)]
     spreads = [_log_spread(sizes, curve, target) for curve in curves]
     df = welch(spreads, [_crossing_df(curve, target) for curve in curves])
     both = widen(np.stack([curve.deviations for curve in curves]).swapaxes(0, 1), df, rng)
@@ -260,7 +260,7 @@ def pareto_front(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
 def _sizes(sizes: ArrayLike, count: int) -> FloatArray:
     sizes = np.asarray(sizes, dtype=np.float64)
     if sizes.shape != (count,) or count < 2:
-        raise InputError(f"a curve needs 2 sizes or more, and a cell for each: got {sizes.size} and {count}")
+        raise InputError(f"a curve needs 2 sizes or more, and a group for each: got {sizes.size} and {count}")
     if not (sizes[0] > 0 and np.isfinite(sizes).all() and (np.diff(sizes) > 0).all()):
         raise InputError("sizes must be positive and increase")
     return sizes

@@ -253,27 +253,27 @@ class Curve:
     """Whether the sizes share their teachers, and so their degrees of freedom."""
 
 
-def resample_curve(cells: Sequence[Arm], rng: np.random.Generator, resamples: int = 10_000) -> Curve:
-    """Interquartile mean of each cell of a curve, and resamples as in `bootstrap`.
+def resample_curve(groups: Sequence[Arm], rng: np.random.Generator, resamples: int = 10_000) -> Curve:
+    """Interquartile mean of each group of a curve, and resamples as in `bootstrap`.
 
-    Where cells have several teachers, these are the same in every cell, in the same order, and are drawn together: a
-    good teacher lifts the whole curve. Otherwise the cells are drawn independently.
+    Where groups have several teachers, these are the same in every group, in the same order, and are drawn together: a
+    good teacher lifts the whole curve. Otherwise the groups are drawn independently.
 
     Raises:
-        InputError: as `bootstrap`; the cells' numbers of teachers differ; or a cell has one run only, which tells
+        InputError: as `bootstrap`; the groups' numbers of teachers differ; or a group has one run only, which tells
             nothing of its spread.
     """
-    if len({len(cell) for cell in cells}) != 1:
-        raise InputError(f"the same teachers must be at every size: found {[len(cell) for cell in cells]} of them")
-    if any(len(_outermost(cell)) == 1 for cell in cells):
+    if len({len(group) for group in groups}) != 1:
+        raise InputError(f"the same teachers must be at every size: found {[len(group) for group in groups]} of them")
+    if any(len(_outermost(group)) == 1 for group in groups):
         raise InputError("a curve needs two runs or more at every size: leave out the sizes that have one, and say so")
-    if len(cells[0]) > 1:
-        drawn = _draw(cells, rng, resamples)
-        spreads = [_deviations(drawn, contrast) for contrast in np.eye(len(cells))]
+    if len(groups[0]) > 1:
+        drawn = _draw(groups, rng, resamples)
+        spreads = [_deviations(drawn, contrast) for contrast in np.eye(len(groups))]
     else:
-        spreads = [_deviations(_draw([cell], rng, resamples), np.ones(1)) for cell in cells]
+        spreads = [_deviations(_draw([group], rng, resamples), np.ones(1)) for group in groups]
     values, deviations, df = zip(*spreads, strict=True)
-    return Curve(np.array(values), np.stack(deviations, axis=1), np.array(df, dtype=np.float64), len(cells[0]) > 1)
+    return Curve(np.array(values), np.stack(deviations, axis=1), np.array(df, dtype=np.float64), len(groups[0]) > 1)
 
 
 def welch(variances: ArrayLike, df: ArrayLike) -> float:

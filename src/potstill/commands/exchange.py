@@ -72,7 +72,7 @@ def export(arguments: Sequence[str]) -> None:
     options = parse(_Export, arguments, "export")
     ending = {"c": "c", "sb3": "zip"}.get(options.format or "", "onnx")
     runtime = Runtime(threads=options.threads)
-    runtime.settle()
+    runtime.apply()
     record = written(
         load(options.policy, options.env),
         options.out or Path(f"policy.{ending}"),

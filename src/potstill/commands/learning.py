@@ -13,12 +13,12 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.jobs import Interrupted
 from potstill.options import parse, peek
 from potstill.ppo import PPOConfig
-from potstill.runs import next_directory
+from potstill.storage.runs import next_directory
 from potstill.study.execute import StudyInterrupted
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import Interrupted
 
 
 @dataclass(frozen=True)

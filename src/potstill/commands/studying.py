@@ -1,4 +1,4 @@
-"""`potstill compare` and `potstill study`: parse, run the cells, print the table."""
+"""`potstill compare` and `potstill study`: parse, do the runs, print the table."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional
 
 from potstill import api
-from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
 from potstill.evaluation import EvalConfig
 from potstill.options import describe_value, parse, peek
 from potstill.report import figures
 from potstill.results import curves_table, episodes_table, runs_table, write_tables
-from potstill.runs import next_directory, working_in
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.runs import next_directory, working_in
 from potstill.study import records, tune
 from potstill.study.execute import StudyInterrupted, execute
 from potstill.study.grid import Grid
@@ -47,14 +47,14 @@ def compare(arguments: Sequence[str]) -> None:
             raise InputError(f"{one} is of a single distillation: write {one}s and what to compare")
     options = parse(_Compare, arguments, "compare", _Compare())
     out = options.out or next_directory(Path("distill_run"), "comparison")
-    cells = options.grid.cells()
+    specs = options.grid.specs()
     failed = {}
     try:
         with working_in(out) as folder:
-            runs = execute(cells, out, options.runtime, options.evaluation, workers=options.workers, study=folder)
+            runs = execute(specs, out, options.runtime, options.evaluation, workers=options.workers, study=folder)
             for ended in runs:
                 if ended.error is not None:
-                    failed[ended.cell.name] = ended.error
+                    failed[ended.spec.name] = ended.error
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
@@ -74,7 +74,7 @@ def compare(arguments: Sequence[str]) -> None:
                 print(path)
             except InputError as error:  # not evaluated, or of several tasks: the table stands without the figure
                 print(f"potstill: no {path}: {error}", file=sys.stderr)
-    _exit_for(failed, len(cells))
+    _exit_for(failed, len(specs))
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _run(arguments: Sequence[str]) -> None:
     plan = read_plan(options.plan)
     out = options.out or Path("results") / plan.name
     failed = _drive(plan, out, options, Part(options.arms, options.widths, options.seeds))
-    _exit_for(failed, len(plan.cells()))
+    _exit_for(failed, len(plan.specs()))
 
 
 def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
@@ -186,8 +186,8 @@ def _tune(arguments: Sequence[str]) -> None:
     trial_plan = tune.tuning_plan(plan)
     out = (options.out or Path("results") / plan.name) / "tune"
     failed = _drive(trial_plan, out, options)
-    _exit_for(failed, len(trial_plan.cells()))
-    chosen = tune.as_toml(tune.choose(plan, list(records.recorded(trial_plan.cells(), out).values())))
+    _exit_for(failed, len(trial_plan.specs()))
+    chosen = tune.as_toml(tune.choose(plan, list(records.recorded(trial_plan.specs(), out).values())))
     write_atomically(out / "chosen.toml", chosen.encode())
     print(chosen)
     print(out / "chosen.toml")

@@ -18,7 +18,7 @@ class TimeUp(Exception):
 
 
 @contextmanager
-def minded(policy: Policy, until: float) -> Iterator[None]:
+def deadline(policy: Policy, until: float) -> Iterator[None]:
     """Games played by `policy` in here are cut by `TimeUp` at the step at which `time.monotonic()` passes `until`.
 
     Games can last as long as their task allows, and a policy may take that long for the first time at any game.
@@ -40,11 +40,11 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runt
     first = replace(config, lead="student", noise=0.0, warmup_steps=config.batch_size)
     device = resolve_device(runtime.device)
     try:
-        taught = teacher.policy.to(device)
-        state = distill.start(first, taught, device)
+        policy = teacher.policy.to(device)
+        state = distill.start(first, policy, device)
         with one_thread(), closing(Envs(teacher.env, first.num_envs)) as envs:
             began, counted, most = time.perf_counter(), 0, first.vector_steps - first.warmup_vector_steps - 1
-            for _ in distill.distill(first, state, taught, envs, every=1):
+            for _ in distill.distill(first, state, policy, envs, every=1):
                 if state.vector_steps <= first.warmup_vector_steps:
                     began = time.perf_counter()
                     continue

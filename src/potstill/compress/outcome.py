@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from potstill import evaluation
-from potstill.checkpoints import write_atomically
 from potstill.compress.budget import training_seconds
 from potstill.compress.config import CompressConfig, ladder, student_config
 from potstill.compress.search import FINISHING, News, Search, steps
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.export import onnx
-from potstill.files import read_json
 from potstill.load.sb3 import import_sb3, load_sb3
 from potstill.policies import load_policy
 from potstill.report import compression
-from potstill.runs import Run
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.files import read_json
+from potstill.storage.runs import Run
 from potstill.training.runtime import Runtime
 from potstill.watch import film
 
@@ -86,7 +86,7 @@ def search(run: Run, config: CompressConfig, runtime: Runtime, began: float | No
         return
     for name in ARTEFACTS:
         (run.path / name).unlink(missing_ok=True)
-    runtime.settle()
+    runtime.apply()
     state = Search(run, config, runtime, began)
     try:
         yield from steps(state)
@@ -128,7 +128,7 @@ def _record(state: Search) -> dict[str, Any]:
     }
     if chosen is None:
         return record
-    loaded = load_policy(state.run.path / "runs" / state.cell_name(chosen))
+    loaded = load_policy(state.run.path / "runs" / state.run_name(chosen))
     trained = read_json(loaded.path.with_name("result.json"))
     found, games = state.share("confirm", chosen), state.games[f"confirm {chosen}"].summary()
     assert found is not None
@@ -139,7 +139,7 @@ def _record(state: Search) -> dict[str, Any]:
 
 
 def _trial(state: Search, width: str, parameters: int) -> dict[str, Any]:
-    trial: dict[str, Any] = {"width": width, "parameters": parameters, "run": f"runs/{state.cell_name(width)}"}
+    trial: dict[str, Any] = {"width": width, "parameters": parameters, "run": f"runs/{state.run_name(width)}"}
     trial |= {"error": state.errors.get(width), "will_do": state.verdict(width)}
     for kind in ("screen", "confirm"):
         found = state.share(kind, width) if kind == "screen" or width in state.confirmed else None

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from potstill import evaluation, telemetry
-from potstill.checkpoints import write_atomically
-from potstill.compress.budget import TimeUp, minded, training_seconds
+from potstill.compress.budget import TimeUp, deadline, training_seconds
 from potstill.compress.config import CompressConfig, ladder, student_config
 from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
 from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
-from potstill.files import read_json
 from potstill.networks import resolve_device
 from potstill.policies import load_policy
-from potstill.runs import Run
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.files import read_json
+from potstill.storage.runs import Run
 from potstill.study.execute import execute
 from potstill.study.grid import Grid
 from potstill.tasks import task_of
@@ -49,7 +49,7 @@ class Search:
         self.games: dict[str, Evaluation] = {}
         self.errors: dict[str, str] = {}  # by width: why it could not be trained; the next call tries again
         self.confirmed: list[str] = []  # widths, in this order
-        self.pace = {"game": 0.0, "training": 1.0}  # seconds a game; seconds a training over what was foreseen
+        self.rates = {"game": 0.0, "training": 1.0}  # seconds a game; seconds a training over what was foreseen
         self._foreseen: list[float] = []  # seconds to train the smallest and the largest
         self.open = False  # whether the budget left widths untried that matter
         self.seconds: float = 0.0
@@ -69,7 +69,7 @@ class Search:
 
     def save(self) -> None:
         games = {name: [list(episode) for episode in played.episodes] for name, played in self.games.items()}
-        document = {"seconds": self.spent, "pace": self.pace, "confirmed": self.confirmed}
+        document = {"seconds": self.spent, "rates": self.rates, "confirmed": self.confirmed}
         write_atomically(self._path, json.dumps(document | {"games": games}, allow_nan=False).encode())
 
     def play(self, kind: str, width: str = "", keep: float = 0.0) -> Evaluation:
@@ -81,7 +81,7 @@ class Search:
         name = f"{kind} {width}".strip()
         if name in self.games:
             return self.games[name]
-        path = self.run.path / "runs" / self.cell_name(width) if width else self.teacher_path
+        path = self.run.path / "runs" / self.run_name(width) if width else self.teacher_path
         loaded = load_policy(path, str(resolve_device(self.runtime.device)))
         episodes = self.config.games if kind in ("screen", "random") else self.config.confirm_games
         began = time.monotonic()
@@ -97,13 +97,13 @@ class Search:
         )
         with (
             telemetry.Progress(f"play {name}", episodes, quiet=self.runtime.quiet, unit="games") as bar,
-            minded(loaded.policy, self.until(keep)),
+            deadline(loaded.policy, self.until(keep)),
         ):
             for so_far in games:
                 bar.update(len(so_far.episodes), score=so_far.score)
                 self.run.touch_lock()
         if kind != "random":
-            self.pace["game"] = max(self.pace["game"], (time.monotonic() - began) / episodes)
+            self.rates["game"] = max(self.rates["game"], (time.monotonic() - began) / episodes)
         self.games[name] = so_far
         self.save()
         return so_far
@@ -115,19 +115,19 @@ class Search:
             TimeUp: they did not end with `keep` seconds to spare, and are saved.
         """
         began, folder = time.monotonic(), self.run.path / "runs"
-        cells = self._grid(widths).cells()
-        begun = any((folder / cell.name).exists() for cell in cells)  # by an earlier call: the clock tells nothing
-        for ended in execute(cells, folder, self.runtime, study=self.run, until=self.until(keep)):
+        specs = self._grid(widths).specs()
+        begun = any((folder / spec.name).exists() for spec in specs)  # by an earlier call: the clock tells nothing
+        for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(keep)):
             if ended.error is not None:
-                self.errors[ended.cell.config.network.width] = ended.error
+                self.errors[ended.spec.config.network.width] = ended.error
         if not all(width in self.errors or self.trained(width) for width in widths):
             raise TimeUp
         if not begun:
-            self.pace["training"] = (time.monotonic() - began) / foreseen
+            self.rates["training"] = (time.monotonic() - began) / foreseen
         self.save()
 
     def trained(self, width: str) -> bool:
-        path = self.run.path / "runs" / self.cell_name(width)
+        path = self.run.path / "runs" / self.run_name(width)
         return path.exists() and Run.open(path).status == "done"
 
     def level(self, number: int) -> float:
@@ -182,9 +182,9 @@ class Search:
         """
         for places, count in product(range(len(undecided), 0, -1), range(self.runtime.cores, 0, -1)):
             widths = [undecided[place] for place in spread(places, count, known)]
-            playing = self.pace["game"] * (self.config.games * len(widths) + self.config.confirm_games)
+            playing = self.rates["game"] * (self.config.games * len(widths) + self.config.confirm_games)
             foreseen = max(self.foresee(width) for width in widths)
-            if self.time_for(foreseen * self.pace["training"] + playing):
+            if self.time_for(foreseen * self.rates["training"] + playing):
                 return widths, foreseen
         return [], 0.0
 
@@ -192,7 +192,7 @@ class Search:
         return self.spent + SLACK * seconds <= 60 * self.config.budget * (1 - FINISHING)
 
     def foresee(self, width: str) -> float:
-        """Seconds to train a width before this machine's pace is counted in, none where an earlier call has done it.
+        """Seconds to train a width before this machine's speed is counted in, none where an earlier call has done it.
 
         Those of the smallest and the largest are measured; in between they grow with the parameters.
         """
@@ -204,8 +204,8 @@ class Search:
             return 0.0
         return float(np.interp(dict(self.ladder)[width], [size for _, size in ends], self._foreseen))
 
-    def cell_name(self, width: str) -> str:
-        return self._grid([width]).cells()[0].name
+    def run_name(self, width: str) -> str:
+        return self._grid([width]).specs()[0].name
 
     def _grid(self, widths: Sequence[str]) -> Grid:
         base = student_config(self.config, self.teacher, widths[0])
@@ -214,9 +214,9 @@ class Search:
     def _load(self) -> None:
         try:
             document = read_json(self._path)
-            self.seconds, self.pace = (
+            self.seconds, self.rates = (
                 float(document["seconds"]),
-                {key: float(value) for key, value in document["pace"].items()},
+                {key: float(value) for key, value in document["rates"].items()},
             )
             self.confirmed = list(document["confirmed"])
             for name, rows in document["games"].items():
@@ -256,7 +256,7 @@ def steps(state: Search) -> Iterator[News]:
         raise InputError("the teacher is no better than random play: there is nothing to keep")
     while True:
         undecided, chosen = state.bracket()
-        confirming = SLACK * state.config.confirm_games * state.pace["game"]
+        confirming = SLACK * state.config.confirm_games * state.rates["game"]
         widths, foreseen = state.affordable(undecided, known=chosen is not None)
         if widths:
             yield News("train", "", f"training width {' and '.join(widths)}")

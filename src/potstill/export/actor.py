@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from potstill import checkpoints, evaluation
-from potstill.collect import Inputs, collect
+from potstill import evaluation
 from potstill.envs import Array, Envs
 from potstill.errors import InputError
 from potstill.networks import Policy, Trunk
 from potstill.policies import LoadedPolicy
+from potstill.rollout import Preparer, collect
+from potstill.storage import checkpoints
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
 _ACTIVATIONS |= {"silu": nn.SiLU}
@@ -49,7 +50,7 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
         evaluation.check_fit(policy, envs)
         seen = []
         draw = policy.distribution.sample
-        play = collect(envs, Inputs(policy), envs.reset(0), lambda ready: draw(policy.logits(ready), generator))
+        play = collect(envs, Preparer(policy), envs.reset(0), lambda inputs: draw(policy.logits(inputs), generator))
         for number, transition in zip(range(OBSERVED), play, strict=False):
             if number % 8 == 0:  # neighbours look alike
                 seen.append(transition.observations.copy())
@@ -107,7 +108,7 @@ class Exported(Policy):
         policy = actor.policy
         super().__init__(policy.config, **policy.spaces)
         self.log_std = policy.log_std
-        self.layout = "flat"  # `Inputs` is to hand on whole observations, not frames that it normalised
+        self.layout = "flat"  # `Preparer` is to hand on whole observations, not frames that it normalised
         self.run = run
         self.raw = torch.from_numpy(actor.observations[:0]).dtype
 
@@ -115,8 +116,8 @@ class Exported(Policy):
         """Observations as they are: the file normalises them."""
         return observations.to(self.raw)
 
-    def logits(self, ready: Tensor) -> Tensor:
-        return self._with_deviations(torch.from_numpy(self.run(ready.numpy())))
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self._with_deviations(torch.from_numpy(self.run(inputs.numpy())))
 
 
 def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[float, int]:

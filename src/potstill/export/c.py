@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from potstill import __version__, checkpoints
+from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
 from potstill.export.actor import Actor, Exported, actor, verify
 from potstill.export.card import latencies, scores
 from potstill.policies import LoadedPolicy
+from potstill.storage import checkpoints
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
 _WIDEST = 2**30  # of a sum before its bias, and of the bias: together they stay within 32 bits

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from potstill import __version__
 from potstill.errors import InputError, printable, reason
-from potstill.files import read_json
 from potstill.policies import LoadedPolicy, load_policy
+from potstill.storage.files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from potstill import __version__, checkpoints
+from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
 from potstill.export.actor import Actor, Exported, actor, axes, verify
 from potstill.export.card import latencies, scores
 from potstill.policies import LoadedPolicy, recorded_result
+from potstill.storage import checkpoints
 
 if TYPE_CHECKING:
     from onnx import ModelProto

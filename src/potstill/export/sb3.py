@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from potstill import checkpoints
 from potstill.errors import InputError
 from potstill.export.actor import Actor, actor, layers, verify
 from potstill.policies import LoadedPolicy
+from potstill.storage import checkpoints
 
 
 class _Task(gymnasium.Env[Any, Any]):

@@ -7,7 +7,7 @@ from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.load.sb3 import as_sb3, load_sb3
 from potstill.policies import LoadedPolicy, load_policy
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.tasks import find_env
 
 Place = str | Path | Run | LoadedPolicy

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, reason
-from potstill.files import parse_json, read_bytes
 from potstill.load.statistics import Statistics, find_statistics, read_statistics
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, save_policy
+from potstill.storage.files import parse_json, read_bytes
 
 #: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
 Q_TEMPERATURE = 0.01

@@ -10,8 +10,8 @@ import numpy as np
 
 from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.files import read_bytes
 from potstill.load.pickles import MAX_BYTES, Inert, array, read_pickle
+from potstill.storage.files import read_bytes
 
 _NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from potstill.errors import InputError
-from potstill.report.cells import Cell, Certificate, Record, Scale, cells_of, certificates_of, scale_of, student_arm
 from potstill.report.comparisons import (
     Ablation,
     Budget,
@@ -22,6 +21,7 @@ from potstill.report.comparisons import (
     sampled,
     ways,
 )
+from potstill.report.groups import Certificate, Group, Record, Scale, certificates_of, groups_of, scale_of, student_arm
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answers:
     task: str
     records: tuple[Record, ...]
     scale: Scale
-    cells: tuple[Cell, ...]
+    groups: tuple[Group, ...]
     certificates: tuple[Certificate, ...]
     ratios: tuple[Ratio, ...]
     differences: tuple[Difference, ...]
@@ -40,7 +40,7 @@ class Answers:
     budgets: tuple[Budget, ...]
     growths: tuple[Growth, ...]
     front: dict[str, tuple[bool, ...]]
-    """Of each cost, which of `cells` no other beats in cost and score; False for a cell without that cost."""
+    """Of each cost, which of `groups` no other beats in cost and score; False for a group without that cost."""
     ablations: tuple[Ablation, ...]
     sampled: Comparison | None
     """With actions sampled: as much an answer as the greedy one. None where that was not played."""
@@ -49,13 +49,13 @@ class Answers:
     notes: tuple[str, ...]
     """What was left out of a computation, and why."""
 
-    def of(self, arm: str) -> list[Cell]:
-        """An arm's cells, small to large."""
-        return [cell for cell in self.cells if cell.arm == arm]
+    def of(self, arm: str) -> list[Group]:
+        """An arm's groups, small to large."""
+        return [group for group in self.groups if group.arm == arm]
 
     @property
     def arms(self) -> list[str]:
-        return list(dict.fromkeys(cell.arm for cell in self.cells))
+        return list(dict.fromkeys(group.arm for group in self.groups))
 
     @property
     def student(self) -> str | None:
@@ -81,21 +81,23 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
     notes: list[str] = []
     certificates = tuple(certificates_of(records))
     scale = scale_of(task, records)
-    cells = tuple(cells_of(records, certificates, scale, seed, resamples))
-    by_arm = {arm: [cell for cell in cells if cell.arm == arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
+    groups = tuple(groups_of(records, certificates, scale, seed, resamples))
+    by_arm = {
+        arm: [group for group in groups if group.arm == arm] for arm in dict.fromkeys(group.arm for group in groups)
+    }
     return Answers(
         task,
         tuple(records),
         scale,
-        cells,
+        groups,
         certificates,
         tuple(ratios(by_arm, scale, seed, resamples, notes)),
         tuple(differences(by_arm, scale, seed, resamples)),
         tuple(ways(by_arm, scale, seed, resamples)),
         tuple(budgets(by_arm)),
         tuple(growths(by_arm, seed, resamples)),
-        {cost: front(cells, cost) for cost in ("latency_ms", "bytes", "macs")},
-        tuple(ablations(cells, scale, seed, resamples)),
+        {cost: front(groups, cost) for cost in ("latency_ms", "bytes", "macs")},
+        tuple(ablations(groups, scale, seed, resamples)),
         sampled(records, scale, seed, resamples),
         longer(records, by_arm, scale, seed, resamples),
         tuple(dict.fromkeys(notes)),

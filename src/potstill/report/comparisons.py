@@ -19,12 +19,12 @@ from potstill.analysis.statistics import (
     probability_of_improvement,
 )
 from potstill.arms import REWARD, STUDENTS
-from potstill.report.cells import (
-    Cell,
+from potstill.report.groups import (
+    Group,
     Record,
     Scale,
-    cells_of,
     generator,
+    groups_of,
     name,
     number,
     student_arm,
@@ -55,12 +55,12 @@ class Difference:
     score: Interval
     p: float | None
     """Of the permutation test of the difference of means (of ways, of the paired bootstrap), Holm-corrected over the
-    arm's sizes; None where a cell has one outermost unit: no test."""
+    arm's sizes; None where a group has one outermost unit: no test."""
     equivalent: bool
     improvement: Interval
     """Probability that a run of the arm scores above one of RL."""
     lower_bound: bool
-    """RL's cell is a lower bound, so the difference to it is an upper one."""
+    """RL's group is a lower bound, so the difference to it is an upper one."""
 
 
 class Budget(NamedTuple):
@@ -89,8 +89,8 @@ class Growth(NamedTuple):
 class Ablation(NamedTuple):
     """An arm of the study's own at one size, and the protocol's arm that it is a change of."""
 
-    cell: Cell
-    base: Cell | None
+    group: Group
+    base: Group | None
     """Of the same method and size; None where there is none."""
     less_base: Interval | None
     """Their difference over the teachers that both have, which are paired; None where one has a single run."""
@@ -103,21 +103,21 @@ class Comparison(NamedTuple):
     differences: tuple[Difference, ...]
 
 
-def ratios(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int, notes: list[str]) -> Iterable[Ratio]:
+def ratios(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int, notes: list[str]) -> Iterable[Ratio]:
     """How many times the size RL needs for each of the task's scores, on curves of the sizes that both arms have.
 
     Args:
-        arms: each arm's cells, small to large.
+        arms: each arm's groups, small to large.
         notes: what a curve had to leave out is added to them.
     """
     for reward in (arm for arm in REWARD if arm in arms):
         for student in (arm for arm in STUDENTS if arm in arms):
             curves = [_curve(arms[name], notes) for name in (reward, student)]
-            sizes = sorted(set.intersection(*({cell.parameters for cell in curve.cells} for curve in curves)))
+            sizes = sorted(set.intersection(*({group.parameters for group in curve.groups} for curve in curves)))
             if len(sizes) < 2:
                 continue
             rl, distilled = (
-                [games for cell, games in zip(curve.cells, curve.games, strict=True) if cell.parameters in sizes]
+                [games for group, games in zip(curve.groups, curve.games, strict=True) if group.parameters in sizes]
                 for curve in curves
             )
             for target in scale.targets:
@@ -126,31 +126,31 @@ def ratios(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int,
                 yield Ratio(reward, student, target, size)
 
 
-def differences(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
+def differences(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
     """Each arm less RL from scratch, at every size that both have."""
-    baseline = {cell.parameters: cell for cell in arms.get("rl", [])}
+    baseline = {group.parameters: group for group in arms.get("rl", [])}
     for arm in (arm for arm in (*REWARD[1:], *STUDENTS) if arm in arms):
-        shared = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        shared = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
         pairs = [_Pair(x, x.games, y.games, lower_bound=y.lower_bound) for x, y in shared]
         yield from _compared(pairs, "difference", scale, seed, resamples)
 
 
-def ways(arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
+def ways(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
     """Each other distilled arm less the one that the answers are about, at every size that both have, over the teachers
     that both have, which are paired."""
     usual = student_arm(arms)
-    baseline = {cell.parameters: cell for cell in arms[usual]} if usual is not None else {}
+    baseline = {group.parameters: group for group in arms[usual]} if usual is not None else {}
     for arm in (arm for arm in STUDENTS if arm in arms and arm != usual):
-        shared = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        shared = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
         pairs = [_Pair(x, *games, paired=len(games[0]) > 1) for x, y in shared if (games := _with_shared(x, y))[0]]
         yield from _compared(pairs, "way", scale, seed, resamples)
 
 
-def budgets(arms: dict[str, list[Cell]]) -> Iterable[Budget]:
+def budgets(arms: dict[str, list[Group]]) -> Iterable[Budget]:
     """What RL spent against what each distilled arm spent, in every measure of `BUDGETS`."""
-    baseline = {cell.parameters: cell for cell in arms.get("rl", [])}
+    baseline = {group.parameters: group for group in arms.get("rl", [])}
     for arm in (arm for arm in STUDENTS if arm in arms):
-        pairs = [(cell, baseline[cell.parameters]) for cell in arms[arm] if cell.parameters in baseline]
+        pairs = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
         for measure in BUDGETS if pairs else ():
             alone: list[float] = []
             beside: list[float] = []
@@ -168,7 +168,7 @@ def budgets(arms: dict[str, list[Cell]]) -> Iterable[Budget]:
             )
 
 
-def growths(arms: dict[str, list[Cell]], seed: int, resamples: int) -> Iterable[Growth]:
+def growths(arms: dict[str, list[Group]], seed: int, resamples: int) -> Iterable[Growth]:
     """Between neighbouring sizes of each arm; paired over the teachers that both sizes have."""
     for arm in (arm for arm in (*REWARD, *STUDENTS) if arm in arms):
         for small, large in pairwise(arms[arm]):
@@ -181,11 +181,11 @@ def growths(arms: dict[str, list[Cell]], seed: int, resamples: int) -> Iterable[
 
 
 def longer(
-    records: Sequence[Record], arms: dict[str, list[Cell]], scale: Scale, seed: int, resamples: int
+    records: Sequence[Record], arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int
 ) -> Comparison | None:
     """The same ratios and differences with the runs of rl-long in the place of RL's; None without such runs."""
     doubled = list(
-        cells_of([run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"], (), scale, seed, resamples)
+        groups_of([run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"], (), scale, seed, resamples)
     )
     return _comparison(doubled, arms.get(student_arm(arms) or "", []), scale, seed, resamples)
 
@@ -198,44 +198,44 @@ def sampled(records: Sequence[Record], scale: Scale, seed: int, resamples: int) 
         for run in records
         if number(run, "score_sampled") is not None
     ]
-    cells = list(cells_of(played, (), scale, seed, resamples))
-    student = student_arm({cell.arm for cell in cells})
-    rl, students = ([cell for cell in cells if cell.arm == arm] for arm in ("rl", student))
+    groups = list(groups_of(played, (), scale, seed, resamples))
+    student = student_arm({group.arm for group in groups})
+    rl, students = ([group for group in groups if group.arm == arm] for arm in ("rl", student))
     return _comparison(rl, students, scale, seed, resamples)
 
 
-def _comparison(rl: list[Cell], students: list[Cell], scale: Scale, seed: int, resamples: int) -> Comparison | None:
+def _comparison(rl: list[Group], students: list[Group], scale: Scale, seed: int, resamples: int) -> Comparison | None:
     if not (rl and students):
         return None
     pair = {"rl": rl, students[0].arm: students}
     return Comparison(tuple(ratios(pair, scale, seed, resamples, [])), tuple(differences(pair, scale, seed, resamples)))
 
 
-def ablations(cells: Sequence[Cell], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:
+def ablations(groups: Sequence[Group], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:
     """Every arm that the protocol does not know, with the one it is a change of."""
-    bases = {_place(cell): cell for cell in cells if cell.arm in ("rl", "distill-student")}
-    for cell in (cell for cell in cells if cell.arm not in (*REWARD, *STUDENTS)):
-        base, less = bases.get(_place(cell)), None
+    bases = {_place(group): group for group in groups if group.arm in ("rl", "distill-student")}
+    for group in (group for group in groups if group.arm not in (*REWARD, *STUDENTS)):
+        base, less = bases.get(_place(group)), None
         if base is not None:
-            x, y = _with_shared(cell, base)
+            x, y = _with_shared(group, base)
             if x and min(units_of(x), units_of(y)) > 1:
-                rng = generator(seed, "ablation", cell.arm, cell.parameters)
+                rng = generator(seed, "ablation", group.arm, group.parameters)
                 less = scale.within(difference(x, y, rng, len(x) > 1, resamples).interval(), difference=True)
-        yield Ablation(cell, base, less)
+        yield Ablation(group, base, less)
 
 
-def front(cells: Sequence[Cell], cost: str) -> tuple[bool, ...]:
-    """Which of `cells` no other beats in `cost`, a key of their records, and in score; False without that cost."""
-    known = [(i, value) for i, cell in enumerate(cells) if (value := cell.middle(cost)) is not None]
+def front(groups: Sequence[Group], cost: str) -> tuple[bool, ...]:
+    """Which of `groups` no other beats in `cost`, a key of their records, and in score; False without that cost."""
+    known = [(i, value) for i, group in enumerate(groups) if (value := group.middle(cost)) is not None]
     if not known:
-        return (False,) * len(cells)
-    best = scaling.pareto_front([value for _, value in known], [cells[i].score.value for i, _ in known])
-    best_cells = {i for (i, _), yes in zip(known, best, strict=True) if yes}
-    return tuple(i in best_cells for i in range(len(cells)))
+        return (False,) * len(groups)
+    best = scaling.pareto_front([value for _, value in known], [groups[i].score.value for i, _ in known])
+    best_groups = {i for (i, _), yes in zip(known, best, strict=True) if yes}
+    return tuple(i in best_groups for i in range(len(groups)))
 
 
 class _Pair(NamedTuple):
-    cell: Cell
+    group: Group
     games: Arm
     others: Arm  # those of what it is compared with, at the same size
     paired: bool = False  # by teacher
@@ -245,23 +245,23 @@ class _Pair(NamedTuple):
 def _compared(pairs: Sequence[_Pair], what: str, scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
     """One arm's differences, the tests corrected over its sizes; `what` tells their draws from others."""
     found = [
-        difference(x, y, generator(seed, what, cell.arm, cell.parameters), paired, resamples)
-        for cell, x, y, paired, _ in pairs
+        difference(x, y, generator(seed, what, group.arm, group.parameters), paired, resamples)
+        for group, x, y, paired, _ in pairs
     ]
     tested = [min(units_of(pair.games), units_of(pair.others)) > 1 for pair in pairs]
     p = [
         each.p_value()
         if paired
-        else permutation_test(_means(x), _means(y), generator(seed, "p", what, cell.arm, cell.parameters))
-        for each, (cell, x, y, paired, _), yes in zip(found, pairs, tested, strict=True)
+        else permutation_test(_means(x), _means(y), generator(seed, "p", what, group.arm, group.parameters))
+        for each, (group, x, y, paired, _), yes in zip(found, pairs, tested, strict=True)
         if yes
     ]
     corrected = iter(holm(p).tolist())
-    for (cell, x, y, _, lower_bound), each, yes in zip(pairs, found, tested, strict=True):
+    for (group, x, y, _, lower_bound), each, yes in zip(pairs, found, tested, strict=True):
         yield Difference(
-            cell.arm,
-            cell.width,
-            cell.parameters,
+            group.arm,
+            group.width,
+            group.parameters,
             scale.within(each.interval(), difference=True),
             next(corrected) if yes else None,
             yes and each.equivalent(scale.margin),
@@ -270,44 +270,44 @@ def _compared(pairs: Sequence[_Pair], what: str, scale: Scale, seed: int, resamp
         )
 
 
-def _with_shared(x: Cell, y: Cell) -> tuple[Arm, Arm]:
+def _with_shared(x: Group, y: Group) -> tuple[Arm, Arm]:
     """The games of both with the teachers that both have, in one order; empty where there is none."""
     shared = [teacher for teacher in y.teachers if teacher in x.teachers]
     return _of(x, shared), _of(y, shared)
 
 
 class _Curve(NamedTuple):
-    cells: list[Cell]
-    teachers: list[str]  # the same in each cell
+    groups: list[Group]
+    teachers: list[str]  # the same in each group
     games: list[Arm]
 
 
-def _curve(cells: Sequence[Cell], notes: list[str]) -> _Curve:
+def _curve(groups: Sequence[Group], notes: list[str]) -> _Curve:
     """What a curve can be made of: the same teachers at every size. Sizes with too few teachers are left out, or else
     teachers with too few sizes, whichever keeps more runs; notes say so."""
-    wide = [cell for cell in cells if cell.units > 1]
-    named = sorted({teacher for cell in wide for teacher in cell.teachers})
-    shared = [teacher for teacher in named if all(teacher in cell.teachers for cell in wide)]
-    complete = [cell for cell in wide if len(cell.teachers) == len(named)]
+    wide = [group for group in groups if group.units > 1]
+    named = sorted({teacher for group in wide for teacher in group.teachers})
+    shared = [teacher for teacher in named if all(teacher in group.teachers for group in wide)]
+    complete = [group for group in wide if len(group.teachers) == len(named)]
     choices = [(complete, named), (wide, shared)]
     kept, teachers = max(
-        choices, key=lambda choice: sum(len(runs) for cell in choice[0] for runs in _of(cell, choice[1]))
+        choices, key=lambda choice: sum(len(runs) for group in choice[0] for runs in _of(group, choice[1]))
     )
-    pairs = [(cell, games) for cell in kept if (games := _of(cell, teachers)) and units_of(games) > 1]
-    if pairs and (len(pairs) < len(cells) or len(teachers) < len(named)):
-        dropped = [cell.width for cell in cells if cell.parameters not in {kept.parameters for kept, _ in pairs}]
+    pairs = [(group, games) for group in kept if (games := _of(group, teachers)) and units_of(games) > 1]
+    if pairs and (len(pairs) < len(groups) or len(teachers) < len(named)):
+        dropped = [group.width for group in groups if group.parameters not in {kept.parameters for kept, _ in pairs}]
         what = [f"width {', '.join(dropped)}"] if dropped else []
         what += [f"{len(named) - len(teachers)} of {len(named)} teachers"] if len(teachers) < len(named) else []
-        notes.append(f"The curve of size of {name(cells[0].arm)} leaves out {' and '.join(what)}: too few runs there.")
-    return _Curve([cell for cell, _ in pairs], teachers, [games for _, games in pairs])
+        notes.append(f"The curve of size of {name(groups[0].arm)} leaves out {' and '.join(what)}: too few runs there.")
+    return _Curve([group for group, _ in pairs], teachers, [games for _, games in pairs])
 
 
-def _of(cell: Cell, teachers: Sequence[str]) -> list[Sequence[FloatArray]]:
-    return [runs for teacher, runs in zip(cell.teachers, cell.games, strict=True) if teacher in teachers]
+def _of(group: Group, teachers: Sequence[str]) -> list[Sequence[FloatArray]]:
+    return [runs for teacher, runs in zip(group.teachers, group.games, strict=True) if teacher in teachers]
 
 
-def _place(cell: Cell) -> tuple[str, int]:
-    return str(cell.runs[0].get("method")), cell.parameters
+def _place(group: Group) -> tuple[str, int]:
+    return str(group.runs[0].get("method")), group.parameters
 
 
 def _means(games: Arm) -> list[float]:

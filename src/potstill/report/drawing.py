@@ -12,8 +12,8 @@ from matplotlib.ticker import NullLocator
 
 from potstill.arms import look_of
 from potstill.report.answers import Answers
-from potstill.report.cells import Cell, number
 from potstill.report.figures import GREY, short
+from potstill.report.groups import Group, number
 
 NARROW = 5.0  # inches: below, panels stand under each other
 SIDE = 1.13  # on a logarithmic axis of sizes, an arm is drawn so many times beside its neighbour
@@ -58,8 +58,8 @@ def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
     """Horizontal lines for the teachers and a random policy, and their keys."""
     teachers = {
         str(run.get("teacher")): score
-        for cell in answers.cells
-        for run in cell.runs
+        for group in answers.groups
+        for run in group.runs
         if run.get("teacher") and (score := number(run, "teacher_score")) is not None
     }
     random = [score for run in answers.records if (score := number(run, "random_score")) is not None]
@@ -77,9 +77,9 @@ def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
     return handles
 
 
-def size_axis(ax: Axes, cells: Sequence[Cell], width: float) -> None:
+def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
     """A logarithmic axis of sizes: a tick per size, with its width where there is room for it."""
-    sizes = sorted({(cell.parameters, cell.width) for cell in cells})
+    sizes = sorted({(group.parameters, group.width) for group in groups})
     span = max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9)
     ticks: list[tuple[int, str]] = []
     for parameters, name in reversed(sizes):
@@ -105,5 +105,5 @@ def interval(ax: Axes, x: float, low: float, high: float, colour: Any) -> None:
         ax.plot([x, x], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=2)
 
 
-def beside(order: int, count: int) -> float:
+def dodge(order: int, count: int) -> float:
     return float(SIDE ** (order - (count - 1) / 2))

@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
 from potstill.arms import look_of, order_of
-from potstill.checkpoints import write_atomically
 from potstill.errors import InputError
+from potstill.storage.checkpoints import write_atomically
 
 Colour = str | tuple[float, float, float, float]
 

@@ -18,16 +18,16 @@ from matplotlib.figure import Figure
 
 from potstill import __version__
 from potstill.arms import ARMS
-from potstill.checkpoints import write_atomically
 from potstill.errors import InputError, printable
-from potstill.files import read_bytes, read_json
+from potstill.report import conclusions, tables
 from potstill.report import scaling_figures as drawn
-from potstill.report import tables, words
 from potstill.report.answers import Answers, answer
-from potstill.report.cells import Record, name
 from potstill.report.figures import STYLE, WIDTH, score_distributions
+from potstill.report.groups import Record, name
 from potstill.report.tables import Table
 from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.files import read_bytes, read_json
 
 PHONE = 3.9  # inches: 10 pt text is 13 px high on a screen 390 px wide
 FILM_LIMIT = 1_000_000  # bytes
@@ -126,9 +126,9 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
         across=tables.across(each) if len(each) > 1 else None,
         tasks=[
             {
-                "task": words.task(answers),
-                "replies": words.replies(answers),
-                "unknown": words.unknown(answers, planned, alone=len(each) == 1),
+                "task": conclusions.task(answers),
+                "replies": conclusions.replies(answers),
+                "unknown": conclusions.unknown(answers, planned, alone=len(each) == 1),
                 "hero": _of(answers, "", "", [drawn.iqm_by_size]),
                 "sections": list(_sections(answers)),
             }
@@ -150,7 +150,7 @@ def _sections(answers: Answers) -> Iterable[Section]:
         answers,
         "Sizes and scores",
         "Every arm at every size; the interval is of the interquartile mean over runs, teachers included.",
-        beside=[tables.sizes(answers), tables.scores(answers.records)],
+        side=[tables.sizes(answers), tables.scores(answers.records)],
     )
     yield _of(
         answers,
@@ -223,7 +223,7 @@ def _sections(answers: Answers) -> Iterable[Section]:
             f"Each other distilled arm less {name(answers.student or '')}, at equal size, over the teachers that"
             " both have, which are paired; otherwise as the differences to RL above. None of the three questions, and"
             " asked after the runs: what it shows is to be shown again.",
-            beside=[tables.ways(answers)],
+            side=[tables.ways(answers)],
         )
     if answers.ablations:
         yield Section(
@@ -240,7 +240,7 @@ def _of(
     title: str,
     lead: str,
     draws: Sequence[Callable[[Answers, float], Figure]] = (),
-    beside: Sequence[Table] = (),
+    side: Sequence[Table] = (),
 ) -> Section:
     figures, lacks = [], []
     for draw in draws:
@@ -248,7 +248,7 @@ def _of(
             figures.append(_wide_and_narrow([draw(answers, WIDTH)], [draw(answers, PHONE)]))
         except InputError as error:
             lacks.append(f"No figure: {error}.")
-    full = [table for table in beside if table.rows]
+    full = [table for table in side if table.rows]
     if not (figures or full or lacks):
         lacks.append("No run is done and has a score.")
     return Section(title, lead, figures, full, lacks)
@@ -256,10 +256,10 @@ def _of(
 
 def _games(answers: Answers, arms: Sequence[str], width: float = WIDTH) -> Figure:
     rows = [
-        {"arm": cell.arm, "env": answers.task, "width": cell.width, "parameters": cell.parameters, "score": score}
+        {"arm": group.arm, "env": answers.task, "width": group.width, "parameters": group.parameters, "score": score}
         for arm in arms
-        for cell in answers.of(arm)
-        for run in cell.runs
+        for group in answers.of(arm)
+        for run in group.runs
         for score in run.get("returns") or [run["score"]]
     ]
     return score_distributions(pl.DataFrame(rows, schema_overrides={"score": pl.Float64}), width)

@@ -12,11 +12,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
 from potstill.report.answers import Answers
-from potstill.report.cells import Cell, number
+from potstill.report.conclusions import LEVEL, task
 from potstill.report.drawing import (
     NARROW,
-    beside,
     canvas,
+    dodge,
     interval,
     key_of,
     legend,
@@ -25,33 +25,33 @@ from potstill.report.drawing import (
     size_axis,
 )
 from potstill.report.figures import GREY, STYLE, WIDTH, short
-from potstill.report.words import LEVEL, task
+from potstill.report.groups import Group, number
 
 
 def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
     """Score against size: interquartile means with 95 % intervals, a dot per run, teachers and a random policy."""
-    cells = _compared(answers)
+    groups = _compared(answers)
     with rc_context(STYLE):
         note = "line: interquartile mean, 95 % interval; dot: a run; arrow: may be higher, not shown to have converged"
         figure, (ax,) = canvas(f"Score against size, {task(answers)}", note, width, 4.6 if width > NARROW else 5.4)
-        arms = list(dict.fromkeys(cell.arm for cell in cells))
+        arms = list(dict.fromkeys(group.arm for group in groups))
         for order, arm in enumerate(arms):
             look = look_of(arm)
-            mine = [cell for cell in cells if cell.arm == arm]
-            x = [cell.parameters * beside(order, len(arms)) for cell in mine]
-            for at, cell in zip(x, mine, strict=True):
-                scores = [run["score"] for run in cell.runs]
+            mine = [group for group in groups if group.arm == arm]
+            x = [group.parameters * dodge(order, len(arms)) for group in mine]
+            for at, group in zip(x, mine, strict=True):
+                scores = [run["score"] for run in group.runs]
                 ax.scatter([at] * len(scores), scores, s=12, c=look.colour, alpha=0.45, linewidths=0, zorder=2)
-                interval(ax, at, cell.score.low, cell.score.high, look.colour)
-                if cell.lower_bound:
+                interval(ax, at, group.score.low, group.score.high, look.colour)
+                if group.lower_bound:
                     ax.annotate(
-                        "", (at, cell.score.value), (0, 17), textcoords="offset points", zorder=4,
+                        "", (at, group.score.value), (0, 17), textcoords="offset points", zorder=4,
                         arrowprops={"arrowstyle": "<-", "color": look.colour, "shrinkA": 0, "shrinkB": 3},
                     )  # fmt: skip
-            values = [cell.score.value for cell in mine]
+            values = [group.score.value for group in mine]
             ax.plot(x, values, color=look.colour, marker=look.marker, markersize=5.5, linewidth=1.5, zorder=3)
         handles = key_of(arms) + reference_lines(ax, answers)
-        size_axis(ax, cells, width)
+        size_axis(ax, groups, width)
         ax.set_ylabel("score of a game")
         legend(figure, handles, width)
     return figure
@@ -110,13 +110,13 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for each in found:
             look = look_of(each.arm)
-            x = each.parameters * beside(arms.index(each.arm), len(arms))
+            x = each.parameters * dodge(arms.index(each.arm), len(arms))
             interval(ax, x, each.score.low, each.score.high, look.colour)
             face = look.colour if each.p is not None and each.p < LEVEL else "white"
             ax.plot(
                 [x], [each.score.value], look.marker, color=look.colour, markerfacecolor=face, markersize=6, zorder=3
             )
-        size_axis(ax, [cell for cell in answers.cells if cell.arm == "rl"], width)
+        size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
         ax.set_ylabel("difference in score")
         legend(figure, key_of(arms), width)
     return figure
@@ -134,11 +134,11 @@ def improvements(answers: Answers, width: float = WIDTH) -> Figure:
         ax.axhline(0.5, color="black", linewidth=1.0, zorder=1)
         for each in found:
             look = look_of(each.arm)
-            x = each.parameters * beside(arms.index(each.arm), len(arms))
+            x = each.parameters * dodge(arms.index(each.arm), len(arms))
             interval(ax, x, each.improvement.low, each.improvement.high, look.colour)
             ax.plot([x], [each.improvement.value], look.marker, color=look.colour, markersize=6, zorder=3)
         ax.set_ylim(-0.04, 1.04)
-        size_axis(ax, [cell for cell in answers.cells if cell.arm == "rl"], width)
+        size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
         ax.set_ylabel("probability")
         legend(figure, key_of(arms), width)
     return figure
@@ -146,11 +146,11 @@ def improvements(answers: Answers, width: float = WIDTH) -> Figure:
 
 def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
     """Score while learning against agent steps, wall time and multiply-adds of the run itself: a panel per size."""
-    cells = [cell for cell in _compared(answers) if any(_costs(run) for run in cell.runs)]
-    if not cells:
+    groups = [group for group in _compared(answers) if any(_costs(run) for run in group.runs)]
+    if not groups:
         raise InputError("no run has a learning curve with scores")
-    arms = list(dict.fromkeys(cell.arm for cell in cells))
-    widths = _widths(cells)
+    arms = list(dict.fromkeys(group.arm for group in groups))
+    widths = _widths(groups)
     middle = [widths[len(widths) // 2]]
     shown = middle if width < NARROW else widths if len(widths) <= 3 else [widths[0], *middle, widths[-1]]
     labels = ("agent steps", "hours", "multiply-adds")
@@ -168,11 +168,11 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
         )
         for place, ax in enumerate(axes):
             size, cost = shown[place // 3], place % 3
-            for cell in (cell for cell in cells if cell.width == size):
-                for run in cell.runs:
+            for group in (group for group in groups if group.width == size):
+                for run in group.runs:
                     points = [(x[cost], score) for x, score in _costs(run) if x[cost] is not None]
                     if points:
-                        look = look_of(cell.arm)
+                        look = look_of(group.arm)
                         ax.plot(*zip(*points, strict=True), color=look.colour, linewidth=0.9, alpha=0.75)
             if not ax.lines:
                 ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", va="center", color=GREY)
@@ -191,7 +191,7 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
 
 def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
     """Score against latency, bytes and multiply-adds of the deployed network, with the Pareto front of each."""
-    cells = [cell for cell in answers.cells if cell.arm in ARMS]
+    groups = [group for group in answers.groups if group.arm in ARMS]
     costs = {"latency_ms": "latency at batch 1, ms", "bytes": "bytes", "macs": "multiply-adds"}
     drawn = {cost: words for cost, words in costs.items() if any(answers.front[cost])}
     if not drawn:
@@ -206,13 +206,15 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
         )  # fmt: skip
         for ax, (cost, words) in zip(axes, drawn.items(), strict=True):
             front = []
-            for cell, best in zip(answers.cells, answers.front[cost], strict=True):
-                x = cell.middle(cost)
-                if x is None or cell.arm not in ARMS:
+            for group, best in zip(answers.groups, answers.front[cost], strict=True):
+                x = group.middle(cost)
+                if x is None or group.arm not in ARMS:
                     continue
-                look = look_of(cell.arm)
-                ax.plot([x], [cell.score.value], look.marker, color=look.colour, alpha=1 if best else 0.4, markersize=6)
-                front += [(x, cell.score.value)] if best else []
+                look = look_of(group.arm)
+                ax.plot(
+                    [x], [group.score.value], look.marker, color=look.colour, alpha=1 if best else 0.4, markersize=6
+                )
+                front += [(x, group.score.value)] if best else []
             if front:
                 ax.step(*zip(*sorted(front), strict=True), where="post", color="black", linewidth=1.0, zorder=1)
             ax.set_xscale("log")
@@ -222,16 +224,16 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
         for ax in axes if columns == 1 else axes[:1]:
             ax.set_ylabel("score")
         same_heights(axes)
-        legend(figure, key_of(list(dict.fromkeys(cell.arm for cell in cells))), width)
+        legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups))), width)
     return figure
 
 
 def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
     """Score of games whose first k steps a random policy played: a panel per size, a line per arm."""
-    cells = [cell for cell in _compared(answers) if any(_starts(run) for run in cell.runs)]
-    if not cells:
+    groups = [group for group in _compared(answers) if any(_starts(run) for run in group.runs)]
+    if not groups:
         raise InputError("no run was scored from other starts")
-    widths = _widths(cells)
+    widths = _widths(groups)
     with rc_context(STYLE):
         columns = min(3 if width > NARROW else 2, len(widths))
         rows = -(-len(widths) // columns)
@@ -239,11 +241,11 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
             f"Score after a start of random play, {task(answers)}", "mean over runs; a panel per width of the network",
             width, 1.3 + 1.85 * rows, rows, columns,
         )  # fmt: skip
-        ks = sorted({k for cell in cells for run in cell.runs for k in _starts(run)})
+        ks = sorted({k for group in groups for run in group.runs for k in _starts(run)})
         for ax, size in zip(axes, widths, strict=False):
-            for cell in (cell for cell in cells if cell.width == size):
-                look = look_of(cell.arm)
-                means = [[s[k] for run in cell.runs if k in (s := _starts(run))] for k in ks]
+            for group in (group for group in groups if group.width == size):
+                look = look_of(group.arm)
+                means = [[s[k] for run in group.runs if k in (s := _starts(run))] for k in ks]
                 points = [(place, float(np.mean(scores))) for place, scores in enumerate(means) if scores]
                 ax.plot(*zip(*points, strict=True), color=look.colour, marker=look.marker, markersize=4, linewidth=1.3)
             ax.set_title(f"width {size}", fontsize=10)
@@ -257,7 +259,7 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
         for ax in axes[: len(widths) : columns]:
             ax.set_ylabel("score")
         same_heights(axes[: len(widths)])
-        legend(figure, key_of(list(dict.fromkeys(cell.arm for cell in cells))), width)
+        legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups))), width)
     return figure
 
 
@@ -268,10 +270,10 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
         "KL(teacher || student), nats": ("kl_teacher_states", "kl"),
     }
     needed = [key for pair in measures.values() for key in pair]
-    cells = [c for c in answers.cells if c.arm in STUDENTS and all(_mean(c, key) is not None for key in needed)]
-    if not cells:
+    groups = [c for c in answers.groups if c.arm in STUDENTS and all(_mean(c, key) is not None for key in needed)]
+    if not groups:
         raise InputError("no student was compared with its teacher")
-    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    arms = list(dict.fromkeys(group.arm for group in groups))
     with rc_context(STYLE):
         rows, columns = (1, 2) if width > NARROW else (2, 1)
         note = "hollow: on the teacher's states; filled: on the student's own; mean over runs"
@@ -279,10 +281,10 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
             f"Distance from the teacher, {task(answers)}", note, width, 1.5 + 2.6 * rows, rows, columns
         )
         for ax, (words, keys) in zip(axes, measures.items(), strict=True):
-            for cell in cells:
-                look = look_of(cell.arm)
-                x = cell.parameters * beside(arms.index(cell.arm), len(arms))
-                ends = [_mean(cell, key) or 0.0 for key in keys]
+            for group in groups:
+                look = look_of(group.arm)
+                x = group.parameters * dodge(arms.index(group.arm), len(arms))
+                ends = [_mean(group, key) or 0.0 for key in keys]
                 ends = [1 - end for end in ends] if "agreement" in keys else ends
                 ax.plot([x, x], ends, color=look.colour, linewidth=1.2, zorder=2)
                 ax.plot(
@@ -293,7 +295,7 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             ax.set_ylim(bottom=0.0)
             ax.set_title(words, fontsize=10)
-            size_axis(ax, cells, width / columns)
+            size_axis(ax, groups, width / columns)
         legend(figure, key_of(arms), width)
     return figure
 
@@ -309,26 +311,26 @@ def growth(answers: Answers, width: float = WIDTH) -> Figure:
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for order, arm in enumerate(arms):
             look, mine = look_of(arm), [each for each in answers.growths if each.arm == arm]
-            x = [math.sqrt(math.prod(each.sizes)) * beside(order, len(arms)) for each in mine]
+            x = [math.sqrt(math.prod(each.sizes)) * dodge(order, len(arms)) for each in mine]
             for at, each in zip(x, mine, strict=True):
                 interval(ax, at, each.score.low, each.score.high, look.colour)
             ax.plot(x, [each.score.value for each in mine], color=look.colour, marker=look.marker, markersize=5.5)
-        size_axis(ax, [cell for cell in answers.cells if cell.arm in arms], width)
+        size_axis(ax, [group for group in answers.groups if group.arm in arms], width)
         ax.set_ylabel("points per doubling")
         legend(figure, key_of(arms), width)
     return figure
 
 
-def _compared(answers: Answers) -> list[Cell]:
+def _compared(answers: Answers) -> list[Group]:
     """Cells of the protocol's arms: an ablation's are in a table of their own."""
-    cells = [cell for cell in answers.cells if cell.arm in ARMS]
-    if not cells:
+    groups = [group for group in answers.groups if group.arm in ARMS]
+    if not groups:
         raise InputError("no run is done and has a score")
-    return cells
+    return groups
 
 
-def _widths(cells: Sequence[Cell]) -> list[str]:
-    return [width for _, width in sorted({(cell.parameters, cell.width) for cell in cells})]
+def _widths(groups: Sequence[Group]) -> list[str]:
+    return [width for _, width in sorted({(group.parameters, group.width) for group in groups})]
 
 
 def _costs(run: dict[str, Any]) -> list[tuple[tuple[float | None, float | None, float | None], float]]:
@@ -349,8 +351,8 @@ def _starts(run: dict[str, Any]) -> dict[int, float]:
     return {int(k): score for k, start in starts.items() if (score := number(start, "score")) is not None}
 
 
-def _mean(cell: Cell, key: str) -> float | None:
-    values = [value for run in cell.runs if (value := number(run, key)) is not None]
+def _mean(group: Group, key: str) -> float | None:
+    values = [value for run in group.runs if (value := number(run, key)) is not None]
     return float(np.mean(values)) if values else None
 
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from potstill.analysis.statistics import Interval
 from potstill.arms import ARMS, LONG, REWARD, STUDENTS
-from potstill.report import words
+from potstill.report import conclusions
 from potstill.report.answers import Answers
-from potstill.report.cells import Cell, Record, name, number, scored
 from potstill.report.comparisons import BUDGETS, Ablation, Difference
 from potstill.report.figures import short
+from potstill.report.groups import Group, Record, name, number, scored
 
 
 class Value(NamedTuple):
@@ -37,14 +37,14 @@ def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
         each: a task's answers, and the runs that its study plans; None where there is no plan.
     """
 
-    def short_reply(reply: words.Reply) -> str:
+    def short_reply(reply: conclusions.Reply) -> str:
         return f"{reply.verdict}: {reply.figure}" if reply.figure else reply.verdict
 
     def row(answers: Answers, planned: int | None) -> list[str | Value]:
         done = sum(record.get("status") == "done" for record in answers.records)
-        bigger, equal, scaling = map(short_reply, words.replies(answers))
+        bigger, equal, scaling = map(short_reply, conclusions.replies(answers))
         runs = f"{done} of {max(planned or 0, len(answers.records))}"
-        return [words.task(answers), bigger, equal, scaling, runs]
+        return [conclusions.task(answers), bigger, equal, scaling, runs]
 
     headings = (
         "task",
@@ -93,22 +93,22 @@ def sizes(answers: Answers) -> Table:
         "distinct games",
     )
     rows = []
-    for cell in answers.cells:
-        conv, linear = cell.middle("conv"), cell.middle("linear")
+    for group in answers.groups:
+        conv, linear = group.middle("conv"), group.middle("linear")
         rows.append(
             [
-                name(cell.arm),
-                _width(cell.width),
-                _integer(cell.parameters),
+                name(group.arm),
+                _width(group.width),
+                _integer(group.parameters),
                 f"{conv:,.0f} / {linear:,.0f}" if conv is not None and linear is not None else "-",
-                f"{len(cell.runs)}" + (f" of {len(cell.teachers)} teachers" if len(cell.teachers) > 1 else ""),
-                (">= " if cell.lower_bound else "") + f"{cell.score.value:.1f}",
-                _interval(cell.score.low, cell.score.high),
-                _number(cell.middle("score_sampled"), ".1f"),
-                _number(cell.middle("score_nosticky"), ".1f"),
-                _number(_mean(cell, "p_negative"), ".0%"),
+                f"{len(group.runs)}" + (f" of {len(group.teachers)} teachers" if len(group.teachers) > 1 else ""),
+                (">= " if group.lower_bound else "") + f"{group.score.value:.1f}",
+                _interval(group.score.low, group.score.high),
+                _number(group.middle("score_sampled"), ".1f"),
+                _number(group.middle("score_nosticky"), ".1f"),
+                _number(_mean(group, "p_negative"), ".0%"),
                 _number(
-                    min((v for run in cell.runs if (v := number(run, "distinct")) is not None), default=None), ".0f"
+                    min((v for run in group.runs if (v := number(run, "distinct")) is not None), default=None), ".0f"
                 ),
             ]
         )
@@ -120,8 +120,8 @@ def ratios(answers: Answers) -> Table:
         [
             f"{name(ratio.reward)} / {name(ratio.student)}",
             f"{ratio.target:g}",
-            words.ratio_text(ratio),
-            words.span(*ratio.size.interval),
+            conclusions.ratio_text(ratio),
+            conclusions.span(*ratio.size.interval),
             f"{ratio.size.exact:.0%}",
         ]
         for ratio in answers.ratios
@@ -172,11 +172,11 @@ def reach(answers: Answers) -> Table:
     """Agent steps until each score asked for, by the learning curves."""
     rows = []
     for arm in answers.arms:
-        if arm not in ARMS or not any(run.get("curve") for cell in answers.of(arm) for run in cell.runs):
+        if arm not in ARMS or not any(run.get("curve") for group in answers.of(arm) for run in group.runs):
             continue
-        columns = [dict(words.reach(answers, arm, target)) for target in answers.scale.targets]
+        columns = [dict(conclusions.reach(answers, arm, target)) for target in answers.scale.targets]
         rows += [
-            [name(arm), _width(cell.width), *(column[cell.width] for column in columns)] for cell in answers.of(arm)
+            [name(arm), _width(group.width), *(column[group.width] for column in columns)] for group in answers.of(arm)
         ]
     targets = [f"steps to {target:g}" for target in answers.scale.targets]
     return Table("Agent steps to reach a score: median, and runs that did", ("arm", "width", *targets), rows)
@@ -185,8 +185,8 @@ def reach(answers: Answers) -> Table:
 def convergence(answers: Answers) -> Table:
     rows = []
     for arm in REWARD:
-        for cell in answers.of(arm):
-            names = {str(run.get("run")) for run in cell.runs}
+        for group in answers.of(arm):
+            names = {str(run.get("run")) for run in group.runs}
             mine = [certificate for certificate in answers.certificates if certificate.run in names]
             verdicts = [certificate.verdict for certificate in mine]
             gains = [c.convergence.gain for c in mine if c.convergence is not None and c.convergence.gain is not None]
@@ -194,7 +194,7 @@ def convergence(answers: Answers) -> Table:
             rows.append(
                 [
                     name(arm),
-                    _width(cell.width),
+                    _width(group.width),
                     *(f"{verdicts.count(verdict)}" for verdict in ("converged", "not converged", "unknown")),
                     f"{_signed(median(gains))} ({runs})" if gains else "not extended",
                 ]
@@ -207,13 +207,13 @@ def convergence(answers: Answers) -> Table:
 def budgets(answers: Answers) -> Table:
     rows = [
         [
-            name(cell.arm),
-            _width(cell.width),
-            *(_cost(cell.middle(measure)) for measure in BUDGETS),
-            _number(cell.middle("wall_seconds"), ",.0f"),
-            *(_cost(cell.middle(f"teacher_{measure}")) for measure in BUDGETS),
+            name(group.arm),
+            _width(group.width),
+            *(_cost(group.middle(measure)) for measure in BUDGETS),
+            _number(group.middle("wall_seconds"), ",.0f"),
+            *(_cost(group.middle(f"teacher_{measure}")) for measure in BUDGETS),
         ]
-        for cell in answers.cells
+        for group in answers.groups
     ]
     own, teachers = BUDGETS.values(), [f"teacher's {words}" for words in BUDGETS.values()]
     return Table("Budgets per run: medians", ("arm", "width", *own, "seconds", *teachers), rows)
@@ -240,26 +240,26 @@ def shares(answers: Answers) -> Table:
 def ablations(answers: Answers) -> Table:
     """Of the arms that are not the protocol's, by size, below the protocol's arm that they are a change of."""
 
-    def row(cell: Cell, less: Interval | None) -> list[str | Value]:
+    def row(group: Group, less: Interval | None) -> list[str | Value]:
         return [
-            cell.arm,
-            _width(cell.width),
-            f"{len(cell.runs)}",
-            f"{cell.score.value:.1f}",
-            _interval(cell.score.low, cell.score.high),
+            group.arm,
+            _width(group.width),
+            f"{len(group.runs)}",
+            f"{group.score.value:.1f}",
+            _interval(group.score.low, group.score.high),
             f"{_signed(less.value)} ({_interval(less.low, less.high, '+.1f')})" if less else "",
-            _number(cell.middle("score_sampled"), ".1f"),
-            _number(cell.middle("wall_seconds"), ",.0f"),
+            _number(group.middle("score_sampled"), ".1f"),
+            _number(group.middle("wall_seconds"), ",.0f"),
         ]
 
     groups: dict[tuple[int, str], list[Ablation]] = {}
     for each in answers.ablations:
-        groups.setdefault((each.cell.parameters, each.base.arm if each.base else ""), []).append(each)
+        groups.setdefault((each.group.parameters, each.base.arm if each.base else ""), []).append(each)
     rows = []
     for _, group in sorted(groups.items()):
         base = group[0].base
         rows += [row(base, None)] if base else []
-        rows += [row(each.cell, each.less_base) for each in group]
+        rows += [row(each.group, each.less_base) for each in group]
     headings = ("arm", "width", "runs", "score", "95 % interval", "less the protocol's arm", "sampled", "seconds")
     return Table("Scores and seconds", headings, rows)
 
@@ -324,6 +324,6 @@ def _sorted(value: float | None, form: str) -> str | Value:
     return Value(f"{value:{form}}", value) if value is not None else "-"
 
 
-def _mean(cell: Cell, key: str) -> float | None:
-    values = [value for run in cell.runs if (value := number(run, key)) is not None]
+def _mean(group: Group, key: str) -> float | None:
+    values = [value for run in group.runs if (value := number(run, key)) is not None]
     return sum(values) / len(values) if values else None

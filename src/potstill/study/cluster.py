@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill.checkpoints import write_atomically
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.policies import load_policy
-from potstill.runs import Run
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.runs import Run
 from potstill.study.remote import KEPT, RemoteRun
 from potstill.training.runtime import Runtime
 

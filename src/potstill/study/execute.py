@@ -1,4 +1,4 @@
-"""Runs cells, each in a process of its own that fills one core, and goes on where an earlier call stopped."""
+"""Runs, each in a process of its own that fills one core, and goes on where an earlier call stopped."""
 
 import math
 import os
@@ -16,21 +16,22 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from potstill import checkpoints, telemetry
+from potstill import telemetry
 from potstill.distill import DistillConfig
 from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
-from potstill.files import open_regular, read_json
-from potstill.jobs import new_distillation, new_training, resolved
 from potstill.policies import load_policy
 from potstill.ppo import PPOConfig
-from potstill.runs import InUseError, Run, StopRequested, hold, stop_on_signals, sweep, touch
+from potstill.storage import checkpoints
+from potstill.storage.files import open_regular, read_json
+from potstill.storage.runs import InUseError, Run, StopRequested, hold, stop_on_signals, sweep, touch
 from potstill.study import local
+from potstill.study.eta import Eta, Underway
 from potstill.study.local import LocalProcess, Process
-from potstill.study.pace import Pace, Underway
-from potstill.study.plan import Cell
+from potstill.study.plan import RunSpec
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import new_distillation, new_training, resolved
 
 SAVING = 30.0  # seconds a worker has to save when time is up
 SIGN = 30.0  # seconds between two signs of life on the claims
@@ -49,14 +50,14 @@ class StudyInterrupted(Exception):
 class Ended(NamedTuple):
     """A run that is over."""
 
-    cell: Cell
+    spec: RunSpec
     run: Run | None  # None where it could not begin
     error: str | None  # None where it is done
 
 
 @dataclass
 class _Worker:
-    cell: Cell
+    spec: RunSpec
     run: Run
     process: Process
     began: float  # as `time.monotonic()` counts
@@ -74,11 +75,11 @@ class _Worker:
             self.played = since, share
             if seen.played > share:
                 games = (now - since) * (1.0 - seen.played) / (seen.played - share)
-        return Underway(self.cell, now - self.began, self.before, seen.trained, games)
+        return Underway(self.spec, now - self.began, self.before, seen.trained, games)
 
 
 def execute(
-    cells: Sequence[Cell],
+    specs: Sequence[RunSpec],
     folder: Path,
     runtime: Runtime,
     eval_config: EvalConfig = NOT_EVALUATED,
@@ -92,7 +93,7 @@ def execute(
     until: float = math.inf,
     start: Callable[[Run, Runtime, EvalConfig, Path], Process] = LocalProcess,
 ) -> Iterator[Ended]:
-    """Runs all cells that are not done yet, at most `workers` at a time (0: as many as fill the cores).
+    """Does all runs that are not done yet, at most `workers` at a time (0: as many as fill the cores).
 
     Each is a process of its own: what kills one leaves the others alone. Its output goes to log.txt in its directory.
     A process that dies is named on stderr and started again from its last save; a run that failed by itself (its loss
@@ -107,7 +108,7 @@ def execute(
         retries: how often one run is started again.
         patience: seconds without a sign of life after which a process counts as hung, and is killed; as long it may
             take to save when it is asked to stop.
-        done: names of cells whose results are known. One of them is run all the same where another cell begins with
+        done: names of runs whose results are known. One of them is run all the same where another begins with
             its policy and that is gone.
         study: whose lock gets a sign of life while runs go on.
         until: when, as `time.monotonic()` counts, the workers save and stop; what they had not done is not yielded. One
@@ -129,82 +130,82 @@ def execute(
         raise InputError(f"threads must be at least 1, not {threads}")
     workers = workers or max(1, runtime.cores // threads)
     each = replace(runtime, threads=threads)
-    waiting = _due(cells, folder, done)
+    waiting = _due(specs, folder, done)
     _check_tasks(waiting)
     over: dict[str, str | None] = {}  # what ended, and why it failed
     runs: dict[str, Run] = {}
-    for cell in waiting.copy():
-        if (damage := _damage(folder / cell.name)) is not None:
-            waiting.remove(cell)
-            over[cell.name] = damage
-            yield Ended(cell, None, damage)
-        elif cell.start_from is None or (folder / cell.name / "config.json").exists():  # else nothing to begin with
+    for spec in waiting.copy():
+        if (damage := _damage(folder / spec.name)) is not None:
+            waiting.remove(spec)
+            over[spec.name] = damage
+            yield Ended(spec, None, damage)
+        elif spec.start_from is None or (folder / spec.name / "config.json").exists():  # else nothing to begin with
             with ExitStack() as claim:
-                if _claim(claim, folder, cell):
-                    runs[cell.name] = open_or_create(cell, folder, each)
-    for cell in [cell for cell in waiting if cell.name in runs and runs[cell.name].status == "done"]:
-        waiting.remove(cell)  # whoever ran it was stopped before this was noted
-        _tidy(runs[cell.name])
-        yield Ended(cell, runs[cell.name], None)
+                if _claim(claim, folder, spec):
+                    runs[spec.name] = open_or_create(spec, folder, each)
+    for spec in [spec for spec in waiting if spec.name in runs and runs[spec.name].status == "done"]:
+        waiting.remove(spec)  # whoever ran it was stopped before this was noted
+        _tidy(runs[spec.name])
+        yield Ended(spec, runs[spec.name], None)
     failed_before = {name for name, run in runs.items() if run.status == "failed"}
     starts: dict[str, int] = {}
     active: list[_Worker] = []
-    began, total, pace = time.monotonic(), len(waiting), Pace()
+    began, total, eta = time.monotonic(), len(waiting), Eta()
     touched = began
     console = Console(stderr=True)
     with stop_on_signals() as stop, Live(console=console, auto_refresh=False, transient=True) as live:
         printed = began
         try:
             while (waiting or active) and not stop.requested and time.monotonic() < until:
-                waiting_for = {cell.name for cell in waiting} | {worker.cell.name for worker in active}
-                for cell in [
-                    cell for cell in waiting if cell.start_from is None or cell.start_from.name not in waiting_for
+                waiting_for = {spec.name for spec in waiting} | {worker.spec.name for worker in active}
+                for spec in [
+                    spec for spec in waiting if spec.start_from is None or spec.start_from.name not in waiting_for
                 ]:
                     if len(active) >= workers:
                         break
-                    if cell.start_from is not None and over.get(cell.start_from.name) is not None:
-                        waiting.remove(cell)
-                        over[cell.name] = f"{cell.start_from.name}, which it begins with, failed"
-                        yield Ended(cell, None, over[cell.name])
+                    if spec.start_from is not None and over.get(spec.start_from.name) is not None:
+                        waiting.remove(spec)
+                        over[spec.name] = f"{spec.start_from.name}, which it begins with, failed"
+                        yield Ended(spec, None, over[spec.name])
                         continue
                     with ExitStack() as claim:
-                        if not _claim(claim, folder, cell):  # another process does it
+                        if not _claim(claim, folder, spec):  # another process does it
                             continue
-                        run = runs.get(cell.name)
+                        run = runs.get(spec.name)
                         try:
-                            if (damage := _damage(folder / cell.name)) is not None:
+                            if (damage := _damage(folder / spec.name)) is not None:
                                 raise InputError(damage)
                             if run is None or not run.path.exists():
-                                run = open_or_create(cell, folder, each)
+                                run = open_or_create(spec, folder, each)
                         except InputError as error:  # it does not fit what it begins with, say: the others go on
-                            waiting.remove(cell)
-                            over[cell.name] = str(error)
-                            yield Ended(cell, None, over[cell.name])
+                            waiting.remove(spec)
+                            over[spec.name] = str(error)
+                            yield Ended(spec, None, over[spec.name])
                             continue
-                        runs[cell.name], status = run, run.status
+                        runs[spec.name], status = run, run.status
                         if status == "running" and time.monotonic() - began < patience:
                             continue
-                        waiting.remove(cell)
-                        if status == "done" or (status == "failed" and cell.name not in {*failed_before, *starts}):
+                        waiting.remove(spec)
+                        if status == "done" or (status == "failed" and spec.name not in {*failed_before, *starts}):
                             _tidy(run)  # by the worker of another study
-                            over[cell.name] = _error(run) if status == "failed" else None
-                            yield Ended(cell, run, over[cell.name])
+                            over[spec.name] = _error(run) if status == "failed" else None
+                            yield Ended(spec, run, over[spec.name])
                             continue
-                        starts[cell.name] = starts.get(cell.name, 0) + 1
+                        starts[spec.name] = starts.get(spec.name, 0) + 1
                         _drop_torn_state(run)
                         before = _progress(run).trained
                         try:
                             process = start(run, each, eval_config, folder / "data")
                         except InputError as error:  # its log is a link, say: the others go on
-                            over[cell.name] = str(error)
-                            yield Ended(cell, run, over[cell.name])
+                            over[spec.name] = str(error)
+                            yield Ended(spec, run, over[spec.name])
                             continue
-                        active.append(_Worker(cell, run, process, time.monotonic(), before, claim.pop_all()))
+                        active.append(_Worker(spec, run, process, time.monotonic(), before, claim.pop_all()))
                 time.sleep(0.2 if active else 0.5)
                 if time.monotonic() - touched > SIGN:
                     touched = time.monotonic()
                     for worker in active:
-                        touch(_claim_of(folder, worker.cell))
+                        touch(_claim_of(folder, worker.spec))
                 if study is not None:
                     study.touch_lock()
                 for worker in active.copy():
@@ -215,33 +216,33 @@ def execute(
                         worker.process.kill()
                     worker.process.close(patience)
                     active.remove(worker)
-                    name = worker.cell.name
+                    name = worker.spec.name
                     with worker.claim:  # until what it came to is noted
                         if (damage := _damage(worker.run.path)) is not None:
                             over[name] = damage
-                            yield Ended(worker.cell, None, damage)
+                            yield Ended(worker.spec, None, damage)
                             continue
                         status = worker.run.status
                         words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
                         if status not in ("done", "failed") and starts[name] <= retries:
                             print(f"study  {name}: {words}; started again", file=sys.stderr, flush=True)
-                            waiting.insert(0, worker.cell)
+                            waiting.insert(0, worker.spec)
                             continue
                         if status == "done":
                             _tidy(worker.run)
-                            pace.ended(worker.underway(_Seen("done", 1.0)))
+                            eta.ended(worker.underway(_Seen("done", 1.0)))
                         over[name] = None if status == "done" else words
-                        yield Ended(worker.cell, worker.run, over[name])
+                        yield Ended(worker.spec, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
                 looks = [_progress(worker.run) for worker in active]
                 rest = [worker.underway(seen) for worker, seen in zip(active, looks, strict=True)]
-                seconds = pace.left(rest, waiting, workers)
+                seconds = eta.left(rest, waiting, workers)
                 left = telemetry.clock(seconds) if math.isfinite(seconds) else "--:--"
                 if console.is_terminal:
                     live.update(_table(active, looks, len(done), total, len(waiting), failed, left), refresh=True)
                 elif time.monotonic() - printed > 30 and not runtime.quiet:
                     printed = time.monotonic()
-                    words = "  ".join(f"{w.cell.name} {seen.words}" for w, seen in zip(active, looks, strict=True))
+                    words = "  ".join(f"{w.spec.name} {seen.words}" for w, seen in zip(active, looks, strict=True))
                     counts = f"{len(over) - failed}/{total} done, {failed} failed"
                     print(f"study  {counts}  {words}  {left} left", file=sys.stderr, flush=True)
         finally:  # asked to stop, or failed here: no worker is left behind, and each saves first
@@ -254,56 +255,56 @@ def execute(
             raise StudyInterrupted(stop)
 
 
-def _check_tasks(cells: Sequence[Cell]) -> None:
+def _check_tasks(specs: Sequence[RunSpec]) -> None:
     """Refuses tasks that a worker, which knows no more than the modules that the user named, could not make."""
-    teachers = {cell.teacher for cell in cells if isinstance(cell.config, DistillConfig)}
+    teachers = {spec.teacher for spec in specs if isinstance(spec.config, DistillConfig)}
     tasks = {load_policy(teacher).env for teacher in teachers if teacher is not None}
-    tasks |= {cell.config.env for cell in cells if isinstance(cell.config, PPOConfig)}
+    tasks |= {spec.config.env for spec in specs if isinstance(spec.config, PPOConfig)}
     for env in tasks:
         check_task(env)
         if not is_builtin(env) and (said := local.check(env)) is not None:
             raise InputError(f"workers cannot play what this process can: {said}")
 
 
-def open_or_create(cell: Cell, folder: Path, runtime: Runtime) -> Run:
-    """The run directory of a cell in `folder`.
+def open_or_create(spec: RunSpec, folder: Path, runtime: Runtime) -> Run:
+    """The run directory of a specification in `folder`.
 
     Raises:
         InputError: a run with other settings, or another teacher, lies there.
     """
-    path = folder / cell.name
-    initial = folder / cell.start_from.name if cell.start_from is not None else None
+    path = folder / spec.name
+    initial = folder / spec.start_from.name if spec.start_from is not None else None
     if path.is_dir() and not (path / "config.json").exists():  # a study that was killed had just made it
         sweep(path)
         with suppress(OSError):  # it is not empty, and no run's directory: said below
             path.rmdir()
     if not path.exists():
-        labels = {"arm": cell.arm, "identity": identity(cell, {})}
-        if isinstance(cell.config, DistillConfig):
-            assert cell.teacher is not None
-            return new_distillation(cell.config, cell.teacher, path, runtime, labels=labels)
-        return new_training(cell.config, path, runtime, cell.teacher, initial, labels)
+        labels = {"arm": spec.arm, "identity": identity(spec, {})}
+        if isinstance(spec.config, DistillConfig):
+            assert spec.teacher is not None
+            return new_distillation(spec.config, spec.teacher, path, runtime, labels=labels)
+        return new_training(spec.config, path, runtime, spec.teacher, initial, labels)
     run = Run.open(path)
     stored = run.config.get("config", {})
-    config = cell.config
+    config = spec.config
     if config.precision == "auto":  # measuring it again might come to something else
         config = replace(config, precision=stored.get("precision", "auto"))
     if stored != resolved(config, runtime):
         raise InputError(f"{path} is a run with other settings: choose another --out")
-    if cell.teacher is not None and run.config.get("teacher_hash") != load_policy(cell.teacher).hash:
+    if spec.teacher is not None and run.config.get("teacher_hash") != load_policy(spec.teacher).hash:
         raise InputError(f"{path} is a run with another teacher: choose another --out")
     return run
 
 
-def _claim_of(folder: Path, cell: Cell) -> Path:
-    return folder / f".{cell.name}.claim"
+def _claim_of(folder: Path, spec: RunSpec) -> Path:
+    return folder / f".{spec.name}.claim"
 
 
-def _claim(stack: ExitStack, folder: Path, cell: Cell) -> bool:
-    """Whether `stack` now holds the cell's claim; not where another process has it. A dead one's ends with it."""
+def _claim(stack: ExitStack, folder: Path, spec: RunSpec) -> bool:
+    """Whether `stack` now holds the run's claim; not where another process has it. A dead one's ends with it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        stack.enter_context(hold(_claim_of(folder, cell)))
+        stack.enter_context(hold(_claim_of(folder, spec)))
     except InUseError:
         return False
     return True
@@ -342,25 +343,25 @@ def _tidy(run: Run) -> None:
         run.tidy()
 
 
-def identity(cell: Cell, hashes: dict[Path, str]) -> str:
-    """The cell's identity; `hashes` remembers those of the teachers' files."""
-    teacher = taught_by(cell)
+def identity(spec: RunSpec, hashes: dict[Path, str]) -> str:
+    """The run's identity; `hashes` remembers those of the teachers' files."""
+    teacher = teacher_of_run(spec)
     if teacher is not None and teacher not in hashes:
         hashes[teacher] = load_policy(teacher).hash
-    return cell.identity(hashes[teacher] if teacher is not None else None)
+    return spec.identity(hashes[teacher] if teacher is not None else None)
 
 
-def taught_by(cell: Cell) -> Path | None:
-    """The teacher of a cell, or of the student it begins with."""
-    return cell.teacher if cell.start_from is None else taught_by(cell.start_from)
+def teacher_of_run(spec: RunSpec) -> Path | None:
+    """The teacher of a run, or of the student it begins with."""
+    return spec.teacher if spec.start_from is None else teacher_of_run(spec.start_from)
 
 
-def _due(cells: Sequence[Cell], folder: Path, done: Collection[str]) -> list[Cell]:
-    """The cells to run: those not done, and those done whose policy one of them begins with and does not find."""
-    due = [cell for cell in cells if cell.name not in done]
-    needed = {cell.start_from.name for cell in due if cell.start_from is not None}
+def _due(specs: Sequence[RunSpec], folder: Path, done: Collection[str]) -> list[RunSpec]:
+    """The runs to do: those not done, and those done whose policy one of them begins with and does not find."""
+    due = [spec for spec in specs if spec.name not in done]
+    needed = {spec.start_from.name for spec in due if spec.start_from is not None}
     missing = {name for name in needed & set(done) if not (folder / name / "policy.safetensors").exists()}
-    return [cell for cell in cells if cell.name not in done or cell.name in missing]
+    return [spec for spec in specs if spec.name not in done or spec.name in missing]
 
 
 def _last_words(worker: _Worker) -> str:
@@ -420,5 +421,5 @@ def _table(
     table.add_column("run")
     table.add_column("progress")
     for worker, seen in zip(active, looks, strict=True):
-        table.add_row(Text(printable(worker.cell.name)), seen.words)
+        table.add_row(Text(printable(worker.spec.name)), seen.words)
     return table

@@ -6,7 +6,7 @@ from pathlib import Path
 from potstill.distill import DistillConfig, Lead
 from potstill.errors import InputError
 from potstill.networks import parse_width
-from potstill.study.plan import Cell
+from potstill.study.plan import RunSpec
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Grid:
     base: DistillConfig = field(default_factory=DistillConfig)
     """What all runs have in common."""
 
-    def cells(self) -> list[Cell]:
+    def specs(self) -> list[RunSpec]:
         """Every combination, largest students last so that a table fills from the quick end.
 
         Raises:
@@ -40,7 +40,7 @@ class Grid:
         widths = sorted(self.widths, key=parse_width)
         several = len(self.teachers) > 1
         return [
-            Cell(
+            RunSpec(
                 "_".join(
                     [
                         *([f"teacher-{number}"] if several else []),

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from potstill.errors import InputError, reason
-from potstill.files import open_append
-from potstill.runs import Run
+from potstill.storage.files import open_append
+from potstill.storage.runs import Run
 
 if TYPE_CHECKING:  # which bring torch along
     from potstill.envs import EnvConfig

@@ -1,4 +1,4 @@
-"""What a study runs: arms x widths x seeds x teachers -> cells, each one run."""
+"""What a study runs: arms x widths x seeds x teachers -> specifications, each of one run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,25 +11,25 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
-from potstill.runs import config_hash
+from potstill.storage.runs import config_hash
 from potstill.tasks import find_env
 
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
-MAX_CELLS = 100_000
+MAX_RUNS = 100_000
 
 NETWORK = ("family", "critic", "critic_width", "options")
 """Of an arm's settings, those of its network; the others are its method's."""
 
 
-class Cell(NamedTuple):
+class RunSpec(NamedTuple):
     """One run: everything that decides its outcome."""
 
     name: str  # of its directory and its record
     arm: str
     config: Config
     teacher: Path | None = None
-    start_from: "Cell | None" = None  # whose policy to begin with
+    start_from: "RunSpec | None" = None  # whose policy to begin with
 
     @property
     def method(self) -> Method:
@@ -90,7 +90,7 @@ class Plan:
     scores: tuple[float, ...] = ()
     """At which the report compares sizes, fixed before the runs; without them, the task's."""
 
-    def cells(self) -> list[Cell]:
+    def specs(self) -> list[RunSpec]:
         """Every run: each arm's first seed at all widths, large ones first, then its second, and so on.
 
         So a study that is not finished has fewer seeds, not fewer sizes, and no core waits for a large run that began
@@ -99,21 +99,21 @@ class Plan:
         Raises:
             InputError: there are more than 100,000; or a run begins with one that the plan does not make.
         """
-        taught = 1 if self.pairing == "cycle" else max(len(arm.teachers) for arm in self.arms) or 1
-        if (count := taught * sum(len(arm.widths) * len(arm.seeds) for arm in self.arms)) > MAX_CELLS:
-            raise InputError(f"it asks for some {count:,} runs; {MAX_CELLS:,} are planned at most")
-        made: dict[str, Cell] = {}
+        teachers = 1 if self.pairing == "cycle" else max(len(arm.teachers) for arm in self.arms) or 1
+        if (count := teachers * sum(len(arm.widths) * len(arm.seeds) for arm in self.arms)) > MAX_RUNS:
+            raise InputError(f"it asks for some {count:,} runs; {MAX_RUNS:,} are planned at most")
+        made: dict[str, RunSpec] = {}
         order = sorted(self.arms, key=lambda arm: arm.origin is not None)
         for width in sorted({width for arm in self.arms for width in arm.widths}, key=parse_width, reverse=True):
             for arm in order:
                 if width in arm.widths:
-                    made |= {cell.name: cell for cell in self._cells(arm, width, made)}
+                    made |= {spec.name: spec for spec in self._specs(arm, width, made)}
         origins = {arm.name: arm for arm in self.arms}
         seeds = {arm.name: origins[arm.origin or arm.name].seeds for arm in self.arms}
-        return sorted(made.values(), key=lambda cell: seeds[cell.arm].index(cell.config.seed))
+        return sorted(made.values(), key=lambda spec: seeds[spec.arm].index(spec.config.seed))
 
-    def cells_of(self, part: Part) -> list[Cell]:
-        """The runs of this part and those that they begin with, in the order of `cells`.
+    def specs_of(self, part: Part) -> list[RunSpec]:
+        """The runs of this part and those that they begin with, in the order of `specs`.
 
         Raises:
             InputError: the plan has no such arm, width or seed, or none of the runs that together they name.
@@ -121,29 +121,29 @@ class Plan:
         origins = {arm.name: arm.origin for arm in self.arms}
         arms = {*part.arms, *(origins[name] for name in part.arms if name in origins)} or {*origins}
         widths = [parse_width(width) for width in part.widths]
-        cells = self.cells()
+        specs = self.specs()
         for axis, asked, held in (
             ("arm", part.arms, {*origins}),
-            ("width", widths, {parse_width(cell.config.network.width) for cell in cells}),
-            ("seed", part.seeds, {cell.config.seed for cell in cells}),
+            ("width", widths, {parse_width(spec.config.network.width) for spec in specs}),
+            ("seed", part.seeds, {spec.config.seed for spec in specs}),
         ):
             for value in asked:
                 if value not in held:
                     has = ", ".join(str(value) for value in sorted(held))
                     raise InputError(f"the plan has no {axis} {str(value)!r}: it has {has}")
         made = [
-            cell
-            for cell in cells
-            if cell.arm in arms
-            and (not widths or parse_width(cell.config.network.width) in widths)
-            and (not part.seeds or cell.config.seed in part.seeds)
+            spec
+            for spec in specs
+            if spec.arm in arms
+            and (not widths or parse_width(spec.config.network.width) in widths)
+            and (not part.seeds or spec.config.seed in part.seeds)
         ]
         if not made:
             raise InputError("the plan has no run of all these arms, widths and seeds: an arm may have its own")
         return made
 
-    def _cells(self, arm: PlannedArm, width: str, made: Mapping[str, Cell]) -> list[Cell]:
-        cells = []
+    def _specs(self, arm: PlannedArm, width: str, made: Mapping[str, RunSpec]) -> list[RunSpec]:
+        specs = []
         for number, seed in enumerate(arm.seeds):
             teachers: list[Path | None] = [*arm.teachers] or [None]
             if self.pairing == "cycle":
@@ -151,20 +151,20 @@ class Plan:
             for teacher in teachers:
                 start_from = None
                 if arm.origin is not None:
-                    start_from = made.get(cell_name(arm.origin, width, seed, teacher))
+                    start_from = made.get(run_name(arm.origin, width, seed, teacher))
                     if start_from is None:
                         raise InputError(
-                            f"arm {arm.name} begins with {cell_name(arm.origin, width, seed, teacher)}, which the plan"
+                            f"arm {arm.name} begins with {run_name(arm.origin, width, seed, teacher)}, which the plan"
                             f" does not make: give {arm.origin} the same widths, seeds and teachers"
                         )
                 settings = arm.settings | arm.by_width.get(width, {})
                 config = make_config(arm.method, self.env, width, seed, settings)
-                name = cell_name(arm.name, width, seed, teacher)
-                cells.append(Cell(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from))
-        return cells
+                name = run_name(arm.name, width, seed, teacher)
+                specs.append(RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from))
+        return specs
 
 
-def cell_name(arm: str, width: str, seed: int, teacher: Path | None) -> str:
+def run_name(arm: str, width: str, seed: int, teacher: Path | None) -> str:
     parts = [arm, f"width-{width.replace('/', '_')}", *([f"teacher-{teacher.name}"] if teacher is not None else [])]
     return "_".join([*parts, f"seed-{seed}"])
 

@@ -32,10 +32,10 @@ from potstill.arms import ARMS, Method
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.files import read_bytes
 from potstill.imports import import_modules
 from potstill.networks import NetworkConfig, Precision, parse_width
 from potstill.ppo import PPOConfig
+from potstill.storage.files import read_bytes
 from potstill.study.plan import NETWORK, Plan, PlannedArm, make_config
 from potstill.tasks import find_env
 
@@ -76,7 +76,7 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path} is not TOML: {error}") from error
     try:
         plan = _plan(document, path, text)
-        plan.cells()
+        plan.specs()
     except _At as error:
         raise InputError(f"{path}, line {line_of(text, error.keys)}: {error}") from error
     except InputError as error:
@@ -118,13 +118,15 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
     pairing = _choice(document, "pairing", ("cross", "cycle"), "cross")
     scored = _table(document, "evaluation", ())
+    if "beside-games" in scored:  # as plans of the first study have it
+        scored["secondary-games"] = scored.pop("beside-games")
     _known(scored, tuple(known.name.replace("_", "-") for known in fields(EvalConfig)), ("evaluation",))
     starts = _list(scored, "starts", int, ("evaluation",), ())
     episodes = _value(scored.get("episodes", 100), int, ("evaluation", "episodes"))
     start_games = _value(scored.get("start-games", episodes), int, ("evaluation", "start-games"))
-    beside_games = _value(scored.get("beside-games", episodes), int, ("evaluation", "beside-games"))
-    if min(episodes, start_games, beside_games, *starts) < 1:
-        raise _At(("evaluation",), "episodes, starts, start-games and beside-games are at least 1")
+    secondary_games = _value(scored.get("secondary-games", episodes), int, ("evaluation", "secondary-games"))
+    if min(episodes, start_games, secondary_games, *starts) < 1:
+        raise _At(("evaluation",), "episodes, starts, start-games and secondary-games are at least 1")
     arms = _table(document, "arms", ())
     if not arms:
         raise _At(("arms",), f"a plan needs arms, such as [arms.rl]; known: {', '.join(ARMS)}")
@@ -142,7 +144,7 @@ def _plan(document: dict[str, Any], path: Path, text: str) -> Plan:
     for arm in made:
         if arm.origin is not None and next((a.method for a in made if a.name == arm.origin), None) != "distill":
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
-    evaluation = EvalConfig(episodes, starts, start_games, beside_games)
+    evaluation = EvalConfig(episodes, starts, start_games, secondary_games)
     return Plan(name, env, evaluation, made, text, pairing, _table(document, "tune", ()), scores)  # type: ignore[arg-type]  # checked
 
 
@@ -161,10 +163,10 @@ def _arms(document: dict[str, Any], name: str, folder: Path, env: str) -> list[P
             raise _At(here, f"no arm is called {name!r}: {hint} Or give it a method: rl, distill, ppd or finetune")
         method = _choice(table, "method", get_args(Method), None, here)  # type: ignore[assignment]
     assert method is not None
-    taught = method != "rl"
+    has_teacher = method != "rl"
     widths = _axis(document, table, "widths", str, here)
     seeds = _axis(document, table, "seeds", int, here)
-    teachers = _axis(document, table, "teachers", str, here) if taught else ()
+    teachers = _axis(document, table, "teachers", str, here) if has_teacher else ()
     critics: tuple[str, ...] = ()
     if isinstance(table.get("critic"), list) or ("critic" in document and not {"critic"} & {*table, *fixed}):
         critics = _axis(document, table, "critic", str, here) if method == "rl" else ()

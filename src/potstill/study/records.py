@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from potstill import __version__, evaluation
-from potstill.checkpoints import write_atomically
 from potstill.envs import Envs
 from potstill.errors import InputError
-from potstill.files import read_json
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, recorded_result
 from potstill.results import Found, as_record, find_runs, tell
-from potstill.runs import FORMAT_VERSION, InUseError, Run, read_document, working_in
-from potstill.study.execute import Ended, execute, identity, taught_by
-from potstill.study.plan import WHOLE, Cell, Part, Plan
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.files import read_json
+from potstill.storage.runs import FORMAT_VERSION, InUseError, Run, read_document, working_in
+from potstill.study.execute import Ended, execute, identity, teacher_of_run
+from potstill.study.plan import WHOLE, Part, Plan, RunSpec
 from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
 
@@ -41,30 +41,30 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
         InputError: `out` holds a record of a run with other settings, or the plan has nothing of such a part.
         StudyInterrupted: as `execute`.
     """
-    cells = plan.cells()
-    wanted = plan.cells_of(part)
+    specs = plan.specs()
+    wanted = plan.specs_of(part)
     with _alone_in(out) as folder:
         found = find_recorded(out)
         tell(found)
-        done = [name for name, record in recorded(cells, out).items() if record["status"] == "done"]
+        done = [name for name, record in recorded(specs, out).items() if record["status"] == "done"]
         document = {
             "name": plan.name,
             "plan": plan.text,
             "potstill": __version__,
-            "planned": len(cells),
+            "planned": len(specs),
             "scores": plan.scores,
         }
         document["random_score"] = _random_score(plan, out, runtime, folder)
         write_atomically(out / "study.json", _json(document))
-    for cell in [cell for cell in wanted if cell.name in found.damaged]:  # left as it is
-        wanted.remove(cell)
-        yield Ended(cell, None, found.damaged[cell.name])
+    for spec in [spec for spec in wanted if spec.name in found.damaged]:  # left as it is
+        wanted.remove(spec)
+        yield Ended(spec, None, found.damaged[spec.name])
     for ended in execute(wanted, out / "runs", runtime, plan.evaluation, done=done, **options):
-        path = out / f"{ended.cell.name}.json"
+        path = out / f"{ended.spec.name}.json"
         try:
             record = make_record(ended, out / "runs")
         except InputError as error:  # a bad line in its metrics, say
-            ended = Ended(ended.cell, None, str(error))
+            ended = Ended(ended.spec, None, str(error))
             record = make_record(ended, out / "runs")
         record |= {"random_score": document["random_score"]}
         if not _is_noted(path, record):
@@ -99,13 +99,13 @@ def find_recorded(out: Path) -> Found:
     return find_runs(out) if out.is_dir() else Found([], {}, [])
 
 
-def recorded(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
-    """The records in `out` of these cells, by name.
+def recorded(specs: list[RunSpec], out: Path) -> dict[str, dict[str, Any]]:
+    """The records in `out` of these runs, by name.
 
     Raises:
         InputError: one is of a run with other settings.
     """
-    names = {cell.name: cell for cell in cells}
+    names = {spec.name: spec for spec in specs}
     found = {record["run"]: record for record in find_recorded(out).records if record["run"] in names}
     hashes: dict[Path, str] = {}
     for name, record in found.items():
@@ -122,12 +122,12 @@ def status(plan: Plan, out: Path) -> dict[str, Any]:
 
     A damaged run counts as failed. `damaged` names the records that cannot be read, `ignored` JSON that is no record.
     """
-    cells = plan.cells()
-    found, records = find_recorded(out), recorded(cells, out)
+    specs = plan.specs()
+    found, records = find_recorded(out), recorded(specs, out)
     counts = dict.fromkeys(("done", "running", "interrupted", "failed", "missing"), 0)
     failed = {}
-    for cell in cells:
-        name, path = cell.name, out / "runs" / cell.name
+    for spec in specs:
+        name, path = spec.name, out / "runs" / spec.name
         state = records[name]["status"] if name in records else "missing"
         try:
             if name in found.damaged:
@@ -143,27 +143,27 @@ def status(plan: Plan, out: Path) -> dict[str, Any]:
             state, failed[name] = "failed", str(error)
         counts[state] += 1
     return {
-        "study": plan.name, "planned": len(cells), **counts, "failures": failed,
+        "study": plan.name, "planned": len(specs), **counts, "failures": failed,
         "damaged": found.damaged, "ignored": found.ignored,
     }  # fmt: skip
 
 
 def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
     """What is kept of a run: its result, what it was, what its teacher cost, its learning curve."""
-    cell, run = ended.cell, ended.run
-    record: dict[str, Any] = {"run": cell.name}
+    spec, run = ended.spec, ended.run
+    record: dict[str, Any] = {"run": spec.name}
     if run is not None:
         record = as_record(run.path)
     record["format"] = FORMAT_VERSION
     record |= {"status": "done" if ended.error is None else "failed", "error": ended.error}
-    record["identity"] = identity(cell, {})
-    teacher = taught_by(cell)
-    record |= {"arm": cell.arm, "method": cell.method, "teacher": teacher.name if teacher is not None else None}
+    record["identity"] = identity(spec, {})
+    teacher = teacher_of_run(spec)
+    record |= {"arm": spec.arm, "method": spec.method, "teacher": teacher.name if teacher is not None else None}
     if teacher is not None:
         theirs = recorded_result(load_policy(teacher)) or {}
         record |= {f"teacher_{cost}": theirs.get(cost) for cost in _COSTS}
-    if cell.start_from is not None and (runs / cell.start_from.name / "result.json").is_file():
-        before = read_document(runs / cell.start_from.name / "result.json")
+    if spec.start_from is not None and (runs / spec.start_from.name / "result.json").is_file():
+        before = read_document(runs / spec.start_from.name / "result.json")
         record |= {f"initial_{cost}": before.get(cost) for cost in _COSTS}
     return record
 
@@ -175,7 +175,7 @@ def _random_score(plan: Plan, out: Path, runtime: Runtime, folder: Run) -> float
     env = find_env(plan.env)
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), **envs.spaces)
-    alone = all(cell.config.num_envs == 1 for cell in plan.cells())
+    alone = all(spec.config.num_envs == 1 for spec in plan.specs())
     start = evaluation.Start(steps=1 << 40)  # it never takes over
     for so_far in evaluation.play(policy, env, episodes=32, seed=1, start=start, threads=runtime.cores, alone=alone):
         last = so_far

@@ -94,7 +94,7 @@ def tuning_plan(plan: Plan) -> Plan:
             raise InputError(f"tune.widths must name widths of arm {arm.name}: {', '.join(arm.widths)}")
         whole = arm.settings | read_settings(trial.setting, arm.method)
         arms.append(PlannedArm(trial.name, arm.method, whole, widths, seeds, arm.teachers))
-    scored = EvalConfig(int(plan.tune.get("episodes", 32)), beside_games=0)
+    scored = EvalConfig(int(plan.tune.get("episodes", 32)), secondary_games=0)
     return replace(plan, name=f"{plan.name}-tune", arms=tuple(arms), evaluation=scored, tune={})
 
 

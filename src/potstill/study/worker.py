@@ -17,10 +17,10 @@ from potstill.envs import EnvConfig, check_task
 from potstill.errors import DivergedError, InputError, TaskError, Terminated, printable, reason
 from potstill.evaluation import EvalConfig
 from potstill.imports import VARIABLE, import_modules
-from potstill.jobs import Interrupted, execute
 from potstill.policies import rebuild
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import Interrupted, execute
 
 
 def main() -> None:

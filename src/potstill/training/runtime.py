@@ -50,7 +50,7 @@ class Runtime:
             return self.threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Tells torch how to use the processor; denormal numbers would slow the smallest networks.
 
         And tells glibc, where that is the C library, to keep freed memory for the next minibatch: what is given back to

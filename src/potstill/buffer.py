@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.checkpoints import write_atomically
 from potstill.envs import Array, Envs
 from potstill.errors import InputError, reason
-from potstill.files import open_regular, read_json
 from potstill.networks import Policy, num_logits
+from potstill.storage.checkpoints import write_atomically
+from potstill.storage.files import open_regular, read_json
 
 
 class Batch(NamedTuple):
     """A minibatch as the losses want it."""
 
-    ready: Tensor  # (B, ...) prepared inputs
+    inputs: Tensor  # (B, ...) prepared inputs
     logits: Tensor  # (B, L) the teacher's, float32
     values: Tensor  # (B,) the teacher's, in units of reward
 
@@ -102,13 +102,13 @@ class Dataset:
         chosen = positions.numpy()
         device = policy.mean.device
         if self.stack == 1:
-            ready = policy.prepare(torch.from_numpy(self._frames[chosen]).to(device), dtype)
+            inputs = policy.prepare(torch.from_numpy(self._frames[chosen]).to(device), dtype)
         else:
             ages = self._ages[chosen].astype(np.int64)
             back = np.minimum(np.arange(self.stack - 1, -1, -1), ages[:, None])  # a young game repeats its first frame
-            ready = self._prepare((chosen[:, None] - back * self.num_envs) % self.capacity, policy, dtype)
+            inputs = self._prepare((chosen[:, None] - back * self.num_envs) % self.capacity, policy, dtype)
         logits, values = torch.from_numpy(self._logits[chosen]), torch.from_numpy(self._values[chosen])
-        return Batch(ready, logits.to(device), values.to(device))
+        return Batch(inputs, logits.to(device), values.to(device))
 
     def _prepare(self, frames: Array, policy: Policy, dtype: torch.dtype) -> Tensor:
         """Frame positions (B, stack) to prepared stacks, a few at a time so that they stay in the processor's cache."""

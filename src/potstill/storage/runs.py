@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, Literal
 
-from potstill.checkpoints import check_format, sync_folder, write_atomically
 from potstill.errors import InputError, reason
-from potstill.files import CAREFUL, open_regular, parse_json, read_bytes, read_json
+from potstill.storage.checkpoints import check_format, sync_folder, write_atomically
+from potstill.storage.files import CAREFUL, open_regular, parse_json, read_bytes, read_json
 
 Status = Literal["new", "running", "interrupted", "failed", "done"]
 LOCK_LIMIT = 1 << 16  # bytes that are read of a lock: ours have some hundred

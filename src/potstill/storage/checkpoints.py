@@ -17,7 +17,7 @@ from torch import Tensor
 
 from potstill import __version__
 from potstill.errors import InputError, reason
-from potstill.files import open_regular, parse_json
+from potstill.storage.files import open_regular, parse_json
 
 FORMAT_VERSION = 1
 KEY, DIGEST = "potstill", "digest"  # the keys in the safetensors `__metadata__`: the document, and `_digest`

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from potstill import checkpoints, distill, evaluation, telemetry
+from potstill import distill, evaluation, telemetry
 from potstill.distill import DistillConfig
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.evaluation import EvalConfig
-from potstill.jobs import Interrupted, execute, new_distillation, new_training
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
-from potstill.runs import Run
+from potstill.storage import checkpoints
+from potstill.storage.runs import Run
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
+from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 GAMES = EvalConfig(episodes=4)
@@ -55,7 +56,7 @@ RUN |= {"training_macs", "wall_seconds", "config_hash", "policy_hash", "metrics_
 RUN |= {"parameters", "conv", "linear", "macs", "bytes", "latency_ms", "latency_p95_ms"}
 RUN |= {"command", "commit", "machine", "threads", "precision"}
 SCORES = {"score", "ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns"}
-SCORES |= {"score_sampled", "score_nosticky", "beside_games"}
+SCORES |= {"score_sampled", "score_nosticky", "secondary_games"}
 BESIDE_TEACHER = {"teacher_score", "teacher_point_win_rate", "agreement", "kl"}
 BESIDE_TEACHER |= {"agreement_teacher_states", "kl_teacher_states"}
 

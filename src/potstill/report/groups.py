@@ -1,4 +1,4 @@
-"""Records -> cells: the runs of each arm at each size, and what each record says. Pure, seeded; no files, no plots."""
+"""Records -> groups: the runs of each arm at each size, and what each record says. Pure, seeded; no files, no plots."""
 
 import math
 import zlib
@@ -62,7 +62,7 @@ class Certificate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Group:
     """The runs of one arm at one size."""
 
     arm: str
@@ -149,23 +149,23 @@ def certificates_of(records: Sequence[Record]) -> Iterable[Certificate]:
             yield Certificate(str(run["run"]), str(run.get("width")), run.get("seed"), found.get(run["run"]))
 
 
-def cells_of(
+def groups_of(
     records: Sequence[Record], certificates: Sequence[Certificate], scale: Scale, seed: int, resamples: int
-) -> Iterable[Cell]:
+) -> Iterable[Group]:
     """The runs that were evaluated by arm and size: the protocol's arms in its order, then others; small to large."""
     converged = {certificate.run for certificate in certificates if certificate.verdict == "converged"}
-    groups: dict[tuple[str, int], list[Record]] = {}
+    by_size: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         if scored(record) and record.get("arm") not in LONG:
-            groups.setdefault((str(record.get("arm")), int(record["parameters"])), []).append(record)
-    order = sorted(groups, key=lambda at: (order_of(at[0]), at[1]))
+            by_size.setdefault((str(record.get("arm")), int(record["parameters"])), []).append(record)
+    order = sorted(by_size, key=lambda at: (order_of(at[0]), at[1]))
     for arm, parameters in order:
-        runs = sorted(groups[arm, parameters], key=lambda run: (teacher_of(run), str(run.get("run"))))
+        runs = sorted(by_size[arm, parameters], key=lambda run: (teacher_of(run), str(run.get("run"))))
         teachers = tuple(dict.fromkeys(map(teacher_of, runs)))
         games = [[_games(run) for run in runs if teacher_of(run) == teacher] for teacher in teachers]
         score = scale.within(bootstrap(games, generator(seed, "cell", arm, parameters), resamples).interval())
         bound = arm in REWARD and any(str(run.get("run")) not in converged for run in runs)
-        yield Cell(arm, str(runs[0].get("width")), parameters, tuple(runs), teachers, games, score, bound)
+        yield Group(arm, str(runs[0].get("width")), parameters, tuple(runs), teachers, games, score, bound)
 
 
 def teacher_of(run: Record) -> str:

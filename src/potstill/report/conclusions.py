@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from potstill.arms import REWARD, STUDENTS
 from potstill.report.answers import Answers
-from potstill.report.cells import learning_curve, name, steps_to_reach
 from potstill.report.comparisons import ENOUGH, Difference, Ratio
 from potstill.report.figures import short
+from potstill.report.groups import learning_curve, name, steps_to_reach
 
 QUESTIONS = (
     "Does learning from reward need a bigger network than supervised learning, for the same performance?",
@@ -82,16 +82,16 @@ def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
     '-' where no run has a learning curve.
     """
     rows = []
-    for cell in answers.of(arm):
-        played = [run for run in cell.runs if learning_curve(run)]  # a teacher-led run plays no games of its own
+    for group in answers.of(arm):
+        played = [run for run in group.runs if learning_curve(run)]  # a teacher-led run plays no games of its own
         if not played:
-            rows.append((cell.width, "-"))
+            rows.append((group.width, "-"))
             continue
         steps = sorted(step for run in played if (step := steps_to_reach(run, target)) is not None)
         runs = len(played)
         # The median over all runs, those that never reached it counting as longest.
         middle = short(steps[runs // 2]) if len(steps) > runs // 2 else "never"
-        rows.append((cell.width, f"{middle} ({len(steps)} of {runs})"))
+        rows.append((group.width, f"{middle} ({len(steps)} of {runs})"))
     return rows
 
 
@@ -123,7 +123,7 @@ def _overhead(question: str, answers: Answers) -> Reply:
     budgets = [budget for budget in answers.budgets if budget.student == student]
     fair = sum(budget.no_less for budget in budgets)
     unfair = sum(budget.alone is not None and budget.alone[1] <= 1 / ENOUGH for budget in budgets)
-    open_ = any(cell.lower_bound for cell in answers.of("rl"))
+    open_ = any(group.lower_bound for group in answers.of("rl"))
     if all(above) and not any(below) and not holding:
         verdict = "Open" if open_ else "Yes" if fair >= 2 else "Not claimed"
     elif all(below) and not any(above) and not holding:
@@ -157,12 +157,12 @@ def _overhead(question: str, answers: Answers) -> Reply:
 def _wanted(answers: Answers) -> str:
     """Which sizes would bound what these do not: larger ones where an arm stays below a score, smaller ones where its
     smallest is above it already."""
-    cells = [cells for arm in ("rl", answers.student or "") if (cells := answers.of(arm))]
-    most, least = min(each[-1].score.value for each in cells), max(each[0].score.value for each in cells)
+    groups = [groups for arm in ("rl", answers.student or "") if (groups := answers.of(arm))]
+    most, least = min(each[-1].score.value for each in groups), max(each[0].score.value for each in groups)
     above = [f"{target:g}" for target in answers.scale.targets if target > most]
     below = [f"{target:g}" for target in answers.scale.targets if target <= least]
-    told = [f"above {short(cells[0][-1].parameters)} parameters for {', '.join(above)}"] * bool(above)
-    told += [f"below {short(cells[0][0].parameters)} for {', '.join(below)}"] * bool(below)
+    told = [f"above {short(groups[0][-1].parameters)} parameters for {', '.join(above)}"] * bool(above)
+    told += [f"below {short(groups[0][0].parameters)} for {', '.join(below)}"] * bool(below)
     return f"Sizes that would tell more: {'; '.join(told)}." if told else "More runs would tell more."
 
 
@@ -228,7 +228,7 @@ def _least(answers: Answers, tested: list[Difference]) -> float:
     least = []
     for each in tested:
         m, n = (
-            next(len(cell.runs) for cell in answers.of(arm) if cell.parameters == each.parameters)
+            next(len(group.runs) for group in answers.of(arm) if group.parameters == each.parameters)
             for arm in (each.arm, "rl")
         )
         least.append((1 + (m == n)) / math.comb(m + n, m) * len(tested))
@@ -271,7 +271,7 @@ def _growth(question: str, answers: Answers) -> Reply:
         for arm, found in told.items()
         for g in (found[0], found[-1])
     ]
-    if any(cell.lower_bound for cell in answers.of("rl")):
+    if any(group.lower_bound for group in answers.of("rl")):
         notes.append("RL has sizes not shown to have converged: its growth is that of this budget.")
     return Reply(question, verdict, sentence, (*notes, "95 % intervals; greedy play."), "; ".join(each))
 
@@ -299,14 +299,14 @@ def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str
             f"{open_} of {len(verdicts)} RL runs are not shown to have converged: {verdicts.count('not converged')} had"
             f" not, of {verdicts.count('unknown')} it cannot be told. Their scores are lower bounds (arrows below)."
         )
-    taught = [cell for cell in answers.cells if cell.arm in STUDENTS]
-    teachers = {teacher for cell in taught for teacher in cell.teachers if teacher}
+    taught = [group for group in answers.groups if group.arm in STUDENTS]
+    teachers = {teacher for group in taught for teacher in group.teachers if teacher}
     if taught and len(teachers) < 3:
         yield f"{'Two teachers' if len(teachers) > 1 else 'One teacher'} only: students of others may score otherwise."
-    if thin := [cell for cell in answers.cells if len(cell.runs) < 3]:
+    if thin := [group for group in answers.groups if len(group.runs) < 3]:
         arms = [
-            f"{name(arm)} ({', '.join(cell.width for cell in thin if cell.arm == arm)})"
-            for arm in dict.fromkeys(cell.arm for cell in thin)
+            f"{name(arm)} ({', '.join(group.width for group in thin if group.arm == arm)})"
+            for arm in dict.fromkeys(group.arm for group in thin)
         ]
         yield f"Fewer than 3 runs, so that intervals are wide or none, at widths of {', '.join(arms)}."
     student = answers.student

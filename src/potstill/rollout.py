@@ -15,14 +15,14 @@ from potstill.networks import Policy
 class Transition(NamedTuple):
     """One vector step: what the policy saw, what it did, what came of it."""
 
-    ready: Tensor  # (N, ...) prepared inputs the actions were chosen from
+    inputs: Tensor  # (N, ...) prepared inputs the actions were chosen from
     observations: Array  # (N, *observation shape) the same, raw
     actions: Tensor  # (N,) int64, or (N, d) float32 in units of half the range, not yet clipped
     step: Step
-    next_ready: Tensor  # (N, ...) prepared inputs of step.observations
+    next_inputs: Tensor  # (N, ...) prepared inputs of step.observations
 
 
-class Inputs:
+class Preparer:
     """Prepares the inputs of N environments step by step, normalising each frame once.
 
     A stack of frames differs from the one before by its newest frame alone: the older three are moved, not made again.
@@ -40,22 +40,22 @@ class Inputs:
         return self.policy.prepare(raw, self.dtype)
 
     @torch.no_grad()
-    def following(self, ready: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
+    def following(self, inputs: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
         """The inputs after `step`, given those before it; written to `out` where that is given."""
         if not self._stacked:
             whole = self.first(step.observations)
             return whole if out is None else out.copy_(whole)
         policy = self.policy
-        newest = torch.from_numpy(step.observations[:, -1]).to(ready.device).float()
+        newest = torch.from_numpy(step.observations[:, -1]).to(inputs.device).float()
         newest.sub_(policy.mean).mul_(policy.scale).clamp_(-policy.clip, policy.clip)
-        moved = torch.empty_like(ready) if out is None else out
+        moved = torch.empty_like(inputs) if out is None else out
         # Channels last: what moves every frame up by one is a plain copy from the second number on. The numbers it puts
         # where the newest frame belongs, and the last of all, are written over.
-        _in_memory(moved)[:-1] = _in_memory(ready)[1:]
+        _in_memory(moved)[:-1] = _in_memory(inputs)[1:]
         moved[:, -1] = newest.to(moved.dtype)  # to every fourth number: a plain copy is faster than one that converts
         ended = np.flatnonzero(step.terminated | step.truncated)
         if ended.size:
-            moved[torch.from_numpy(ended).to(ready.device)] = self.first(step.observations[ended])
+            moved[torch.from_numpy(ended).to(inputs.device)] = self.first(step.observations[ended])
         return moved
 
 
@@ -66,7 +66,7 @@ def _in_memory(images: Tensor) -> Tensor:
 
 def collect(
     envs: Envs,
-    inputs: Inputs,
+    preparer: Preparer,
     observations: Array,
     act: Callable[[Tensor], Tensor],
     storage: Tensor | None = None,
@@ -78,15 +78,15 @@ def collect(
         act: prepared inputs (N, ...) to actions, (N,) int64 or (N, d) float32.
         storage: (T, N, ...) takes the inputs of the first T steps: made where they are kept, they need no copy.
     """
-    ready = inputs.first(observations)
+    inputs = preparer.first(observations)
     if storage is not None:
-        ready = storage[0].copy_(ready)
+        inputs = storage[0].copy_(inputs)
     for t in count(1):
-        actions = act(ready)
+        actions = act(inputs)
         step = envs.step(actions.cpu().numpy())
-        following = inputs.following(ready, step, storage[t] if storage is not None and t < len(storage) else None)
-        yield Transition(ready, observations, actions, step, following)
-        ready, observations = following, step.observations
+        following = preparer.following(inputs, step, storage[t] if storage is not None and t < len(storage) else None)
+        yield Transition(inputs, observations, actions, step, following)
+        inputs, observations = following, step.observations
 
 
 def input_statistics(envs: Envs, observations: int, seed: int) -> tuple[Tensor, Tensor]:

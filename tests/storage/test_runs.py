@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from potstill import runs
 from potstill.errors import InputError
-from potstill.runs import LockLostError, Run, config_hash, next_directory, stop_on_signals
+from potstill.storage import runs
+from potstill.storage.runs import LockLostError, Run, config_hash, next_directory, stop_on_signals
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_a_lock_is_held_whatever_the_host_is_called_and_the_clock_says(run, monk
 
 
 def test_a_lock_ends_with_its_process(run):
-    script = "import os, sys; from pathlib import Path; from potstill.runs import Run\n"
+    script = "import os, sys; from pathlib import Path; from potstill.storage.runs import Run\n"
     script += "with Run(Path(sys.argv[1]), {}).lock(): print(flush=True); sys.stdin.read(); os._exit(9)"
     with subprocess.Popen([sys.executable, "-c", script, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
         p.stdout.readline()

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import potstill.distill as distill
-from potstill import checkpoints, evaluation, ppo, telemetry
+from potstill import evaluation, ppo, telemetry
 from potstill.algorithm import Algorithm, Progress
 from potstill.arms import arm_of
-from potstill.assessment import assess
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
@@ -28,9 +27,11 @@ from potstill.imports import remember_makers
 from potstill.load.sb3 import load_sb3
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
-from potstill.runs import LockLostError, Run, stop_on_signals
-from potstill.teaching import teacher_data
+from potstill.storage import checkpoints
+from potstill.storage.runs import LockLostError, Run, stop_on_signals
+from potstill.training.assessment import assess
 from potstill.training.runtime import Runtime, provenance
+from potstill.training.teacher_data import teacher_data
 
 KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
 CONFIGS = {"train": ppo.PPOConfig, "distill": distill.DistillConfig}
@@ -129,7 +130,7 @@ def execute(
     kind = run.config.get("kind")
     if kind not in CONFIGS:
         raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
-    runtime.settle()
+    runtime.apply()
     config = run.config.get("config")
     if isinstance(config, dict) and isinstance(config.get("env"), dict):
         remember_makers(str(config["env"].get("id")), run.config.get("imports"))
@@ -255,10 +256,10 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
             try:
                 run.touch_lock()
             except LockLostError as lost:
-                beside = _beside(run)
-                metrics.copy(beside.metrics_path)
-                checkpoints.save(beside.resume_path, tensors, document)
-                raise InputError(f"{lost}; its state is saved: continue it with --resume {beside.path}") from lost
+                rescued = _rescue_run(run)
+                metrics.copy(rescued.metrics_path)
+                checkpoints.save(rescued.resume_path, tensors, document)
+                raise InputError(f"{lost}; its state is saved: continue it with --resume {rescued.path}") from lost
             metrics.sync()
             checkpoints.save(run.resume_path, tensors, document)
 
@@ -283,7 +284,7 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
     return time.perf_counter() - began
 
 
-def _beside(run: Run) -> Run:
+def _rescue_run(run: Run) -> Run:
     """A directory for the state of a run whose own one is another process's now."""
     config = {key: value for key, value in run.config.items() if not key.endswith("_here")}
     return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
@@ -318,8 +319,8 @@ def _saving_what_raises(
     except TaskError as error:
         if kept is not None:
             save(*kept)
-        words = f"after {done:,} agent steps: {error}"
-        raise TaskError(words + f"; go on with --resume {run.path}" * run.resume_path.exists()) from error
+        told = f"after {done:,} agent steps: {error}"
+        raise TaskError(told + f"; go on with --resume {run.path}" * run.resume_path.exists()) from error
 
 
 def _finish(
@@ -350,8 +351,8 @@ def _finish(
     record |= {"config_hash": run.identity, "policy_hash": loaded.hash}
     record |= {"metrics_digest": telemetry.digest(run.metrics_path)}
     if eval_config.episodes:
-        beside = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
-        record |= assess(loaded, runtime, eval_config, beside, run)
+        other = _load_origin(run.config, "teacher") if teacher is not None else None  # on the CPU, as `loaded` is
+        record |= assess(loaded, runtime, eval_config, other, run)
     run.write_result(record)
     run.tidy()
     return record

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from potstill.checkpoints import ProbeMismatch, load, load_document, save, verify_probe, write_atomically
 from potstill.errors import InputError
+from potstill.storage.checkpoints import ProbeMismatch, load, load_document, save, verify_probe, write_atomically
 
 
 def raw(header: object, body: bytes = b"") -> bytes:

@@ -15,7 +15,7 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.networks import Policy
 from potstill.policies import LoadedPolicy, recorded_result
-from potstill.runs import Run, config_hash, read_document
+from potstill.storage.runs import Run, config_hash, read_document
 from potstill.training.runtime import Runtime
 
 KEYS = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")  # of the main match
@@ -35,14 +35,14 @@ def assess(
         run: whose lock gets a sign of life with every game, and whose directory keeps what was played until it is done.
     """
     policy, env, count = loaded.policy, loaded.env, eval_config.episodes
-    beside = count if eval_config.beside_games is None else eval_config.beside_games
+    secondary = count if eval_config.secondary_games is None else eval_config.secondary_games
     known = recorded_result(teacher) if teacher is not None else None  # which many students need, none measured again
     matches = {"greedy": _Match(policy, env, "greedy", count)}
-    if beside:
-        matches["sampled"] = _Match(policy, env, "sampled", beside)
-    if beside and env.sticky:
+    if secondary:
+        matches["sampled"] = _Match(policy, env, "sampled", secondary)
+    if secondary and env.sticky:
         # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
-        matches["not sticky"] = _Match(policy, with_sticky(env, 0.0), "greedy", min(beside, 30))
+        matches["not sticky"] = _Match(policy, with_sticky(env, 0.0), "greedy", min(secondary, 30))
     for steps in eval_config.starts:
         matches[f"after {steps}"] = _Match(policy, env, "greedy", eval_config.start_games or count, steps)
     if teacher is not None and not known:
@@ -53,7 +53,7 @@ def assess(
     record = {"score": main["mean"], **{key: main[key] for key in KEYS}}
     for key, match in (("score_sampled", "sampled"), ("score_nosticky", "not sticky")):
         record[key] = played[match]["mean"] if match in played else None
-    record["beside_games"] = beside
+    record["secondary_games"] = secondary
     if eval_config.starts:
         scored = {0: main} | {steps: played[f"after {steps}"] for steps in eval_config.starts}
         record["starts"] = {
@@ -83,8 +83,13 @@ class _Match(NamedTuple):
         weights = sha256()
         for name, tensor in self.policy.state_dict().items():
             weights.update(name.encode() + tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
-        rest = {"env": asdict(self.env), "actions": self.actions, "episodes": self.episodes, "start": self.start_steps}
-        return config_hash({"policy": weights.hexdigest(), **rest})
+        settings = {
+            "env": asdict(self.env),
+            "actions": self.actions,
+            "episodes": self.episodes,
+            "start": self.start_steps,
+        }
+        return config_hash({"policy": weights.hexdigest(), **settings})
 
 
 def _play(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.dataset import Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Dataset, DatasetWriter, open_dataset
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
@@ -59,8 +59,8 @@ def test_states_come_back_as_they_were_seen_across_the_ends_of_games(env, dtype)
     batch, numbers = drawn(data, envs, dtype=dtype)
     assert len(data) == data.added == N * 40
     assert set(numbers.tolist()) == set(range(N * 40))
-    assert batch.ready.dtype == dtype
-    assert torch.equal(batch.ready, reader(envs).prepare(seen[numbers], dtype))
+    assert batch.inputs.dtype == dtype
+    assert torch.equal(batch.inputs, reader(envs).prepare(seen[numbers], dtype))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_once_the_ring_is_full_the_newest_states_come_back_whole(env, lost):
     batch, numbers = drawn(data, envs)
     assert (len(data), data.added) == (N * 20, N * 47)
     assert set(numbers.tolist()) == set(range(N * (27 + lost), N * 47))  # the oldest have lost frames of their stacks
-    assert torch.equal(batch.ready, reader(envs).prepare(seen[numbers]))
+    assert torch.equal(batch.inputs, reader(envs).prepare(seen[numbers]))
 
 
 def test_a_ring_that_is_just_full_has_lost_nothing():
@@ -88,8 +88,8 @@ def test_stacks_lie_in_memory_as_the_network_reads_them():
     data = Dataset(envs, N * 8)
     fill(data, envs, 8)
     batch, _ = drawn(data, envs, count=20)  # not a multiple of the chunks they are prepared in
-    assert batch.ready.shape == (20, 4, 84, 84)
-    assert batch.ready.is_contiguous(memory_format=torch.channels_last)
+    assert batch.inputs.shape == (20, 4, 84, 84)
+    assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_inputs_are_normalised_and_clipped_as_the_policy_does():
@@ -100,8 +100,8 @@ def test_inputs_are_normalised_and_clipped_as_the_policy_does():
     mean, deviation = (scale * torch.rand(84, 84, generator=generator) for scale in (200, 60))
     policy.normalise_by(mean, deviation, floor=1.0)
     batch = data.batch(torch.arange(len(data)), policy, torch.float32)
-    assert (batch.ready.abs() == 5).any()
-    assert torch.allclose(batch.ready, policy.prepare(seen), atol=1e-4)
+    assert (batch.inputs.abs() == 5).any()
+    assert torch.allclose(batch.inputs, policy.prepare(seen), atol=1e-4)
 
 
 def test_a_batch_is_a_copy_that_later_states_leave_alone():

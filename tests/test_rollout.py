@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.collect import Inputs, collect, input_statistics
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy
+from potstill.rollout import Preparer, collect, input_statistics
 from potstill.tasks import TASKS
 
 SHORT = replace(TASKS["pong"].env, max_frames=60)  # games of 15 agent steps
@@ -27,20 +27,20 @@ def normalised_policy(envs, seed=0):
 def randomly(envs, seed=0):
     """Acts uniformly at random."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda ready: torch.randint(0, envs.num_actions, (len(ready),), generator=generator)
+    return lambda inputs: torch.randint(0, envs.num_actions, (len(inputs),), generator=generator)
 
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_inputs_made_from_the_newest_frame_alone_equal_those_of_the_whole_stack_bit_for_bit(config, dtype):
     envs = Envs(config, 3)
-    inputs = Inputs(normalised_policy(envs), dtype)
+    preparer = Preparer(normalised_policy(envs), dtype)
     resets = 0
-    for transition in islice(collect(envs, inputs, envs.reset(0), randomly(envs)), 50):
-        whole = inputs.first(transition.step.observations)
-        assert transition.next_ready.dtype == dtype
-        assert torch.equal(transition.next_ready, whole)
-        assert transition.next_ready.stride() == whole.stride()
+    for transition in islice(collect(envs, preparer, envs.reset(0), randomly(envs)), 50):
+        whole = preparer.first(transition.step.observations)
+        assert transition.next_inputs.dtype == dtype
+        assert torch.equal(transition.next_inputs, whole)
+        assert transition.next_inputs.stride() == whole.stride()
         resets += len(transition.step.episodes)
     assert resets >= 3
 
@@ -48,25 +48,25 @@ def test_inputs_made_from_the_newest_frame_alone_equal_those_of_the_whole_stack_
 @EACH
 def test_a_transition_holds_what_the_action_was_chosen_from_and_what_it_led_to(config):
     envs, again = Envs(config, 2), Envs(config, 2)
-    inputs = Inputs(normalised_policy(envs))
+    preparer = Preparer(normalised_policy(envs))
     seen, asked = again.reset(0), []
 
-    def act(ready):
-        asked.append(ready)
+    def act(inputs):
+        asked.append(inputs)
         return torch.tensor([len(asked) % 2, 1])
 
-    for t, transition in enumerate(islice(collect(envs, inputs, envs.reset(0), act), 20)):
+    for t, transition in enumerate(islice(collect(envs, preparer, envs.reset(0), act), 20)):
         assert transition.actions.tolist() == [(t + 1) % 2, 1]
         assert np.array_equal(transition.observations, seen)
-        assert transition.ready is asked[-1]
-        assert torch.equal(transition.ready, inputs.first(seen))
+        assert transition.inputs is asked[-1]
+        assert torch.equal(transition.inputs, preparer.first(seen))
         seen = again.step(transition.actions.numpy()).observations
         assert np.array_equal(transition.step.observations, seen)
 
 
 def test_no_more_steps_are_played_than_transitions_are_taken():
     envs = Envs(TASKS["cartpole"].env, 2)
-    transitions = collect(envs, Inputs(normalised_policy(envs)), envs.reset(0), randomly(envs))
+    transitions = collect(envs, Preparer(normalised_policy(envs)), envs.reset(0), randomly(envs))
     taken = list(islice(transitions, 7))
     assert len(taken) == len(envs.state()[1]) == 7
     assert envs.state()[1].tolist() == [transition.actions.tolist() for transition in taken]
@@ -74,28 +74,28 @@ def test_no_more_steps_are_played_than_transitions_are_taken():
 
 def test_earlier_inputs_are_left_alone():
     envs = Envs(SHORT, 2)
-    transitions = islice(collect(envs, Inputs(normalised_policy(envs)), envs.reset(0), randomly(envs)), 20)
-    kept = [(transition.ready, transition.ready.clone()) for transition in transitions]
-    assert all(torch.equal(ready, copy) for ready, copy in kept)
+    transitions = islice(collect(envs, Preparer(normalised_policy(envs)), envs.reset(0), randomly(envs)), 20)
+    kept = [(transition.inputs, transition.inputs.clone()) for transition in transitions]
+    assert all(torch.equal(inputs, copy) for inputs, copy in kept)
 
 
 @EACH
 def test_inputs_are_made_where_they_are_kept_and_later_ones_elsewhere(config):
     envs, again = Envs(config, 2), Envs(config, 2)
-    inputs = Inputs(normalised_policy(envs))
-    whole = inputs.first(again.reset(0))
+    preparer = Preparer(normalised_policy(envs))
+    whole = preparer.first(again.reset(0))
     storage = torch.stack([torch.zeros_like(whole)] * 5)
     if whole.dim() == 4 and whole.stride(1) == 1:  # channels last
         storage = torch.zeros(5, 2, *whole.shape[2:], whole.shape[1]).permute(0, 1, 4, 2, 3)
     kept = []
-    for transition in islice(collect(envs, inputs, envs.reset(0), randomly(envs), storage), 20):
-        kept.append(transition.ready)
-        assert torch.equal(transition.ready, whole)
-        whole = inputs.first(again.step(transition.actions.numpy()).observations)
-        assert torch.equal(transition.next_ready, whole)
-    assert [ready.data_ptr() for ready in kept[:5]] == [row.data_ptr() for row in storage]
+    for transition in islice(collect(envs, preparer, envs.reset(0), randomly(envs), storage), 20):
+        kept.append(transition.inputs)
+        assert torch.equal(transition.inputs, whole)
+        whole = preparer.first(again.step(transition.actions.numpy()).observations)
+        assert torch.equal(transition.next_inputs, whole)
+    assert [inputs.data_ptr() for inputs in kept[:5]] == [row.data_ptr() for row in storage]
     assert torch.equal(storage, torch.stack(kept[:5]))
-    assert storage.data_ptr() not in [ready.data_ptr() for ready in kept[5:]]
+    assert storage.data_ptr() not in [inputs.data_ptr() for inputs in kept[5:]]
 
 
 @EACH

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from potstill import assessment, evaluation
-from potstill.assessment import assess
+from potstill import evaluation
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
-from potstill.runs import Run
+from potstill.storage.runs import Run
 from potstill.tasks import TASKS
+from potstill.training import assessment
+from potstill.training.assessment import assess
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
-CONFIG = EvalConfig(episodes=6, beside_games=4, starts=(2, 5), start_games=3)
+CONFIG = EvalConfig(episodes=6, secondary_games=4, starts=(2, 5), start_games=3)
 GAMES = 6 + 4 + 3 + 3  # CartPole has nothing sticky
 
 
@@ -69,8 +70,8 @@ def stop_in_match(number, monkeypatch):
 
 
 def test_the_games_beside_the_main_ones_have_a_number_of_their_own(student):
-    some, none, all_ = (assess(student, RUNTIME, EvalConfig(episodes=4, beside_games=n), None) for n in (2, 0, None))
-    assert [played["beside_games"] for played in (some, none, all_)] == [2, 0, 4]
+    some, none, all_ = (assess(student, RUNTIME, EvalConfig(episodes=4, secondary_games=n), None) for n in (2, 0, None))
+    assert [played["secondary_games"] for played in (some, none, all_)] == [2, 0, 4]
     assert (none["score_sampled"], none["score_nosticky"]) == (None, None)
     assert some["score"] == none["score"] == all_["score"]
     for played, episodes in ((some, 2), (all_, 4)):
@@ -116,7 +117,7 @@ def test_games_of_another_policy_or_other_ones_of_it_are_played(student, teacher
     for policy, config, new in (
         (student, CONFIG, 0),
         (teacher, CONFIG, 4),
-        (student, replace(CONFIG, beside_games=3, starts=(2, 6)), 2),
+        (student, replace(CONFIG, secondary_games=3, starts=(2, 6)), 2),
     ):
         begun.clear()
         kept = assess(policy, RUNTIME, config, None, run)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import potstill.distill as distill
 from potstill import telemetry
-from potstill.dataset import Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Dataset, DatasetWriter, open_dataset
 from potstill.envs import Envs
 from potstill.errors import InputError, reason
 from potstill.policies import LoadedPolicy
-from potstill.runs import InUseError, Run, config_hash, hold, sweep, touch
+from potstill.storage.runs import InUseError, Run, config_hash, hold, sweep, touch
 
 
 def teacher_data(
