@@ -20,7 +20,7 @@ from potstill.evaluation import EvalConfig
 from potstill.export import onnx as exporter
 from potstill.export.actor import Actor, layers
 from potstill.networks import NetworkConfig, Policy
-from potstill.objectives import GAUSSIAN_OBJECTIVES
+from potstill.objectives import OBJECTIVES
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.report import figures
@@ -79,7 +79,7 @@ def test_a_student_comes_near_its_teacher_with_a_fraction_of_its_size(folder):
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"objective": name} for name in GAUSSIAN_OBJECTIVES),
+        *({"objective": name} for name in OBJECTIVES),
         {"lead": "mixed"},
         {"mode": "stepwise", "total_timesteps": 16_000},
     ],

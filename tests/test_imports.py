@@ -9,8 +9,9 @@ import torch
 from potstill import imports
 from potstill.cli import main
 from potstill.distill import DistillConfig
+from potstill.distributions import distribution_of
 from potstill.errors import InputError
-from potstill.objectives import OBJECTIVES, find_objective, forward_kl
+from potstill.objectives import find_objective, forward_kl
 
 LOSSES = """
 import torch
@@ -49,8 +50,16 @@ def losses(tmp_path):
 def test_an_objective_of_a_file_that_the_user_named_is_used_as_it_stands(losses):
     imports.import_modules([str(losses)])
     student, teacher = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 50.0]])
-    loss = find_objective("my_losses:hellinger", OBJECTIVES)(student, teacher, 1.0)
+    loss = find_objective("my_losses:hellinger").categorical(student, teacher, 1.0)
     assert loss.item() == pytest.approx(1 - 0.5**0.5)  # sqrt(1 * 1/2)
+
+
+def test_of_several_choices_an_objective_of_ones_own_is_given_each_in_turn(losses):
+    imports.import_modules([str(losses)])
+    own = find_objective("my_losses:hellinger")
+    student, teacher = torch.tensor([[0.0, 0.0, 0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 50.0, 50.0, 0.0]])
+    loss = distribution_of((2, 2), continuous=False).loss(own)(student, teacher, 1.0)
+    assert loss.item() == pytest.approx(2 * (1 - 0.5**0.5))
 
 
 def test_code_that_the_user_did_not_name_is_refused_with_the_option_that_allows_it():
@@ -72,7 +81,7 @@ def test_what_a_named_module_took_from_elsewhere_is_not_its_own(tmp_path):
 def test_a_loss_that_is_none_is_told_in_one_line(losses, name, message):
     imports.import_modules([str(losses)])
     with pytest.raises(InputError, match=message):
-        find_objective(f"my_losses:{name}", OBJECTIVES)(torch.zeros(3, 2, requires_grad=True), torch.zeros(3, 2), 1.0)
+        find_objective(f"my_losses:{name}").gaussian(torch.zeros(3, 2, requires_grad=True), torch.zeros(3, 2), 1.0)
 
 
 @pytest.mark.parametrize(

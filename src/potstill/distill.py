@@ -21,7 +21,7 @@ from potstill.configs import normalise
 from potstill.envs import Array, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
-from potstill.objectives import OBJECTIVES, find_objective, value_mse
+from potstill.objectives import find_objective, value_mse
 from potstill.rollout import Preparer, collect
 
 Lead = Literal["student", "teacher", "mixed"]
@@ -41,7 +41,8 @@ class DistillConfig:
     """Whose play the states come from: the student's, the teacher's (a stored data set), or a mixture (DAgger)."""
     objective: str = "forward-kl"
     """What the student minimises, state by state: forward-kl, reverse-kl, greedy-cross-entropy or logit-mse; or a
-    function of yours as module:name, given the student's and the teacher's logits (B, L) and the temperature."""
+    function of yours as module:name, given the student's and the teacher's logits (B, L) and the temperature; of
+    several choices at once it is given each in turn, and their losses are added up."""
     temperature: float = 1.0
     """Divides the logits of student and teacher; below 1 sharpens the target."""
     value_coefficient: float = 0.0
@@ -84,7 +85,7 @@ class DistillConfig:
         check_seed(self.seed)
         if not 0 <= self.value_coefficient < math.inf:
             raise InputError(f"value-coefficient must not be negative, but is {self.value_coefficient}")
-        find_objective(self.objective, OBJECTIVES)
+        find_objective(self.objective)
         if not 0 <= self.noise <= 1 or not 0 <= self.beta_until <= 1:
             raise InputError("noise and beta-until are shares between 0 and 1")
         if self.noise and self.lead != "teacher":
@@ -289,7 +290,7 @@ class _Learner:
 
     def __init__(self, config: DistillConfig, state: DistillState) -> None:
         self.config, self.state = config, state
-        self.objective = find_objective(config.objective, state.student.distribution.objectives)
+        self.loss = state.student.distribution.loss(find_objective(config.objective))
         self._sums: dict[str, float] = {}
         self._steps = 0
 
@@ -301,7 +302,7 @@ class _Learner:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         logits, value = state.student.heads(batch.inputs)
-        per_state = self.objective(logits, batch.logits, config.temperature)
+        per_state = self.loss(logits, batch.logits, config.temperature)
         loss = per_state.mean()
         if config.value_coefficient:
             targets = batch.values / state.student.return_scale

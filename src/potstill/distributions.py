@@ -6,8 +6,9 @@ and evaluation read the same for both. The logits of a Gaussian are its means, t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from potstill import objectives
 from potstill.errors import DivergedError
-from potstill.objectives import Objective
+from potstill.objectives import Loss, Objective
 
 
 class Distribution(NamedTuple):
@@ -27,7 +28,7 @@ class Distribution(NamedTuple):
     log_prob_and_entropy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits, actions -> both (B,), nats
     kl: Callable[[Tensor, Tensor], Tensor]  # logits q and p -> KL(p || q), (B,), nats
     agreement: Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits of two -> how their greedy actions compare, (B,)
-    objectives: Mapping[str, Objective]  # by name: how a student may be held to its teacher's logits
+    loss: Callable[[Objective], Loss]  # how a student is held to its teacher's logits
 
 
 def sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -106,7 +107,7 @@ def gaussian_agreement(logits: Tensor, others: Tensor) -> dict[str, Tensor]:
 
 
 CATEGORICAL = Distribution(
-    sample, greedy, uniform, log_prob_and_entropy, objectives.forward_kl, agreement, objectives.OBJECTIVES
+    sample, greedy, uniform, log_prob_and_entropy, objectives.forward_kl, agreement, attrgetter("categorical")
 )
 GAUSSIAN = Distribution(
     gaussian_sample,
@@ -115,7 +116,7 @@ GAUSSIAN = Distribution(
     gaussian_log_prob_and_entropy,
     objectives.gaussian_forward_kl,
     gaussian_agreement,
-    objectives.GAUSSIAN_OBJECTIVES,
+    attrgetter("gaussian"),
 )
 
 
@@ -148,7 +149,7 @@ def several(choices: tuple[int, ...]) -> Distribution:
         log_prob_and_entropy,
         partial(total, one.kl),
         agreement,
-        {name: partial(total, loss) for name, loss in one.objectives.items()},
+        lambda objective: partial(total, objective.categorical),
     )
 
 

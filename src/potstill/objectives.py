@@ -1,7 +1,8 @@
 """Distillation objectives: what a student pays, state by state, for not deciding as its teacher does."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +11,16 @@ from torch.nn.functional import cross_entropy, log_softmax
 from potstill.errors import InputError
 from potstill.imports import find
 
-Objective = Callable[[Tensor, Tensor, float], Tensor]
+Loss = Callable[[Tensor, Tensor, float], Tensor]
 """(student logits, teacher logits, temperature) -> loss per state, (B,). Those of a Gaussian are described in
 `distributions`."""
+
+
+class Objective(NamedTuple):
+    """One loss, for each kind of action. A new one is a function here and its entry in `OBJECTIVES`."""
+
+    categorical: Loss  # of one choice among actions; of several at once each is paid for
+    gaussian: Loss
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -175,30 +183,25 @@ def mean_mse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
     return ((mean - target) / temperature).square().mean(dim=-1)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "forward-kl": forward_kl,
-    "reverse-kl": reverse_kl,
-    "greedy-cross-entropy": greedy_cross_entropy,
-    "logit-mse": logit_mse,
-}
-GAUSSIAN_OBJECTIVES: dict[str, Objective] = {
-    "forward-kl": gaussian_forward_kl,
-    "reverse-kl": gaussian_reverse_kl,
-    "greedy-cross-entropy": gaussian_cloning,
-    "logit-mse": mean_mse,
+OBJECTIVES = {
+    "forward-kl": Objective(forward_kl, gaussian_forward_kl),
+    "reverse-kl": Objective(reverse_kl, gaussian_reverse_kl),
+    "greedy-cross-entropy": Objective(greedy_cross_entropy, gaussian_cloning),
+    "logit-mse": Objective(logit_mse, mean_mse),
 }
 
 
-def find_objective(name: str, known: Mapping[str, Objective]) -> Objective:
+def find_objective(name: str) -> Objective:
     """The objective of that name, or a user's own as `module:name`.
 
     Raises:
         InputError: there is none; or what a user's own returns is not one loss per state, which its first call shows.
     """
     if ":" not in name:
-        if name not in known:
-            raise InputError(f"no objective is called {name!r}; known: {', '.join(known)}, or your own as module:name")
-        return known[name]
+        if name not in OBJECTIVES:
+            known = ", ".join(OBJECTIVES)
+            raise InputError(f"no objective is called {name!r}; known: {known}, or your own as module:name")
+        return OBJECTIVES[name]
     own = find(name, "--objective")
 
     def checked(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -210,7 +213,7 @@ def find_objective(name: str, known: Mapping[str, Objective]) -> Objective:
             raise InputError(f"--objective {name} does not depend on the student's logits: nothing could be learned")
         return loss
 
-    return checked
+    return Objective(checked, checked)
 
 
 def _gaussians(
