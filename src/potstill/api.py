@@ -22,7 +22,7 @@ from potstill.envs import EnvConfig, with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
-from potstill.load import Place, load, load_all, path_of, zip_env
+from potstill.load import Place, load, load_all, nameless, own_task, path_of
 from potstill.networks import Policy, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
@@ -176,8 +176,8 @@ def distill(
     """Teaches a student what a teacher does and evaluates it.
 
     Args:
-        teacher: a run, a policy, or the path of one, as `load` takes them.
-        env: the task of a Stable-Baselines3 zip, which does not name it.
+        teacher: a run, a policy, the path of one, or a function or class of yours, as `load` takes them.
+        env: the task of a teacher that does not name it: a Stable-Baselines3 zip, an ONNX file, or code.
         config: all settings. Default: those tuned on Pong.
         out: directory of the run; must not exist. Default: a new one under distill_run/.
         data: where teacher-led runs keep the data sets they share. Default: `data` beside the run's directory.
@@ -239,7 +239,7 @@ def evaluate(
 
     Args:
         policy: a run, a policy, or the path of one, as `load` takes them.
-        env: the task of Stable-Baselines3 zips, which do not name it.
+        env: the task of what does not name it: a Stable-Baselines3 zip, an ONNX file, or code.
         teacher: report agreement with, and KL divergence (nats) from, this policy too.
         episodes: games to play.
         actions: greedy, the most probable action; or sampled.
@@ -280,9 +280,11 @@ def evaluate(
             alone=loaded.alone,
         ):
             bar.update(len(so_far.episodes), score=so_far.score)
-    size = loaded.policy.size()
-    sizes = {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes}
-    return Record(so_far.summary() | sizes | games.latency(loaded.policy) | compared)
+    sizes = {}
+    if not loaded.policy.sees_raw:  # of the user's own code nothing is known but how it plays
+        size = loaded.policy.size()
+        sizes = {"parameters": size.parameters, "macs": size.macs, "bytes": size.bytes} | games.latency(loaded.policy)
+    return Record(so_far.summary() | sizes | compared)
 
 
 def _start(text: str, device: str) -> Start:
@@ -415,9 +417,9 @@ def study(
 def _teacher(teacher: Place, env: str | EnvConfig | None) -> tuple[Path, EnvConfig | None]:
     """Where a teacher lies, and its task where its file does not name it."""
     path = path_of(teacher)
-    if env is None and isinstance(teacher, LoadedPolicy) and path.suffix == ".zip":
+    if env is None and isinstance(teacher, LoadedPolicy) and nameless(path):
         return path, teacher.env
-    return path, zip_env(env, path)
+    return path, own_task(env, path)
 
 
 def _filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ into the teacher's play); Czarnecki et al. 2019, "Distilling Policy Distillation
 import math
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -135,6 +135,13 @@ class DistillState:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
 
+def fitted(config: DistillConfig, teacher: Policy) -> DistillConfig:
+    """The same; where the teacher tells actions alone and no objective was chosen, with the one for such a teacher."""
+    if teacher.hard_objective is None or config.objective != "forward-kl":
+        return config
+    return replace(config, objective=teacher.hard_objective)
+
+
 def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
     """A fresh student that sees what the teacher sees, normalised as the teacher normalises it.
 
@@ -185,13 +192,14 @@ def distill(
         Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
     )
     learner = _Learner(config, state)
-    observations = yield from _begin(config, state, teacher, envs, preparer, buffer, past, tolerant, every)
+    label = _Labels(teacher, state.student, envs, dtype)
+    observations = yield from _begin(config, state, label, envs, preparer, buffer, past, tolerant, every)
     logits, values = torch.empty(0), torch.empty(0)
 
     @torch.no_grad()
     def act(inputs: Tensor) -> Tensor:
         nonlocal logits, values
-        logits, values = ask(teacher, inputs)
+        logits, values = label(inputs, observations)
         if config.act == "after":
             with torch.enable_grad():
                 learner.learn(Batch(inputs, logits, values))
@@ -213,7 +221,7 @@ def distill(
                     learner.learn(buffer.batch(buffer.draw(config.batch_size, state.generator), state.student, dtype))
         elif config.act == "before":
             learner.learn(Batch(transition.inputs, logits, values))
-        ages = envs.ages.copy()
+        ages, observations = envs.ages.copy(), transition.step.observations
         state.vector_steps += 1
         state.games += len(transition.step.episodes)
         state.recent.extend(episode.score for episode in transition.step.episodes)
@@ -241,13 +249,14 @@ def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, se
     """Fills `data` with the teacher's play, sampled, with `config.noise` of its actions replaced by random ones."""
     generator = torch.Generator().manual_seed(seed)
     preparer = Preparer(teacher, resolve_precision(config.precision, teacher.mean.device))
+    label = _Labels(teacher, None, envs, preparer.dtype)
     recent: deque[float] = deque(maxlen=100)
     logits, values = torch.empty(0), torch.empty(0)
     games = 0
 
     def act(inputs: Tensor) -> Tensor:
         nonlocal logits, values
-        logits, values = ask(teacher, inputs)
+        logits, values = label(inputs, observations)
         shown = teacher.distribution.sample(logits.cpu(), generator)
         if not config.noise:
             return shown
@@ -278,11 +287,29 @@ def beta(config: DistillConfig, vector_step: int) -> float:
     return max(0.0, 1.0 - vector_step / until) if until else 0.0
 
 
-@torch.no_grad()
-def ask(teacher: Policy, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's logits (B, L) and values (B,), in units of reward."""
-    logits, value = teacher.heads(inputs)
-    return logits, value * teacher.return_scale
+class _Labels:
+    """What a teacher says of the states that `envs` show. It is asked of each once, in order.
+
+    Args:
+        player: whose prepared inputs it is given; None where it plays itself.
+    """
+
+    def __init__(self, teacher: Policy, player: Policy | None, envs: Envs, dtype: torch.dtype) -> None:
+        self.teacher, self.envs = teacher, envs
+        alike = player is None or player.sees_as(teacher)
+        self.apart = None if alike else Preparer(teacher, dtype)  # it sees otherwise than the player
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, observations: Array) -> tuple[Tensor, Tensor]:
+        """The teacher's logits (N, L) and values (N,), in units of reward, of one state per environment.
+
+        Args:
+            inputs: the player's prepared inputs.
+            observations: the same, raw.
+        """
+        self.teacher.restart(self.envs.ages == 0)
+        logits, value = self.teacher.heads(inputs if self.apart is None else self.apart.first(observations))
+        return logits, value * self.teacher.return_scale
 
 
 class _Learner:
@@ -346,7 +373,7 @@ def _buffered(config: DistillConfig) -> bool:
 def _begin(
     config: DistillConfig,
     state: DistillState,
-    teacher: Policy,
+    label: "_Labels",
     envs: Envs,
     preparer: Preparer,
     buffer: Dataset | None,
@@ -359,8 +386,10 @@ def _begin(
         return envs.reset(config.seed)
     observations: Array | None = None
     for at, observations in enumerate(envs.replay(past, tolerant)):
-        if buffer is not None and at < len(past.actions):
-            buffer.add(observations, envs.ages, *ask(teacher, preparer.first(observations)))
+        if (buffer is not None or label.apart is not None) and at < len(past.actions):  # which may have a memory
+            labels = label(preparer.first(observations), observations)
+            if buffer is not None:
+                buffer.add(observations, envs.ages, *labels)
         if at and at % every == 0:
             yield Progress(at * config.num_envs, math.nan, state.games, {})
     assert observations is not None
@@ -414,7 +443,8 @@ class Distillation:
     def costs(self) -> list[Cost]:
         batch = self.config.num_envs if self.config.mode == "stepwise" else self.config.batch_size
         acted = 0 if self.data is not None else self.total
-        return [Cost(self.state.student, acted, self.gradient_steps * batch), Cost(self.teacher, self.total, 0)]
+        costs = [Cost(self.state.student, acted, self.gradient_steps * batch), Cost(self.teacher, self.total, 0)]
+        return [cost for cost in costs if not cost[0].sees_raw]  # what a teacher of the user's own computes is unknown
 
     def state_dict(self) -> dict[str, Any]:
         return pack(self.state) | (pack_games(self.envs) if self.data is None else {})

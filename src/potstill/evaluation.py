@@ -152,6 +152,7 @@ def play(
     observations = envs.reset(seed)
 
     def act(inputs: Tensor) -> Tensor:
+        policy.restart(envs.ages == 0)
         logits = policy.logits(inputs).cpu()
         chosen = kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
         early = torch.from_numpy(envs.ages < start.steps)
@@ -159,6 +160,7 @@ def play(
             if start.policy is None:
                 first = kind.uniform(logits, generator)
             else:  # which normalises in its own way
+                start.policy.restart(envs.ages == 0)
                 first = kind.sample(start.policy.logits(Preparer(start.policy).first(observations)).cpu(), generator)
             chosen[early] = first[early]
         return chosen if alter is None else alter(chosen, envs.ages)
@@ -232,13 +234,23 @@ def compare(
         shared = policy.sees_as(teacher)
         preparer = mine if player is policy else theirs
 
-        def act(inputs: Tensor, player: Policy = player) -> Tensor:
-            return player.distribution.greedy(player.logits(inputs)).cpu()
+        said, begun = torch.empty(0), envs.ages == 0
+
+        def act(inputs: Tensor, player: Policy = player, envs: Envs = envs) -> Tensor:
+            nonlocal said, begun
+            begun = envs.ages == 0
+            player.restart(begun)
+            said = player.logits(inputs)
+            return player.distribution.greedy(said).cpu()
 
         for transition in collect(envs, preparer, observations, act):
             inputs = transition.inputs
-            own = policy.logits(inputs if shared or player is policy else mine.first(transition.observations))
-            labels = teacher.logits(inputs if shared or player is teacher else theirs.first(transition.observations))
+            own = labels = said  # what has a memory is asked once
+            if player is policy:
+                teacher.restart(begun)
+                labels = teacher.logits(inputs if shared else theirs.first(transition.observations))
+            else:
+                own = policy.logits(inputs if shared else mine.first(transition.observations))
             agreement = policy.distribution.agreement(own, labels) | {"kl": policy.distribution.kl(own, labels)}
             for name, each in agreement.items():
                 sums[name] = sums.get(name, 0.0) + each.sum().item()

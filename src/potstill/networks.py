@@ -237,6 +237,11 @@ class Policy(nn.Module):
     return_scale: Tensor
     input_clip: Tensor | None
     squash: Tensor | None
+    sees_raw = False
+    """Whether this is code of the user's own, whose `prepare` hands raw observations on: the normalisation is for
+    students then, and of its network nothing is known."""
+    hard_objective: str | None = None
+    """How a student learns from one that tells actions without their probabilities; None where it tells logits."""
 
     def __init__(
         self,
@@ -369,10 +374,15 @@ class Policy(nn.Module):
 
     def sees_as(self, other: "Policy") -> bool:
         """Whether an observation prepared for the one is prepared for the other, too."""
+        if self.sees_raw or other.sees_raw:
+            return False
         pairs = ((self.mean, other.mean), (self.scale, other.scale))
         return (self.layout, self.clip) == (other.layout, other.clip) and all(
             torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs
         )
+
+    def restart(self, begun: Any) -> None:
+        """Told before each step in which games begin, (N,) bool array, so that what has a memory may drop it."""
 
     def hide(self, rows: int) -> None:
         """Sets the first `rows` rows of every normalised frame to zero, whatever they show."""

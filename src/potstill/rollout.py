@@ -31,7 +31,7 @@ class Preparer:
     def __init__(self, policy: Policy, dtype: torch.dtype = torch.float32) -> None:
         self.policy = policy
         self.dtype = dtype
-        self._stacked = policy.layout == "stack"
+        self._stacked = policy.layout == "stack" and not policy.sees_raw
 
     @torch.no_grad()
     def first(self, observations: Array) -> Tensor:

@@ -66,9 +66,10 @@ def train(arguments: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Distill:
     teacher: Positional[Path | None] = None
-    """The teacher: a run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    """The teacher: a run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or
+    module:name, code of yours that answers observations (docs/distillation.md)."""
     env: str | None = None
-    """The task of a Stable-Baselines3 zip, which does not name it; other teachers know theirs."""
+    """The task of a zip, an ONNX file or code, which do not name it; other teachers know theirs."""
     out: Path | None = None
     """Directory of the run; must not exist. Default: a new one under distill_run/."""
     resume: Path | None = None

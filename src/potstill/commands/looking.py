@@ -21,9 +21,9 @@ from potstill.training.runtime import Runtime, processor
 @dataclass(frozen=True)
 class _Evaluate:
     policy: Positional[Path]
-    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or module:name."""
     env: str | None = None
-    """The task of a Stable-Baselines3 zip, policy or teacher, which does not name it."""
+    """The task of a zip, an ONNX file or code, policy or teacher, which do not name it."""
     episodes: int = 100
     """Whole games to play."""
     sticky: float | None = None

@@ -1,38 +1,40 @@
-"""The one door for policies: run and expert directories, checkpoints, and Stable-Baselines3 zips."""
+"""The one door for policies: run and expert directories, checkpoints, Stable-Baselines3 zips, ONNX files and code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
+from potstill.load.callables import is_reference, load_foreign, reference
 from potstill.load.sb3 import as_sb3, load_sb3
 from potstill.policies import LoadedPolicy, load_policy
 from potstill.storage.runs import Run
 from potstill.tasks import find_env
 
-Place = str | Path | Run | LoadedPolicy
-"""Where a policy is: a path, a run, or the policy itself."""
+Place = str | Path | Run | LoadedPolicy | Callable[..., Any]
+"""Where a policy is: a path, a run, the policy itself, or code that plays, by `module:name` or handed over."""
 
 
 def load(where: Place, env: str | EnvConfig | None = None, device: str = "cpu") -> LoadedPolicy:
     """The policy at `where`, on `device`, checked against the probe that was saved with it.
 
     Args:
-        where: a run directory, an expert directory, a checkpoint (*.safetensors), or a Stable-Baselines3 zip, which is
-            read without running what it holds.
-        env: the task of a zip, which does not name it: a preset, ale/<rom> or a Gymnasium id.
+        where: a run directory, an expert directory, a checkpoint (*.safetensors), a Stable-Baselines3 zip, which is
+            read without running what it holds, an ONNX file, or code as `load.callables` describes it.
+        env: the task of what does not name it, as the last three do not: a preset, ale/<rom> or a Gymnasium id.
         device: cpu, cuda or mps.
 
     Raises:
-        InputError: there is none, it is damaged, or a zip comes without its task.
+        InputError: there is none, it is damaged, or it comes without its task.
         ProbeMismatch: it computes other logits on this device than where it was saved.
     """
     return load_all([where], env, device)[0]
 
 
 def load_all(places: Sequence[Place], env: str | EnvConfig | None = None, device: str = "cpu") -> list[LoadedPolicy]:
-    """Several policies that play side by side, as `load`; `env` is the task of the zips among them."""
-    task = zip_env(env, *(path_of(place) for place in places))
+    """Several policies that play side by side, as `load`; `env` is the task of those that do not name it."""
+    task = own_task(env, *(path_of(place) for place in places))
     found = []
     for place in places:
         path = path_of(place)
@@ -41,25 +43,38 @@ def load_all(places: Sequence[Place], env: str | EnvConfig | None = None, device
             found.append(place)
         elif task is not None and path.suffix == ".zip":
             found.append(load_sb3(path, task, device))
+        elif task is not None and nameless(path):
+            found.append(load_foreign(path, task, device))
         else:
             found.append(load_policy(path, device))
     return found
 
 
 def path_of(place: Place) -> Path:
-    """The file or directory of a policy."""
-    return place.path if isinstance(place, Run | LoadedPolicy) else Path(place)
+    """The file or directory of a policy, or the name of code."""
+    if isinstance(place, str | Path):
+        return Path(place)
+    return place.path if isinstance(place, Run | LoadedPolicy) else reference(place)
 
 
-def zip_env(env: str | EnvConfig | None, *paths: Path) -> EnvConfig | None:
-    """The task of the zips among these; None where there is none.
+def nameless(path: Path) -> bool:
+    """Whether what lies there does not name its task."""
+    return path.suffix in (".zip", ".onnx") or is_reference(path)
+
+
+def own_task(env: str | EnvConfig | None, *paths: Path) -> EnvConfig | None:
+    """The task of those among these that do not name it; None where there are none.
 
     Raises:
-        InputError: a zip without a task, or a task without a zip.
+        InputError: one of them without a task, or a task without one of them.
     """
-    zips = [path for path in paths if path.suffix == ".zip"]
-    if zips and env is None:
-        raise InputError(f"{zips[0]} does not name its task: add --env, such as --env pong")
-    if env is not None and not zips:
-        raise InputError("--env names the task of a Stable-Baselines3 zip; policies of potstill's carry theirs")
-    return as_sb3(find_env(env)) if isinstance(env, str) else env
+    those = [path for path in paths if nameless(path)]
+    if those and env is None:
+        raise InputError(f"{those[0]} does not name its task: add --env, such as --env pong")
+    if env is not None and not those:
+        raise InputError(
+            "--env names the task of a Stable-Baselines3 zip, an ONNX file or code; policies of potstill's carry theirs"
+        )
+    if not isinstance(env, str):
+        return env
+    return as_sb3(find_env(env)) if any(path.suffix == ".zip" for path in those) else find_env(env)

@@ -24,7 +24,7 @@ from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
-from potstill.load.sb3 import load_sb3
+from potstill.load import load
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
@@ -88,14 +88,17 @@ def new_distillation(
     """The directory of a distillation, with everything that decides its outcome in config.json.
 
     Args:
-        teacher_env: the task of a Stable-Baselines3 zip, which does not name it; None for policies of ours.
+        teacher_env: the task of a teacher that does not name it; None for policies of ours.
         labels: what a study calls the run: its `arm` and `identity`.
     """
     origin = {"teacher": str(teacher)} | ({"teacher_env": asdict(teacher_env)} if teacher_env is not None else {})
     loaded = _load_origin(origin, "teacher")
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
+    config = distill.fitted(config, loaded.policy)
     distill.start(config, loaded.policy, torch.device("cpu"))
+    if loaded.policy.hard_objective and not runtime.quiet:
+        print(f"potstill: teacher {teacher} tells actions: --objective {config.objective}", file=sys.stderr)
     document = {**origin, "teacher_hash": loaded.hash, "config": resolved(config, runtime)}
     return Run.create(out, {"kind": "distill", **document} | provenance(runtime) | (labels or {}))
 
@@ -369,7 +372,7 @@ def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> Load
         raise InputError(f"the run's config.json does not say where its {role} lies")
     path = Path(place)
     if f"{role}_env" in config:
-        loaded = load_sb3(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
+        loaded = load(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
     else:
         loaded = load_policy(path, device)
     if loaded.hash != config.get(f"{role}_hash", loaded.hash):
