@@ -24,6 +24,22 @@ def test_a_run_remembers_the_command_that_would_repeat_it(started, command, monk
     assert provenance(Runtime(device="cpu", threads=1))["command"] == command
 
 
+def test_a_command_tells_nothing_of_where_on_a_machine_it_ran(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        f"{tmp_path}/plans/a.toml",
+        "--out",
+        "/scratch/me/runs",
+        "--data=/scratch/me/d",
+        "--width",
+        "1/8",
+        "-x=/a/b",
+    ]
+    monkeypatch.setattr(sys, "argv", ["potstill", "study", "run", *words])
+    command = provenance(Runtime(device="cpu", threads=1))["command"]
+    assert command == "potstill study run plans/a.toml --out runs --data=d --width 1/8 -x=b"
+
+
 @pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread, cpu, "), (2, ", 2 threads, cpu, ")])
 def test_a_run_remembers_how_many_threads_it_had(threads, words):
     where = provenance(Runtime(device="cpu", threads=threads))["machine"]

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -70,12 +71,19 @@ def provenance(runtime: Runtime) -> dict[str, Any]:
     threads = f"{runtime.cores} thread{'s' if runtime.cores > 1 else ''}"
     started = Path(sys.argv[0]).name
     script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
+    words = [re.sub(r"^(--?[\w-]+=)?(/.*)", _without_place, word, flags=re.DOTALL) for word in sys.argv[1:]]
     return {
-        "command": shlex.join([*(["python", started] if script else ["potstill"]), *sys.argv[1:]]),
+        "command": shlex.join([*(["python", started] if script else ["potstill"]), *words]),
         "commit": commit(),
         "machine": f"{processor()}, {threads}, {device}, torch {torch.__version__}",
         "threads": runtime.cores,
     } | ({"imports": list(imported())} if imported() else {})
+
+
+def _without_place(word: re.Match[str]) -> str:
+    """An absolute path as seen from the working directory, or where it does not lie below that, its name alone."""
+    path = Path(word[2])
+    return (word[1] or "") + str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name)
 
 
 def processor() -> str:
