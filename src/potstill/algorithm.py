@@ -1,8 +1,9 @@
 """What the trainer asks of an algorithm, and how an algorithm is saved: exactly, and never as a pickle."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,9 @@ class Progress(NamedTuple):
     score: float  # mean of the last 100 finished games, sampled actions, unclipped; nan before the first
     games: int
     metrics: dict[str, float]  # empty where games so far are played again
+    branches: Mapping[str, dict[str, Any]] = MappingProxyType(
+        {}
+    )  # states of runs that leave here, current as it yields
 
 
 class Cost(NamedTuple):

@@ -35,7 +35,14 @@ from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, find_env
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import execute, new_distillation, new_training
+from potstill.training.trainer import (
+    Interrupted,
+    branches_of,
+    execute,
+    new_branch,
+    new_distillation,
+    new_training,
+)
 
 SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
 
@@ -83,6 +90,12 @@ class Run(runs.Run):
     def result(self) -> Record:
         """What result.json says. Raises InputError where the run is not finished."""
         return Record(runs.read_document(self.result_path))
+
+    @property
+    def branches(self) -> "list[Run]":
+        """The runs of shares of its budget, by `PPOConfig.branch`, as far as there are any yet."""
+        there = (path for path in branches_of(self).values() if path.exists())
+        return [Run(path, runs.Run.open(path).config) for path in there]
 
     def export(self, path: str | Path, **options: Any) -> Record:
         """Writes the policy as a file of others, checked against PyTorch; what is known of that file.
@@ -217,8 +230,19 @@ def resume(
 
 
 def _execute(run: runs.Run, runtime: Runtime, evaluation: EvalConfig, data: Path | None = None) -> Run:
-    execute(run, runtime, evaluation, data)
-    return Run(run.path, run.config)
+    """The run itself, then its branches, as far as they are not done."""
+    made = Run(run.path, run.config)
+    left = {share for share, path in branches_of(run).items() if not (path / "result.json").exists()}
+    if run.status != "done" or not left:
+        execute(run, runtime, evaluation, data)
+    for share, path in branches_of(run).items():
+        branch = runs.Run.open(path) if path.exists() else new_branch(run, share, path)
+        try:
+            if branch.status != "done":
+                execute(branch, runtime, evaluation, data)
+        except Interrupted as stop:  # to go on with the others too
+            raise Interrupted(run, stop.number) from stop
+    return made
 
 
 def evaluate(

@@ -66,18 +66,18 @@ class Size(NamedTuple):
     bytes: int  # float32 parameters and the normalisation buffers
 
 
-def parse_width(text: str) -> Fraction:
-    """`1/8`, `0.125` or `2` as a fraction.
+def parse_width(text: str, what: str = "width") -> Fraction:
+    """`1/8`, `0.125` or `2` as a fraction; `what` is its name in an error.
 
     Raises:
         InputError: not a number, or not positive.
     """
     # Fraction reads more than that: spaces, which would end up in names of files, and 1e999999999, digit by digit.
     if not re.fullmatch(r"-?\d{1,20}(/0*[1-9]\d{0,19}|\.\d{0,20})?|\.\d{1,20}", text, re.ASCII):
-        raise InputError(f"width {text!r} is not a number; write 1/8 or 0.125")
+        raise InputError(f"{what} {text!r} is not a number; write 1/8 or 0.125")
     width = Fraction(text)
     if not 0 < width <= 16:
-        raise InputError(f"width must be above 0 and at most 16, not {text}")
+        raise InputError(f"{what} must be above 0 and at most 16, not {text}")
     return width
 
 

@@ -10,8 +10,8 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_
 from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
-from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
+from potstill.networks import NetworkConfig, Policy, Precision, parse_width, resolve_precision
 from potstill.rollout import Preparer, collect, input_statistics
 from potstill.tasks import TASKS, task_of
 
@@ -56,6 +56,9 @@ class PPOConfig:
     anneal_from: float = 0.15
     """Share of the training after which the rate, from where it stands then, and the entropy bonus fall linearly to
     zero; 1 keeps them."""
+    branch: tuple[str, ...] = ()
+    """Shares of the training, such as 1/8 1/4 1/2, that are budgets too. Where a run of so many steps begins to anneal,
+    it branches off this one, and ends exactly as if it had been planned alone."""
     average_over: float = 0.05
     """The policy deployed is the exponential moving average of the weights over about this share of the training; 0
     deploys the last weights."""
@@ -104,6 +107,11 @@ class PPOConfig:
         for name in ("anneal_from", "anneal_teacher_from", "average_over"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name.replace('_', '-')} is a share between 0 and 1, not {getattr(self, name)}")
+        shares = {parse_width(share, "branch") for share in self.branch}
+        if len(shares) < len(self.branch) or max(shares, default=0) >= 1:
+            raise InputError(f"branch names shares of the training below 1, none twice, not {' '.join(self.branch)}")
+        for share in self.branch:
+            self.of_share(share)
 
     @classmethod
     def for_task(cls, env: EnvConfig) -> "PPOConfig":
@@ -120,6 +128,15 @@ class PPOConfig:
     @property
     def updates(self) -> int:
         return math.ceil(self.total_timesteps / self.batch_size)
+
+    def of_share(self, share: str) -> "PPOConfig":
+        """The run of a share of the budget."""
+        return replace(self, total_timesteps=math.floor(self.total_timesteps * parse_width(share, "branch")), branch=())
+
+    @property
+    def constant_updates(self) -> int:
+        """Updates at the start that a run of any larger budget makes too: nothing is annealed in them."""
+        return math.floor(min(self.anneal_from, self.anneal_teacher_from) * self.updates)
 
 
 @dataclass
@@ -155,6 +172,7 @@ class TrainState:
     games: int = 0
     gradient_steps: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    averages: nn.ModuleList = field(default_factory=nn.ModuleList)  # of each branch, over its own budget
 
 
 class Rollout(NamedTuple):
@@ -212,9 +230,9 @@ def start(
         policy.hide(config.env.hidden_rows)
     policy.to(device)
     optimizer = make_optimizer(policy, config)
-    return TrainState(
-        policy, deepcopy(policy), optimizer, generator, config.learning_rate, config.max_learning_rate, returns
-    )
+    averages = nn.ModuleList(deepcopy(policy) for _ in config.branch)
+    rates = config.learning_rate, config.max_learning_rate
+    return TrainState(policy, deepcopy(policy), optimizer, generator, *rates, returns, averages=averages)
 
 
 def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Adam:
@@ -230,6 +248,8 @@ def train(
 ) -> Iterator[Progress]:
     """Trains until `config.total_timesteps`, yielding after each update; `state` is current whenever it yields.
 
+    Where a branch leaves, it yields the branch's state too, which is this one's but for the average.
+
     Args:
         observations: what `envs` showed last, for a run that goes on; None starts new games.
         teacher: the policy to learn from beside the reward; it normalises its inputs as `state.policy` does.
@@ -240,6 +260,7 @@ def train(
     device = state.policy.mean.device
     preparer = Preparer(state.policy, resolve_precision(config.precision, device))
     segment = max(1, config.reseed_every // config.batch_size)
+    branches = {share: config.of_share(share) for share in config.branch}
     storage: Tensor | None = None
     while state.update < config.updates:
         if observations is None or state.update % segment == 0:
@@ -254,12 +275,20 @@ def train(
         state.learning_rate = _follow_kl(metrics["learning_rate"], metrics["kl"], config)
         if not all(bool(parameter.isfinite().all()) for parameter in state.policy.parameters()):
             raise DivergedError(f"a weight is no longer finite after update {state.update}: lower --max-learning-rate")
-        average(state, config.average_over * config.updates)
+        average(state.average, state, config.average_over * config.updates)
+        averages = dict(zip(branches, cast(list[Policy], state.averages), strict=True))
+        for share, branch in branches.items():
+            average(averages[share], state, config.average_over * branch.updates)
         state.update += 1
         state.games += len(scores)
         state.recent.extend(scores)
         score = float(np.mean(state.recent)) if state.recent else math.nan
-        yield Progress(state.update * config.batch_size, score, state.games, metrics)
+        leaving = {
+            share: pack(replace(state, average=averages[share], averages=nn.ModuleList())) | pack_games(envs)
+            for share, branch in branches.items()
+            if branch.constant_updates == state.update
+        }
+        yield Progress(state.update * config.batch_size, score, state.games, metrics, leaving)
 
 
 @torch.no_grad()
@@ -406,16 +435,16 @@ def update(
 
 
 @torch.no_grad()
-def average(state: TrainState, over: float) -> None:
-    """Moves `state.average` towards the policy: the exponential moving average over about `over` updates.
+def average(mean: Policy, state: TrainState, over: float) -> None:
+    """Moves `mean` towards the policy: the exponential moving average over about `over` updates.
 
     Steps large enough to learn leave the last weights scattered about a better point, their mean (Polyak and Juditsky
     1992). The average never acts in training.
     """
     weight = 1.0 / max(1.0, min(over, state.update + 1))  # at first the mean of all there is
-    for mean, last in zip(state.average.parameters(), state.policy.parameters(), strict=True):
-        mean.lerp_(last, weight)
-    state.average.return_scale.copy_(state.policy.return_scale)
+    for to, last in zip(mean.parameters(), state.policy.parameters(), strict=True):
+        to.lerp_(last, weight)
+    mean.return_scale.copy_(state.policy.return_scale)
 
 
 def _follow_kl(rate: float, kl: float, config: PPOConfig) -> float:

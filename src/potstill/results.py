@@ -62,6 +62,7 @@ _COLUMNS = (
         WHOLE,
         "multiply-adds of the training: acting, labelling by the teacher, forward and backward passes",
     ),
+    Column("branch", TEXT, "share of the arm's budget that was this run's whole; empty where that is all of it"),
     Column("teacher_env_steps", WHOLE, "agent steps the teacher itself was trained for"),
     Column("teacher_gradient_steps", WHOLE, "optimiser steps of the teacher's own training"),
     Column("teacher_training_macs", WHOLE, "multiply-adds of the teacher's own training"),
@@ -293,11 +294,11 @@ def convergence_of(records: Iterable[dict[str, Any]]) -> dict[str, Convergence]:
         records: as `read_runs` gives them. `<arm>-long` is the same arm at twice the budget.
     """
     done = [record for record in records if record["status"] == "done" and record.get("method") == "rl"]
-    scores = {tuple(map(record.get, ("arm", "width", "seed"))): record.get("score") for record in done}
+    scores = {tuple(map(record.get, ("arm", "width", "seed", "branch"))): record.get("score") for record in done}
     certificates: dict[str, Convergence] = {}
     for record in done:
         points = [point for point in record.get("curve") or [] if point.get("score") is not None]
-        longer = scores.get((f"{record.get('arm')}-long", record.get("width"), record.get("seed")))
+        longer = scores.get((f"{record.get('arm')}-long", *map(record.get, ("width", "seed", "branch"))))
         gain = longer - record["score"] if longer is not None and record.get("score") is not None else None
         with suppress(InputError):  # too short a curve, or none
             steps, curve = [point["step"] for point in points], [point["score"] for point in points]

@@ -153,6 +153,7 @@ def _print_run(make: Callable[[], api.Run]) -> None:
     except Interrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
-    print(run.path)
-    if "score" in run.result:
-        print(Record({key: run.result[key] for key in api.SHOWN if key in run.result}))
+    for each in (run, *run.branches):
+        print(each.path)
+        if "score" in each.result:
+            print(Record({key: each.result[key] for key in api.SHOWN if key in each.result}))

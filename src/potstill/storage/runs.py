@@ -108,6 +108,10 @@ class Run:
         """Everything needed to continue."""
         return self.path / "resume.safetensors"
 
+    def branch_path(self, share: str) -> Path:
+        """Everything the run of a share of this one's budget goes on from, until it does."""
+        return self.path / f"branch-{share.replace('/', '_')}.safetensors"
+
     @property
     def games_path(self) -> Path:
         """What an evaluation that is not over has played."""
@@ -277,6 +281,11 @@ def next_directory(root: Path, stem: str) -> Path:
     while os.path.lexists(path):
         path, number = Path(root) / f"{name}_{number}", number + 1
     return path
+
+
+def branch_name(trunk: str, share: str) -> str:
+    """Of the run of a share of another's budget."""
+    return f"{trunk}_branch-{share.replace('/', '_')}"
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from potstill.distill import DistillConfig
 from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
-from potstill.policies import load_policy
+from potstill.policies import load_policy, rebuild
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
 from potstill.storage.files import open_regular, read_json
@@ -31,7 +31,7 @@ from potstill.study.eta import Eta, Underway
 from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import RunSpec
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import new_distillation, new_training, resolved
+from potstill.training.trainer import new_branch, new_distillation, new_training, resolved
 
 SAVING = 30.0  # seconds a worker has to save when time is up
 SIGN = 30.0  # seconds between two signs of life on the claims
@@ -139,7 +139,7 @@ def execute(
             waiting.remove(spec)
             over[spec.name] = damage
             yield Ended(spec, None, damage)
-        elif spec.start_from is None or (folder / spec.name / "config.json").exists():  # else nothing to begin with
+        elif not spec.needs or (folder / spec.name / "config.json").exists():  # else nothing to begin with
             with ExitStack() as claim:
                 if _claim(claim, folder, spec):
                     runs[spec.name] = open_or_create(spec, folder, each)
@@ -158,9 +158,7 @@ def execute(
         try:
             while (waiting or active) and not stop.requested and time.monotonic() < until:
                 waiting_for = {spec.name for spec in waiting} | {worker.spec.name for worker in active}
-                for spec in [
-                    spec for spec in waiting if spec.start_from is None or spec.start_from.name not in waiting_for
-                ]:
+                for spec in [spec for spec in waiting if not spec.needs & waiting_for]:
                     if len(active) >= workers:
                         break
                     if spec.start_from is not None and over.get(spec.start_from.name) is not None:
@@ -283,13 +281,17 @@ def open_or_create(spec: RunSpec, folder: Path, runtime: Runtime) -> Run:
         if isinstance(spec.config, DistillConfig):
             assert spec.teacher is not None
             return new_distillation(spec.config, spec.teacher, path, runtime, labels=labels)
-        return new_training(spec.config, path, runtime, spec.teacher, initial, labels)
+        labels |= {"branch": spec.share} if spec.share else {}
+        trunk = folder / spec.trunk.name if spec.trunk is not None else None
+        if trunk is None or not (trunk / "config.json").exists():
+            return new_training(spec.config, path, runtime, spec.teacher, initial, labels)
+        new_branch(Run.open(trunk), spec.share, path, labels)
     run = Run.open(path)
     stored = run.config.get("config", {})
     config = spec.config
     if config.precision == "auto":  # measuring it again might come to something else
         config = replace(config, precision=stored.get("precision", "auto"))
-    if stored != resolved(config, runtime):
+    if rebuild(type(config), stored) != rebuild(type(config), resolved(config, runtime)):
         raise InputError(f"{path} is a run with other settings: choose another --out")
     if spec.teacher is not None and run.config.get("teacher_hash") != load_policy(spec.teacher).hash:
         raise InputError(f"{path} is a run with another teacher: choose another --out")

@@ -11,7 +11,7 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
-from potstill.storage.runs import config_hash
+from potstill.storage.runs import branch_name, config_hash
 from potstill.tasks import find_env
 
 Config = PPOConfig | DistillConfig
@@ -30,12 +30,19 @@ class RunSpec(NamedTuple):
     config: Config
     teacher: Path | None = None
     start_from: "RunSpec | None" = None  # whose policy to begin with
+    trunk: "RunSpec | None" = None  # the run of a larger budget that it branches off
+    share: str = ""  # of that budget
 
     @property
     def method(self) -> Method:
         if isinstance(self.config, DistillConfig):
             return "distill"
         return "finetune" if self.start_from is not None else "ppd" if self.teacher is not None else "rl"
+
+    @property
+    def needs(self) -> set[str]:
+        """The runs that must be over before it begins."""
+        return {spec.name for spec in (self.start_from, self.trunk) if spec is not None}
 
     def identity(self, teacher_hash: str | None) -> str:
         """12 hex digits that change with whatever would change the result; `teacher_hash` is of the teacher's file."""
@@ -160,8 +167,20 @@ class Plan:
                 settings = arm.settings | arm.by_width.get(width, {})
                 config = make_config(arm.method, self.env, width, seed, settings)
                 name = run_name(arm.name, width, seed, teacher)
-                specs.append(RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from))
+                spec = RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from)
+                specs += [spec, *_branches(spec)]
         return specs
+
+
+def _branches(trunk: RunSpec) -> list[RunSpec]:
+    """The runs of shares of its budget."""
+    config = trunk.config
+    if isinstance(config, DistillConfig):
+        return []
+    return [
+        trunk._replace(name=branch_name(trunk.name, share), config=config.of_share(share), trunk=trunk, share=share)
+        for share in config.branch
+    ]
 
 
 def run_name(arm: str, width: str, seed: int, teacher: Path | None) -> str:
@@ -183,10 +202,11 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
 
 
 _LATER = (("options", ()), ("layout", "auto"))  # settings that came later: at their defaults, runs are what they were
+_IDLE = ("branch",)  # what changes nothing of the run itself
 
 
 def _plain(value: Any) -> Any:
     """Tuples as lists, as JSON has them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if (key, item) not in _LATER}
+        return {key: _plain(item) for key, item in value.items() if (key, item) not in _LATER and key not in _IDLE}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

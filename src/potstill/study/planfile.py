@@ -15,6 +15,7 @@ starts = [50, 200, 500]                   # also scored after so many random ste
 
 [arms.rl]                                 # a key of ARMS, or any name with a `method`
 total-timesteps = 1_500_000               # any setting of `potstill train` or `potstill distill`
+branch = ["1/8", "1/4", "1/2"]            # also a run of each of these shares of that budget, which costs its end alone
 [arms.rl.width."1/8"]                     # for one width alone
 max-learning-rate = 5e-3
 [arms.distill-student]
@@ -26,7 +27,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from potstill.arms import ARMS, Method
 from potstill.distill import DistillConfig
@@ -227,7 +228,9 @@ def _settings(table: Mapping[str, Any], method: Method, here: tuple[str, ...]) -
             hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see `potstill train --help`"
             raise _At((*here, key), f"{method} has no setting {key!r}: {hint}")
         hint = hints[name]
-        if options := get_args(hint):
+        if get_origin(hint) is tuple:
+            settings[name] = _list(table, key, str, here)
+        elif options := get_args(hint):
             if value not in options:
                 raise _At((*here, key), f"{key} is one of {', '.join(map(str, options))}, not {value!r}")
             settings[name] = value

@@ -28,7 +28,7 @@ from potstill.load import load
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
-from potstill.storage.runs import LockLostError, Run, stop_on_signals
+from potstill.storage.runs import LockLostError, Run, branch_name, stop_on_signals
 from potstill.training.assessment import assess
 from potstill.training.runtime import Runtime, provenance
 from potstill.training.teacher_data import teacher_data
@@ -42,7 +42,7 @@ class Interrupted(Exception):
     """The run was asked to stop, and is saved."""
 
     def __init__(self, run: Run, number: signal.Signals) -> None:
-        self.code = 128 + number
+        self.number, self.code = number, 128 + number
         super().__init__(f"stopped by {number.name}; continue with --resume {run.path}")
 
 
@@ -103,6 +103,28 @@ def new_distillation(
     return Run.create(out, {"kind": "distill", **document} | provenance(runtime) | (labels or {}))
 
 
+def new_branch(trunk: Run, share: str, out: Path, labels: dict[str, str] | None = None) -> Run:
+    """The directory of the run of a share of `trunk`'s budget, which goes on from where it branched off.
+
+    What the trunk kept for it there moves into it. Without that the run begins at its beginning, and ends the same.
+    """
+    config = rebuild(ppo.PPOConfig, trunk.config.get("config")).of_share(share)
+    document = trunk.config | {"config": json.loads(json.dumps(asdict(config))), "branch": share}
+    run = Run.create(out, document | (labels or {}))
+    if kept := _saved(trunk, trunk.branch_path(share)):
+        with open(trunk.metrics_path, "rb") as lines, open(run.metrics_path, "xb") as copy:
+            copy.write(lines.read(kept["metrics"]["bytes"]))
+        checkpoints.save(run.resume_path, *_parts(kept | {"run": run.identity}))
+        trunk.branch_path(share).unlink()
+    return run
+
+
+def branches_of(run: Run) -> dict[str, Path]:
+    """Where the runs of the shares of this one's budget lie, by the share: beside it."""
+    shares = run.config.get("config", {}).get("branch", [])
+    return {share: run.path.with_name(branch_name(run.path.name, share)) for share in shares}
+
+
 def resolved(config: ppo.PPOConfig | distill.DistillConfig, runtime: Runtime) -> dict[str, Any]:
     """The config as config.json holds it: with the precision that `auto` comes to here."""
     dtype = resolve_precision(config.precision, resolve_device(runtime.device))
@@ -161,7 +183,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
     env = [*origins.values()][-1].env if origins else config.env
-    saved = _saved(run)
+    saved = _saved(run, run.resume_path)
     with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
         algorithm = _algorithm(run, config, runtime, device, envs, origins, data_root)
         if saved:
@@ -182,6 +204,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
         "gradient_steps": algorithm.gradient_steps,
         "training_macs": sum(_training_macs(*cost) for cost in algorithm.costs()),
         "wall_seconds": seconds,
+        **({"branch": run.config["branch"]} if "branch" in run.config else {}),
     } | ({"inexact": True} if envs.inexact else {})
     return _finish(run, runtime, eval_config, record, origins.get("teacher"))
 
@@ -211,27 +234,27 @@ def _tell(policy: Policy, runtime: Runtime) -> None:
         print(f"potstill: {policy}", file=sys.stderr)
 
 
-def _saved(run: Run) -> dict[str, Any]:
-    """What `_drive` saved of an unfinished run. Empty where that is nothing or, which is told, damaged.
+def _saved(run: Run, path: Path) -> dict[str, Any]:
+    """What `_drive` saved of a run at `path`. Empty where that is nothing or, which is told, damaged.
 
     Raises:
         InputError: it is another run's.
     """
-    if not run.resume_path.exists():
+    if not path.exists():
         return {}
     try:
-        tensors, document = checkpoints.load(run.resume_path)
+        tensors, document = checkpoints.load(path)
     except checkpoints.DamagedError as error:
         print(f"potstill: {error}; without a copy, the run is begun again", file=sys.stderr)
         return {}
     if document.get("run", run.identity) != run.identity:  # the first resume states did not say whose they are
         raise InputError(
-            f"{run.resume_path} was saved by a run with another config.json than the one beside it: put back the file"
+            f"{path} was saved by a run with another config.json than the one beside it: put back the file"
             " that was changed, or begin again with another --out"
         )
     kept = document.get("metrics", {"bytes": 0, "digest": ""})
     if not (isinstance(kept, dict) and type(kept.get("bytes")) is int and isinstance(kept.get("digest"), str)):
-        raise InputError(f"{run.resume_path} does not say what it keeps of metrics.jsonl")
+        raise InputError(f"{path} does not say what it keeps of metrics.jsonl")
     return tensors | document
 
 
@@ -254,8 +277,11 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
         others = telemetry.sinks(runtime.track, run.path, run.config, done)
         outputs: list[telemetry.Sink] = [metrics, *(stack.enter_context(closing(sink)) for sink in others)]
 
+        def about() -> dict[str, Any]:
+            return {"kind": "resume", "run": run.identity, "seconds": time.perf_counter() - began}
+
         def save(tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-            document |= {"kind": "resume", "run": run.identity, "seconds": time.perf_counter() - began}
+            document |= about()
             try:
                 run.touch_lock()
             except LockLostError as lost:
@@ -277,10 +303,13 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
             record = {"step": progress.step, "seconds": elapsed, "score": progress.score, "games": progress.games}
             for output in outputs:
                 output.write(record | progress.metrics)
+            for share, state in progress.branches.items():
+                metrics.sync()
+                checkpoints.save(run.branch_path(share), *_parts(state | {"metrics": metrics.written} | about()))
             score = None if np.isnan(progress.score) else progress.score
             bar.update(progress.step, score=score, agreement=progress.metrics.get("agreement"))
             if stop.requested or time.perf_counter() - saved > runtime.save_every or progress.step >= total:
-                save(*_state(algorithm, metrics))
+                save(*_parts(algorithm.state_dict() | {"metrics": metrics.written}))
                 saved = time.perf_counter()
             if stop.requested:
                 raise Interrupted(run, stop.requested)
@@ -293,9 +322,8 @@ def _rescue_run(run: Run) -> Run:
     return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
 
 
-def _state(algorithm: Algorithm, metrics: telemetry.Metrics) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Its state, with what was written until then, in the two parts of a checkpoint: tensors, and a document."""
-    state = algorithm.state_dict() | {"metrics": metrics.written}
+def _parts(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The two parts of a checkpoint: tensors, and a document."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in state.items() if name not in tensors}
 
@@ -314,7 +342,7 @@ def _saving_what_raises(
             yield progress  # its line is written meanwhile
             done = progress.step
             if progress.metrics and time.perf_counter() - kept_at > KEEP_EVERY:
-                tensors, document = _state(algorithm, metrics)
+                tensors, document = _parts(algorithm.state_dict() | {"metrics": metrics.written})
                 kept = {name: tensor.clone() for name, tensor in tensors.items()}, document
                 kept_at = time.perf_counter()
     except DivergedError as error:
