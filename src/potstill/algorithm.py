@@ -33,6 +33,7 @@ class Cost(NamedTuple):
     policy: Policy
     seen: int  # observations forward, to act or to label
     learned: int  # observations forward and backward
+    batch: int  # observations at a time
 
 
 class Algorithm(Protocol):

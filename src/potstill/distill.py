@@ -443,8 +443,11 @@ class Distillation:
     def costs(self) -> list[Cost]:
         batch = self.config.num_envs if self.config.mode == "stepwise" else self.config.batch_size
         acted = 0 if self.data is not None else self.total
-        costs = [Cost(self.state.student, acted, self.gradient_steps * batch), Cost(self.teacher, self.total, 0)]
-        return [cost for cost in costs if not cost[0].sees_raw]  # what a teacher of the user's own computes is unknown
+        own = Cost(self.state.student, acted, self.gradient_steps * batch, batch)
+        costs = [own, Cost(self.teacher, self.total, 0, self.config.num_envs)]
+        return [
+            cost for cost in costs if not cost.policy.sees_raw
+        ]  # what a teacher of the user's own computes is unknown
 
     def state_dict(self) -> dict[str, Any]:
         return pack(self.state) | (pack_games(self.envs) if self.data is None else {})

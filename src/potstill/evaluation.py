@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from tyro.conf import arg
 from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
-from potstill.networks import Policy, one_thread
+from potstill.networks import Policy, torch_threads
 from potstill.rollout import Preparer, collect
 
 Actions = Literal["greedy", "sampled"]
@@ -165,7 +166,7 @@ def play(
             chosen[early] = first[early]
         return chosen if alter is None else alter(chosen, envs.ages)
 
-    try:
+    with closing(envs), torch_threads(threads, policy.size().macs * num_envs):
         for step, transition in enumerate(collect(envs, Preparer(policy), observations, act), start=1):
             observations = transition.step.observations
             for episode in transition.step.episodes:
@@ -179,8 +180,6 @@ def play(
                 return
             if step % SIGN_EVERY == 0:
                 yield evaluation
-    finally:
-        envs.close()
 
 
 def check_fit(policy: Policy, envs: Envs) -> None:
@@ -233,7 +232,6 @@ def compare(
         mine, theirs = Preparer(policy), Preparer(teacher)
         shared = policy.sees_as(teacher)
         preparer = mine if player is policy else theirs
-
         said, begun = torch.empty(0), envs.ages == 0
 
         def act(inputs: Tensor, player: Policy = player, envs: Envs = envs) -> Tensor:
@@ -243,21 +241,22 @@ def compare(
             said = player.logits(inputs)
             return player.distribution.greedy(said).cpu()
 
-        for transition in collect(envs, preparer, observations, act):
-            inputs = transition.inputs
-            own = labels = said  # what has a memory is asked once
-            if player is policy:
-                teacher.restart(begun)
-                labels = teacher.logits(inputs if shared else theirs.first(transition.observations))
-            else:
-                own = policy.logits(inputs if shared else mine.first(transition.observations))
-            agreement = policy.distribution.agreement(own, labels) | {"kl": policy.distribution.kl(own, labels)}
-            for name, each in agreement.items():
-                sums[name] = sums.get(name, 0.0) + each.sum().item()
-            count += len(own)
-            if count >= (steps // 16 if alone else steps):
-                break
-        envs.close()
+        work = 16 * max(policy.size().macs, teacher.size().macs)
+        with closing(envs), torch_threads(threads, work):
+            for transition in collect(envs, preparer, observations, act):
+                inputs = transition.inputs
+                own = labels = said  # what has a memory is asked once
+                if player is policy:
+                    teacher.restart(begun)
+                    labels = teacher.logits(inputs if shared else theirs.first(transition.observations))
+                else:
+                    own = policy.logits(inputs if shared else mine.first(transition.observations))
+                agreement = policy.distribution.agreement(own, labels) | {"kl": policy.distribution.kl(own, labels)}
+                for name, each in agreement.items():
+                    sums[name] = sums.get(name, 0.0) + each.sum().item()
+                count += len(own)
+                if count >= (steps // 16 if alone else steps):
+                    break
         figures[f"agreement{suffix}"] = None
         figures |= {f"{name}{suffix}": total / count for name, total in sums.items()}
     return figures
@@ -266,7 +265,7 @@ def compare(
 @torch.no_grad()
 def latency(policy: Policy, repeats: int = 200) -> dict[str, float]:
     """Milliseconds from one raw observation to its logits, batch 1, one thread: median and 95th percentile."""
-    with one_thread():
+    with torch_threads(1):
         observation = torch.zeros((1, *policy.observation_shape), dtype=torch.uint8, device=policy.mean.device)
         times = []
         for _ in range(repeats + 20):

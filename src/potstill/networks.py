@@ -26,6 +26,7 @@ Layout = Literal["flat", "first", "last", "stack"]
 or a stack of frames, the newest last."""
 Critic = Literal["shared", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
+THREAD_WORK = 300_000_000  # multiply-adds: a Nature-CNN of 32 observations, some 10 ms of one core
 OPTIONAL = ("input_clip", "squash")  # buffers of a policy that most have not
 
 
@@ -486,7 +487,7 @@ def faster_precision(device: torch.device) -> torch.dtype:
     # other programs, the process's time other threads of this one, and several threads of torch wait for each other.
     now = time.perf_counter if device.type == "cuda" else time.thread_time
     best = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
-    with one_thread():
+    with torch_threads(1):
         for _ in range(6):
             for dtype, so_far in best.items():
                 inputs = x.to(dtype)
@@ -501,14 +502,21 @@ def faster_precision(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread for as long as this lasts: what is timed then depends least on other programs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def torch_threads(most: int, work: int = 0) -> Iterator[None]:
+    """Torch computes on as many threads as `work` is worth, `most` at most, for as long as this lasts.
+
+    Threads wait for each other in every layer. Where one is kept waiting for a core by another program, a small layer
+    takes many times as long as on one thread.
+
+    Args:
+        work: multiply-adds of one pass; 0 takes one thread, so that what is timed depends least on other programs.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(most, 1 + work // THREAD_WORK))
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def resolve_device(name: str) -> torch.device:

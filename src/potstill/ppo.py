@@ -529,8 +529,9 @@ class PPO:
         yield from train(self.config, self.state, self.envs, observations, self.teacher)
 
     def costs(self) -> list[Cost]:
-        own = Cost(self.state.policy, self.total, self.gradient_steps * self.config.minibatch_size)
-        return [own] + ([Cost(self.teacher, self.total, 0)] if self.teacher is not None else [])
+        config, batch = self.config, self.config.minibatch_size
+        own = Cost(self.state.policy, self.total, self.gradient_steps * batch, batch)
+        return [own] + ([Cost(self.teacher, self.total, 0, config.num_envs)] if self.teacher is not None else [])
 
     def state_dict(self) -> dict[str, Any]:
         return pack(self.state) | pack_games(self.envs)

@@ -26,6 +26,7 @@ from potstill import telemetry
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, reason
 from potstill.evaluation import Actions, check_fit
+from potstill.networks import torch_threads
 from potstill.policies import LoadedPolicy
 from potstill.rollout import Preparer, collect
 from potstill.tasks import task_of
@@ -84,7 +85,8 @@ def film(
     games = [_play(title, loaded, seed, max_steps, fps, actions, scale, room, until) for title, loaded in policies]
     temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{kind}")
     try:
-        with telemetry.Progress(f"film {policies[0][1].env.id}", max_steps, quiet=quiet) as bar:
+        title = f"film {policies[0][1].env.id}"
+        with torch_threads(1), telemetry.Progress(title, max_steps, quiet=quiet) as bar:
             _encode(temporary, kind, fps, _side_by_side(games, fps, bar))
         temporary.rename(out)
     except OSError as error:
@@ -106,10 +108,11 @@ def _play(
 ) -> Iterator[tuple[int, Array]]:
     """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
     policy, config = loaded.policy, loaded.env
-    details = f"{policy.size().parameters:,} parameters, width {policy.config.width}"
+    details = "" if policy.sees_raw else f"{policy.size().parameters:,} parameters, width {policy.config.width}"
     generator = torch.Generator().manual_seed(seed)
 
     def act(inputs: Tensor) -> Tensor:
+        policy.restart(envs.ages == 0)
         logits = policy.logits(inputs).cpu()
         kind = policy.distribution
         return kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)

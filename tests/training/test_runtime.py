@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from potstill import evaluation
+from potstill.envs import EnvConfig
+from potstill.networks import NetworkConfig, Policy, torch_threads
 from potstill.training import runtime
 from potstill.training.runtime import Runtime, provenance
 
@@ -96,3 +99,24 @@ def test_memory_that_one_minibatch_frees_serves_the_next_without_a_page_fault():
     # Each minibatch has some 60,000 where the memory goes back to the system. One of them may still find the heap too
     # scattered for its largest tensor, which depends on where the system put the heap, and make it larger for good.
     assert np.sort(faults[-8:])[:-1].sum() < 1_000
+
+
+def test_threads_of_torch_follow_the_size_of_the_network_and_what_it_reads_at_a_time(monkeypatch):
+    """On a busy core, threads that wait for each other in small layers take many times as long as one."""
+    computed = []
+    logits_of = Policy.logits
+
+    def logits(policy, inputs):
+        computed.append(torch.get_num_threads())
+        return logits_of(policy, inputs)
+
+    monkeypatch.setattr(Policy, "logits", logits)
+    torch.set_num_threads(2)
+    small = Policy(NetworkConfig(), (4,), 2)
+    list(evaluation.play(small, EnvConfig("CartPole-v1"), episodes=32, seed=0, threads=2))
+    assert set(computed) == {1}
+    assert torch.get_num_threads() == 2
+    large = Policy(NetworkConfig(), (4, 84, 84), 6)  # 9.3 million multiply-adds an observation
+    for batch, most, expected in ((1, 4, 1), (32, 4, 1), (256, 2, 2), (256, 16, 8)):
+        with torch_threads(most, large.size().macs * batch):
+            assert torch.get_num_threads() == expected

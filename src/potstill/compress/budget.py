@@ -8,7 +8,7 @@ from dataclasses import replace
 import potstill.distill as distill
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
-from potstill.networks import Policy, one_thread, resolve_device
+from potstill.networks import Policy, resolve_device, torch_threads
 from potstill.policies import LoadedPolicy
 from potstill.training.runtime import Runtime
 
@@ -42,7 +42,7 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runt
     try:
         policy = teacher.policy.to(device)
         state = distill.start(first, policy, device)
-        with one_thread(), closing(Envs(teacher.env, first.num_envs)) as envs:
+        with torch_threads(1), closing(Envs(teacher.env, first.num_envs)) as envs:
             began, counted, most = time.perf_counter(), 0, first.vector_steps - first.warmup_vector_steps - 1
             for _ in distill.distill(first, state, policy, envs, every=1):
                 if state.vector_steps <= first.warmup_vector_steps:

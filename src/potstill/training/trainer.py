@@ -18,14 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import potstill.distill as distill
 from potstill import evaluation, ppo, telemetry
-from potstill.algorithm import Algorithm, Progress
+from potstill.algorithm import Algorithm, Cost, Progress
 from potstill.arms import arm_of
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
 from potstill.load import load
-from potstill.networks import Policy, Precision, resolve_device, resolve_precision
+from potstill.networks import Policy, Precision, resolve_device, resolve_precision, torch_threads
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
 from potstill.storage.runs import LockLostError, Run, branch_name, stop_on_signals
@@ -190,7 +190,9 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
             algorithm.load_state_dict(saved)
         _tell(algorithm.policy, runtime)
         title = f"{run.config['kind']} {env.id} {config.network.width}"
-        seconds = _drive(run, runtime, algorithm, title, saved)
+        work = max(cost.policy.size().macs * cost.batch for cost in algorithm.costs())
+        with torch_threads(runtime.cores, work):
+            seconds = _drive(run, runtime, algorithm, title, saved)
         probe = _probe(envs)
     save_policy(
         run.policy_path, algorithm.policy, env, probe, _provenance_of(run, config.seed, algorithm.total, seconds)
@@ -202,7 +204,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
         **{name: getattr(config, name) for name in ("lead", "objective", "mode") if hasattr(config, name)},
         "env_steps": algorithm.total,
         "gradient_steps": algorithm.gradient_steps,
-        "training_macs": sum(_training_macs(*cost) for cost in algorithm.costs()),
+        "training_macs": sum(map(_training_macs, algorithm.costs())),
         "wall_seconds": seconds,
         **({"branch": run.config["branch"]} if "branch" in run.config else {}),
     } | ({"inexact": True} if envs.inexact else {})
@@ -425,8 +427,9 @@ def _probe(envs: Envs) -> Array:
     return probe
 
 
-def _training_macs(policy: Policy, seen: int, learned: int) -> int:
-    """Multiply-adds of a training: `seen` observations forward to act or to label, `learned` forward and backward."""
+def _training_macs(cost: Cost) -> int:
+    """Multiply-adds of a network in a training."""
+    policy = cost.policy
     x = policy.prepare(torch.zeros((1, *policy.observation_shape), device=policy.mean.device))
     with FlopCounterMode(display=False) as forward:
         logits, value = policy.heads(x)
@@ -434,4 +437,4 @@ def _training_macs(policy: Policy, seen: int, learned: int) -> int:
         (logits.sum() + value.sum()).backward()
     policy.zero_grad()
     once, back = (int(counter.get_total_flops()) // 2 for counter in (forward, backward))
-    return seen * once + learned * (once + back)
+    return cost.seen * once + cost.learned * (once + back)
