@@ -31,6 +31,7 @@ def constant(student, teacher, temperature):
 @pytest.fixture(autouse=True)
 def _nothing_named(monkeypatch):
     monkeypatch.setattr(imports, "_named", {})
+    monkeypatch.setattr(imports, "_handed", {})
     monkeypatch.setenv(imports.VARIABLE, "")
     monkeypatch.setattr(sys, "path", sys.path.copy())
     before = set(sys.modules)
@@ -103,13 +104,24 @@ def test_a_module_that_does_not_import_is_one_line_with_its_own_first(tmp_path, 
 def test_a_function_handed_over_in_python_has_a_name_and_a_lambda_has_none():
     assert imports.allow(forward_kl) == "potstill.objectives:forward_kl"
     assert imports.find("potstill.objectives:forward_kl", "--objective") is forward_kl
-    with pytest.raises(InputError, match="define it at the top of a module"):
-        imports.allow(lambda student, teacher, temperature: None)
+
+
+def test_what_no_other_process_can_import_has_a_name_for_this_one_alone(monkeypatch):
+    one, other = (lambda student, teacher, temperature: None), (lambda student, teacher, temperature: None)
+    assert [imports.allow(each) for each in (one, other, one)] == ["python:lambda", "python:lambda-2", "python:lambda"]
+    assert imports.find("python:lambda-2", "--objective") is other
+    with pytest.raises(InputError, match="python:lambda was handed over in Python, and workers cannot import it"):
+        imports.check_shared("auto", "python:lambda")
+    imports._handed.clear()
+    with pytest.raises(InputError, match="--objective python:lambda was handed over in Python, where no other process"):
+        imports.find("python:lambda", "--objective")
 
 
 def test_workers_inherit_what_was_named(losses):
     imports.import_modules(["json", str(losses)])
-    assert os.environ[imports.VARIABLE] == os.pathsep.join(["json", str(losses)])
+    there = imports.environment()
+    assert there[imports.VARIABLE] == os.pathsep.join(["json", str(losses)])
+    assert str(Path(imports.__file__).parents[1]) in there["PYTHONPATH"].split(os.pathsep)
 
 
 @pytest.fixture(scope="module")

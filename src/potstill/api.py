@@ -1,6 +1,7 @@
 """What potstill does, as functions: `train, distill, evaluate, compress, load, study`. The command line calls these."""
 
 import html
+import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from potstill.storage import runs
 from potstill.study import records
 from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
-from potstill.tasks import TASKS, find_env
+from potstill.tasks import TASKS, EnvLike, find_env
 from potstill.training.runtime import Runtime
 from potstill.training.trainer import (
     Interrupted,
@@ -123,7 +124,7 @@ class Run(runs.Run):
 
 
 def train(
-    env: str | EnvConfig | None = None,
+    env: EnvLike | None = None,
     *,
     config: PPOConfig | None = None,
     teacher: Place | None = None,
@@ -136,14 +137,16 @@ def train(
     """Trains a policy with PPO and evaluates it.
 
     Args:
-        env: a preset such as cartpole or pong, ale/<rom>, or a Gymnasium id. Default: that of `start_from` or
-            `teacher`, else pong.
+        env: a preset such as cartpole or pong, ale/<rom>, a Gymnasium id or module:name; an `EnvSpec`; or a class or
+            function that makes a new environment whenever it is called. Default: that of `start_from` or `teacher`,
+            else pong.
         config: all settings. Default: those tuned on this task, or on Pong.
         teacher: a policy to learn from beside the reward: proximal policy distillation.
         start_from: a policy whose weights to begin with: fine-tuning.
         out: directory of the run; must not exist. Default: a new one under <env>_run/.
         settings: fields of `PPOConfig`, `NetworkConfig`, `EnvConfig`, `Runtime` and `EvalConfig` by name, such as
-            `total_timesteps=60_000, width="1/8", device="cpu", episodes=20`.
+            `total_timesteps=60_000, width="1/8", device="cpu", episodes=20`; `network` and `options`, a dict, of a
+            network of your own.
 
     Raises:
         InputError: a setting does not exist or cannot be, or what was named does not fit together.
@@ -151,6 +154,8 @@ def train(
         DivergedError: a loss or weight is no longer finite.
     """
     name, default = training_config(env, teacher, start_from)
+    if config is not None and config.env.id != default.env.id:
+        raise InputError(f"config is for {config.env.id}, not {default.env.id}: begin with PPOConfig.for_task")
     config, runtime, evaluation = _filled(settings, config or default, runtime or Runtime(), evaluation or EvalConfig())
     out = Path(out) if out is not None else runs.next_directory(Path(f"{_stem(name)}_run"), f"seed-{config.seed}")
     lead, first = (path_of(place) if place is not None else None for place in (teacher, start_from))
@@ -158,7 +163,7 @@ def train(
 
 
 def training_config(
-    env: str | EnvConfig | None, teacher: Place | None = None, start_from: Place | None = None
+    env: EnvLike | None, teacher: Place | None = None, start_from: Place | None = None
 ) -> tuple[str, PPOConfig]:
     """The name of a task, and the settings that `train` takes for it where none are given."""
     network = None
@@ -167,18 +172,16 @@ def training_config(
         env = env if env is not None else origin.env  # one that differs is refused later
         network = origin.policy.config if start_from is not None else None
     env = "pong" if env is None else env
-    if isinstance(env, str):
-        name, env = env, find_env(env)
-    else:
-        name = next((preset for preset, known in TASKS.items() if known.env.id == env.id), env.id)
-    config = PPOConfig.for_task(env)
+    task = find_env(env)
+    name = env if isinstance(env, str) else next((name for name, known in TASKS.items() if known.env == task), task.id)
+    config = PPOConfig.for_task(task)
     return name, config if network is None else replace(config, network=network)
 
 
 def distill(
     teacher: Place,
     *,
-    env: str | EnvConfig | None = None,
+    env: EnvLike | None = None,
     config: DistillConfig | None = None,
     out: str | Path | None = None,
     data: str | Path | None = None,
@@ -248,7 +251,7 @@ def _execute(run: runs.Run, runtime: Runtime, evaluation: EvalConfig, data: Path
 def evaluate(
     policy: Place,
     *,
-    env: str | EnvConfig | None = None,
+    env: EnvLike | None = None,
     teacher: Place | None = None,
     episodes: int = 100,
     actions: games.Actions = "greedy",
@@ -334,7 +337,7 @@ class Compressed(Run):
 def compress(
     teacher: Place,
     *,
-    env: str | EnvConfig | None = None,
+    env: EnvLike | None = None,
     config: CompressConfig | None = None,
     out: str | Path | None = None,
     runtime: Runtime | None = None,
@@ -391,6 +394,7 @@ class Study:
 def study(
     plan: str | Path | Plan,
     *,
+    env: EnvLike | None = None,
     out: str | Path | None = None,
     part: Part = WHOLE,
     executor: Literal["local", "ray"] = "local",
@@ -406,6 +410,7 @@ def study(
 
     Args:
         plan: a TOML file, see docs/study.md.
+        env: the task, in place of the plan's. Workers import it: a class or function at the top of a module.
         out: folder of the records. Default: results/<name of the plan>.
         part: the arms, widths and seeds alone to do.
         executor: the cores of this machine, or a Ray cluster at `ray_address`.
@@ -420,6 +425,8 @@ def study(
         StudyInterrupted: it was stopped; its runs are saved, and the same call goes on with them.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    if env is not None:
+        plan = replace(plan, env=env if isinstance(env, str) else find_env(env).id)
     out = Path(out) if out is not None else Path("results") / plan.name
     limits: dict[str, Any] = {"workers": workers, "threads": threads, "retries": retries, "patience": patience}
     if executor == "ray":
@@ -438,7 +445,7 @@ def study(
     return Study(out, plan, {each.spec.name: each.error for each in ended if each.error is not None}, len(ended))
 
 
-def _teacher(teacher: Place, env: str | EnvConfig | None) -> tuple[Path, EnvConfig | None]:
+def _teacher(teacher: Place, env: EnvLike | None) -> tuple[Path, EnvConfig | None]:
     """Where a teacher lies, and its task where its file does not name it."""
     path = path_of(teacher)
     if env is None and isinstance(teacher, LoadedPolicy) and nameless(path):
@@ -447,9 +454,13 @@ def _teacher(teacher: Place, env: str | EnvConfig | None) -> tuple[Path, EnvConf
 
 
 def _filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:
-    named = {name: allow(value) if callable(value) else value for name, value in settings.items()}
+    named: dict[str, Any] = {name: allow(value) if callable(value) else value for name, value in settings.items()}
+    if isinstance(named.get("network"), str):  # as --network has it
+        named["family"] = named.pop("network")
+    if isinstance(named.get("options"), dict):
+        named["options"] = tuple(f"{name}={value}" for name, value in named["options"].items())
     return filled(named, *configs)
 
 
 def _stem(name: str) -> str:
-    return name.replace("/", "-")
+    return re.sub("[/:]", "-", name)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tyro.conf import Fixed
 
 from potstill.errors import DivergedError, InputError, TaskError, first_line
-from potstill.imports import makers_of
+from potstill.imports import find, makers_of
 
 Array = NDArray[Any]
 CHECKED_EVERY = 16  # steps between two observations in the checksum: all of Pong's would cost a hundredth of its speed
@@ -28,7 +28,7 @@ class EnvConfig:
     """What a policy sees and may do. It travels with the policy: a score is always made on the task it learned."""
 
     id: Annotated[str, Fixed]
-    """An ALE ROM in snake_case (`atari` is true) or a Gymnasium id."""
+    """An ALE ROM in snake_case (`atari` is true), a Gymnasium id, or `module:name`, what makes a user's own task."""
     atari: Annotated[bool, Fixed] = False
     """Whether `id` names an ALE ROM."""
     actions: tuple[int, ...] | None = None
@@ -388,11 +388,8 @@ def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dty
         return "flat"
     if config.id.startswith("MinAtar/"):
         return "last"
-    env = venv.envs[0]
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, FrameStackObservation):
-            return "stack" if len(shape) == 3 else "flat"
-        env = env.env
+    if any(isinstance(each, FrameStackObservation) for each in _wrappers(venv.envs[0])):
+        return "stack" if len(shape) == 3 else "flat"
     image = dtype in (np.uint8, np.bool_)
     if len(shape) == 2:
         return "first" if image and min(shape) >= 3 else "flat"
@@ -515,17 +512,24 @@ class _Games(SyncVectorEnv):
 
 
 def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    if ":" in config.id:  # for Gymnasium a module to import, which is to run it; a policy's task may be a stranger's
-        raise InputError(f"{config.id!r} names a module: potstill plays tasks that are registered already")
+    # Gymnasium would import the module that such an id names, which is to run it: here the user must have named it.
+    own = find(config.id, "--env") if ":" in config.id else None
     register_minatar(config.id)
+    made: list[gymnasium.Env[Any, Any]] = []
 
     def make() -> gymnasium.Env[Any, Any]:
         options: dict[str, Any] = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
         # The checker looks at the first step alone, and warns of what does no harm here.
-        env = gymnasium.make(config.id, disable_env_checker=True, **options)
+        env = own() if own is not None else gymnasium.make(config.id, disable_env_checker=True, **options)
+        if not isinstance(env, gymnasium.Env) or any(env is other for other in made):
+            what = "the same environment twice" if isinstance(env, gymnasium.Env) else f"a {type(env).__name__}"
+            raise InputError(
+                f"--env {config.id} makes {what}: it should make a new gymnasium.Env whenever it is called"
+            )
+        made.append(env)
         if config.id.startswith("MinAtar/"):
             env = _NothingSticks(env)
-        if gymnasium.spec(config.id).max_episode_steps is None:
+        if not any(isinstance(each, TimeLimit) for each in _wrappers(env)):
             env = TimeLimit(env, config.max_frames // config.frame_skip)
         return _as_array(env)
 
@@ -539,6 +543,12 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
         raise InputError(f"no task is registered as {config.id!r}{makers_of(config.id)}") from error
     except Exception as error:  # a user's constructor raises whatever it likes
         raise InputError(f"{config.id} cannot be made: {first_line(error)}") from error
+
+
+def _wrappers(env: "gymnasium.Env[Any, Any]") -> Iterator["gymnasium.Wrapper[Any, Any, Any, Any]"]:
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
 
 
 def check_task(config: EnvConfig) -> None:

@@ -6,6 +6,7 @@ checkpoint, a config or a record names as `module:name` is looked up among these
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -16,9 +17,12 @@ from typing import Any
 from potstill.errors import InputError, first_line, printable
 
 VARIABLE = "POTSTILL_IMPORT"
-"""Modules and files to import, separated as in PATH. Workers of a study inherit it."""
+"""Modules and files to import, separated as in PATH."""
+HANDED = "python:"
+"""Begins the name of what was handed over in Python and no other process could import."""
 
 _named: dict[str, str] = {}  # by the module's name, how to name it from any folder
+_handed: dict[str, Any] = {}  # by a name that begins with HANDED
 _makers: dict[str, tuple[str, ...]] = {}  # by the id of a task, the modules that a run or a policy of it was made with
 
 
@@ -42,8 +46,12 @@ def import_modules(names: Iterable[str], option: str = "--import", folder: Path 
         except Exception as error:  # a user's module raises whatever it likes
             raise InputError(f"{option} {name} cannot be imported: {first_line(error)}") from error
         _named[module] = str(place or module)
-    if _named:
-        os.environ[VARIABLE] = os.pathsep.join(_named.values())
+
+
+def environment() -> dict[str, str]:
+    """What lets another process import the same: the modules that the user named, and where Python looks for them."""
+    folders = dict.fromkeys(str(Path(folder).absolute()) for folder in sys.path)
+    return {VARIABLE: os.pathsep.join(_named.values()), "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def imported() -> tuple[str, ...]:
@@ -66,20 +74,30 @@ def makers_of(task: str) -> str:
 
 
 def allow(thing: Callable[..., Any]) -> str:
-    """The name `module:name` of a function or class that the user handed over in Python; it may be looked up then.
+    """The name of a function or class that the user handed over in Python; it may be looked up then.
 
-    Raises:
-        InputError: it has no name by which another process could find it.
+    That is `module:name` where other processes can import it. What is defined in the running script or within another
+    function, and a lambda, get a name for this process alone, `python:name`.
     """
-    module, name = thing.__module__, getattr(thing, "__qualname__", "")
-    if getattr(sys.modules.get(module), name, None) is not thing:
-        raise InputError(f"{name or thing!r} is no name of module {module}: define it at the top of a module")
-    if module == "__main__":
-        raise InputError(
-            f"{name} is defined in the running script, which no other process can import: move it to a file"
-        )
-    _named.setdefault(module, module)
-    return f"{module}:{name}"
+    module = getattr(thing, "__module__", "")
+    name = getattr(thing, "__qualname__", type(thing).__name__)
+    if module != "__main__" and getattr(sys.modules.get(module), name, None) is thing:
+        _named.setdefault(module, module)
+        return f"{module}:{name}"
+    stem = known = HANDED + re.sub(r"\W", "", name.rpartition(".")[2])
+    number = 1
+    while _handed.setdefault(known, thing) is not thing:
+        known = f"{stem}-{(number := number + 1)}"
+    return known
+
+
+def check_shared(*references: str) -> None:
+    """Raises InputError where one of these names means nothing to another process."""
+    for reference in references:
+        if reference.startswith(HANDED):
+            raise InputError(
+                f"{reference} was handed over in Python, and workers cannot import it: define it at the top of a module"
+            )
 
 
 def find(reference: str, option: str) -> Any:
@@ -91,6 +109,13 @@ def find(reference: str, option: str) -> Any:
     Raises:
         InputError: the user did not name that module, or it defines no such thing.
     """
+    if reference.startswith(HANDED):
+        if reference not in _handed:
+            raise InputError(
+                f"{option} {printable(reference, 120)} was handed over in Python, where no other process finds it:"
+                " hand it over again, or define it at the top of a module"
+            )
+        return _handed[reference]
     module, _, name = reference.partition(":")
     if module not in _named:
         raise InputError(

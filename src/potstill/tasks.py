@@ -5,14 +5,19 @@ A task is added here, as one entry of `TASKS`. Any other Gymnasium id works with
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from potstill.envs import EnvConfig, register_minatar
 from potstill.errors import InputError
+from potstill.imports import allow, find
+
+EnvLike = str | EnvConfig | EnvSpec | Callable[[], "gymnasium.Env[Any, Any]"]
+"""A task: a preset, `ale/<rom>`, a Gymnasium id or `module:name`; its config or spec; or what makes an environment."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,27 @@ def task_of(env: EnvConfig | str) -> Task:
     return Task(EnvConfig(name, atari=atari), {} if atari else _UNKNOWN)
 
 
-def find_env(name: str) -> EnvConfig:
-    """The task called `name`, an ALE game as `ale/<rom>`, or any registered Gymnasium id.
+def find_env(name: EnvLike) -> EnvConfig:
+    """The task called `name`; or that of a spec, or of a class or function which makes a new environment at each call.
+
+    A spec is registered, where it is not.
 
     Raises:
-        InputError: nothing goes by that name.
+        InputError: nothing goes by that name, or the user did not name its module.
     """
+    if isinstance(name, EnvConfig):
+        return name
+    if isinstance(name, EnvSpec):
+        if gymnasium.registry.setdefault(name.id, name) != name:
+            raise InputError(f"another task is registered as {name.id}: give the spec an id of its own")
+        return EnvConfig(name.id)
+    if callable(name):
+        return EnvConfig(allow(name))
+    if not isinstance(name, str):
+        raise InputError(f"env is a name, a spec or what makes an environment, not {type(name).__name__}")
+    if ":" in name:
+        find(name, "--env")
+        return EnvConfig(name)
     if name in TASKS:
         return TASKS[name].env
     if name.startswith("ale/"):

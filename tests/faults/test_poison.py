@@ -153,7 +153,7 @@ def test_the_task_of_a_policy_cannot_name_a_module_to_import(tmp_path, policy, c
     monkeypatch.syspath_prepend(tmp_path)
     save(policy, EnvConfig("stranger:CartPole-v1"))
     line = refused(capsys, "evaluate", policy)
-    assert "'stranger:CartPole-v1' names a module: potstill plays tasks that are registered already" in line
+    assert "--env stranger:CartPole-v1 is code of module stranger: allow it with --import stranger" in line
     assert not marker.exists()
     gymnasium.make_vec("stranger:CartPole-v1", 1).close()
     assert marker.exists()
@@ -606,7 +606,7 @@ def test_nothing_is_written_through_a_link_or_into_a_pipe(run, put):
                 InputError,
                 match=r"cannot write .*log\.txt: (it is not a file|.*symbolic|is a directory|no such device)",
             ):
-                launch(run.path, {}, {}, run.path, {})
+                launch(run.path, {}, {}, run.path, {}, {})
         if name == "run.lock":
             with pytest.raises(InputError, match="cannot lock"), run.lock():
                 pass

@@ -16,6 +16,7 @@ from typing import Any
 
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
+from potstill.imports import environment
 from potstill.policies import load_policy
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.runs import Run
@@ -73,7 +74,7 @@ class RemoteProcess:
         # Its own threads are the worker process's; a lost machine is ours to answer, from the last save.
         remote: Any = ray.remote(RemoteRun)
         self._actor = remote.options(num_cpus=runtime.threads, num_gpus=gpus, max_restarts=0).remote()
-        self._begun = self._actor.start.remote(files, origins, asdict(runtime), asdict(eval_config))
+        self._begun = self._actor.start.remote(files, origins, asdict(runtime), asdict(eval_config), environment())
         self._asked: Any = None
         self._next = 0.0
 

@@ -21,6 +21,7 @@ from potstill.distill import DistillConfig
 from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
+from potstill.imports import check_shared, imported
 from potstill.policies import load_policy, rebuild
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
@@ -258,9 +259,12 @@ def _check_tasks(specs: Sequence[RunSpec]) -> None:
     teachers = {spec.teacher for spec in specs if isinstance(spec.config, DistillConfig)}
     tasks = {load_policy(teacher).env for teacher in teachers if teacher is not None}
     tasks |= {spec.config.env for spec in specs if isinstance(spec.config, PPOConfig)}
+    for spec in specs:
+        check_shared(spec.config.network.family, getattr(spec.config, "objective", ""))
     for env in tasks:
+        check_shared(env.id)
         check_task(env)
-        if not is_builtin(env) and (said := local.check(env)) is not None:
+        if (imported() or not is_builtin(env)) and (said := local.check(env)) is not None:
             raise InputError(f"workers cannot play what this process can: {said}")
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from potstill import imports
 from potstill.errors import InputError, reason
 from potstill.storage.files import open_append
 from potstill.storage.runs import Run
@@ -35,9 +36,17 @@ class Process(Protocol):
 
 
 def launch(
-    run: Path, runtime: dict[str, Any], eval_config: dict[str, Any], data: Path, origins: Mapping[str, Path]
+    run: Path,
+    runtime: dict[str, Any],
+    eval_config: dict[str, Any],
+    data: Path,
+    origins: Mapping[str, Path],
+    environment: Mapping[str, str],
 ) -> "subprocess.Popen[bytes]":
     """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory.
+
+    Args:
+        environment: of `imports.environment()` in the study's own process, which may be on another machine.
 
     Raises:
         InputError: that cannot be written, or is a link.
@@ -55,7 +64,7 @@ def launch(
             stdout=log,
             stderr=log,
             stdin=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": str(runtime["threads"])},
+            env={**os.environ, **environment, "OMP_NUM_THREADS": str(runtime["threads"])},
             start_new_session=True,
         )
     assert process.stdin is not None
@@ -73,6 +82,7 @@ def check(env: "EnvConfig") -> str | None:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **imports.environment()},
     )
     said = [line for line in worker.stderr.splitlines() if line.strip()] or ["no reason given"]
     return said[-1].removeprefix("potstill: ") if worker.returncode else None
@@ -84,7 +94,7 @@ class LocalProcess:
     def __init__(self, run: Run, runtime: "Runtime", eval_config: "EvalConfig", data: Path) -> None:
         self.run = run
         self.began = time.time()
-        self.process = launch(run.path, asdict(runtime), asdict(eval_config), data, {})
+        self.process = launch(run.path, asdict(runtime), asdict(eval_config), data, {}, imports.environment())
 
     @property
     def returncode(self) -> int | None:

@@ -29,6 +29,7 @@ class RemoteRun:
         origins: dict[str, dict[str, bytes]],
         runtime: dict[str, Any],
         eval_config: dict[str, Any],
+        environment: dict[str, str],
     ) -> None:
         """Begins, or goes on with, the run whose directory holds `files`."""
         self.path.mkdir()
@@ -41,7 +42,7 @@ class RemoteRun:
             for name, content in contents.items():
                 (places[role] / name).write_bytes(content)
         self.sent = {name: self._version(name) for name in files if name in KEPT}
-        self.process = launch(self.path, runtime, eval_config, self.folder / "data", places)
+        self.process = launch(self.path, runtime, eval_config, self.folder / "data", places, environment)
 
     def poll(self) -> tuple[int | None, dict[str, bytes], float]:
         """Exit code or None, the files that changed in the order to write them, and the seconds since the last sign of

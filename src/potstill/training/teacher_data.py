@@ -1,5 +1,6 @@
 """A teacher's stored play, made once and shared by the students that learn from it."""
 
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -29,7 +30,7 @@ def teacher_data(
         "precision": config.precision,
         "seed": seed,
     }
-    folder = root / f"{teacher.env.id.replace('/', '-')}-{config_hash(description)}"
+    folder = root / f"{re.sub('[/:]', '-', teacher.env.id)}-{config_hash(description)}"
     lock = root / f".{folder.name}.lock"
     said = quiet
     while not folder.exists():
