@@ -294,7 +294,7 @@ def evaluate(
         compared = games.compare(
             loaded.policy, other.policy, task, seed=seed, threads=runtime.cores, alone=loaded.alone
         )
-    title = f"evaluate {task.id} {loaded.policy.config.width}"
+    title = f"evaluate {task.id}, width {loaded.policy.config.width}"
     with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
         for so_far in games.play(
             loaded.policy,

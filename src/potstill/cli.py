@@ -1,21 +1,21 @@
 """The command line: `potstill <command>`. Each command imports its room only when it is called."""
 
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 COMMANDS = {
     "train": "an expert, from scratch, with PPO",
     "distill": "a student from a teacher",
-    "compare": "several distillations (sizes x leads x seeds) on all cores, with a table and figures",
+    "compare": "several distillations on all cores, a table and figures",
     "study": "a plan's runs: run, status, table",
-    "report": "a study's answers, figures and tables in one offline HTML page",
-    "compress": "the smallest student that keeps a share of its teacher's score, as ONNX, with a report",
-    "evaluate": "a policy's score, with its interval, distinct games and latency",
+    "report": "a study's answers and figures in one offline HTML page",
+    "compress": "the smallest student that keeps a share of the score",
+    "evaluate": "a policy's score, with its interval and latency",
     "watch": "film a game, or teacher and student side by side",
     "export": "a policy as an ONNX file, checked against PyTorch",
-    "import-sb3": "a Stable-Baselines3 zip as a policy of potstill's, without running what it holds",
-    "push": "a policy to the Hugging Face Hub, with a card of its results",
+    "import-sb3": "a Stable-Baselines3 zip as a policy, running none of it",
+    "push": "a policy to the Hugging Face Hub, with a card",
     "pull": "a policy from the Hugging Face Hub, never a pickle",
     "info": "versions, devices, cores: what a bug report needs",
 }
@@ -64,7 +64,9 @@ def _call(command: str, arguments: list[str]) -> None:
     try:
         arguments = _import_named(arguments)
         room = next(room for room, commands in _ROOMS.items() if command in commands)
-        getattr(import_module(f"potstill.{room}"), command.replace("-", "_"))(arguments)
+        with _starting(command):
+            module = import_module(f"potstill.{room}")
+        getattr(module, command.replace("-", "_"))(arguments)
         sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
     except InputError as error:
         _refuse(str(error))
@@ -83,6 +85,19 @@ def _call(command: str, arguments: list[str]) -> None:
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _starting(command: str) -> Iterator[None]:
+    """Says on a terminal that it goes on, until torch and its like are imported: that takes seconds."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"potstill {command}: starting", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\x1b[2K", end="\r", file=sys.stderr, flush=True)
 
 
 def _import_named(arguments: list[str]) -> list[str]:
@@ -132,7 +147,7 @@ def _usage() -> str:
     ]
     lines += [f"  potstill {name:<10} {what}" for name, what in COMMANDS.items()]
     lines += ["", "potstill COMMAND --help lists a command's options with their defaults."]
-    lines += ["--import MODULE, with any command, imports tasks, networks or objectives of yours first."]
+    lines += ["--import MODULE, with any command, imports tasks or networks of yours first."]
     return "\n".join(lines)
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import rich.progress
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
 from potstill.errors import InputError, printable, reason
@@ -173,7 +175,7 @@ class Progress:
     """How far a loop is, on stderr: a bar on a terminal, else a plain line every `interval` seconds, for log files.
 
     Args:
-        description: what is running, e.g. "train pong".
+        description: what is running and which size, e.g. "train pong, width 1/4".
         total: steps at the end.
         start: steps done by an earlier process; they do not count for the speed.
         quiet: print nothing.
@@ -192,54 +194,67 @@ class Progress:
     ) -> None:
         self.description, self.total, self.start, self.unit = description, total, start, unit
         self.quiet, self.interval = quiet, interval
-        self._step, self._fields = start, ""
-        self._bar: rich.progress.Progress | None = None
+        self._step = start
+        self._fields: list[str] = []
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
         self._began = self._printed = time.monotonic()
-        if self.quiet or not sys.stderr.isatty():
-            return self
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}", markup=False),
-            _Speed(self.unit),
-            rich.progress.TextColumn("{task.fields[shown]}", markup=False),
-            rich.progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            redirect_stdout=False,  # stdout belongs to --json
-            refresh_per_second=2,
-        )
-        self._task = self._bar.add_task(self.description, total=self.total, completed=self.start, shown="")
-        self._bar.start()
+        if not self.quiet and sys.stderr.isatty():
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)  # --json's
+            self._live.start()
+            self._live.update(self, refresh=True)
         return self
 
     def update(self, step: int, **fields: float | str | None) -> None:
         """Show that `step` steps are done, and the latest fields, e.g. score=12.5; None hides a field."""
         self._step = step
-        self._fields = "  ".join(f"{name} {_short(value)}" for name, value in fields.items() if value is not None)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=self._fields)
-        elif not self.quiet and time.monotonic() - self._printed >= self.interval:
-            self._print_line()
+        self._fields = [f"{name} {_short(value)}" for name, value in fields.items() if value is not None]
+        if not self.quiet and time.monotonic() - self._printed >= (self.interval if self._live is None else 0.5):
+            self._print()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif not self.quiet and self._step > self.start:
-            self._print_line()
+        if self._live is not None or (not self.quiet and self._step > self.start):
+            self._print()
+        if self._live is not None:
+            self._live.stop()
 
-    def _print_line(self) -> None:
+    def _print(self) -> None:
         self._printed = time.monotonic()
-        done = self._step - self.start
-        speed = done / max(self._printed - self._began, 1e-9)
-        left = max(self.total - self._step, 0) / speed if done > 0 else math.nan
-        parts = [self.description, f"{self._step:,}/{self.total:,} {self.unit}", _speed(speed, self.unit), self._fields]
-        parts.append(f"{clock(left)} left" if math.isfinite(left) else "")
+        if self._live is not None:
+            self._live.update(self, refresh=True)
+            return
         with suppress(OSError):  # a full disk under a log file must not end the run
-            print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+            print("  ".join(self._parts()), file=sys.stderr, flush=True)
+
+    def _parts(self) -> list[str]:
+        """What is running, how far it is, its speed, the fields, the time left."""
+        done = self._step - self.start
+        speed = done / max(time.monotonic() - self._began, 1e-9)
+        parts = [self.description, f"{self._step:,}/{self.total:,} {self.unit}"]
+        if done <= 0:
+            return [*parts, *self._fields]
+        per_second = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        left = clock(max(self.total - self._step, 0) / speed)
+        return [*parts, f"{per_second} {self.unit}/s", *self._fields, f"{left} left"]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Table]:
+        """One line, whatever the terminal's width: what says least goes first, and a bar takes the room there is."""
+        parts, at = self._parts(), 2
+        while len("  ".join(parts)) + 8 > options.max_width and len(parts) > 3:
+            parts.pop(at)  # the speed, then the last field, and so on
+            at = -2
+        if len("  ".join(parts)) > options.max_width:
+            parts[1:] = [part.split()[0] for part in parts[1:]]  # the units go
+        room = options.max_width - len("  ".join(parts)) - 2
+        bar = [ProgressBar(self.total, self._step, width=min(room, 30))] if room >= 6 else []
+        line = Table.grid(Column(no_wrap=True, overflow="ellipsis"), padding=(0, 2), pad_edge=False)
+        for _ in (*bar, *parts[1:]):
+            line.add_column(no_wrap=True)
+        line.add_row(Text(parts[0]), *bar, *map(Text, parts[1:]))
+        yield line
 
 
 def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -> list[Sink]:
@@ -331,22 +346,6 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
-
-
-class _Speed(rich.progress.ProgressColumn):
-    """Units per second over the last half minute."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: rich.progress.Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else _speed(speed, self.unit))
-
-
-def _speed(speed: float, unit: str) -> str:
-    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -83,9 +83,10 @@ def film(
     columns = _columns(len(policies))
     room = min(320 if kind == ".gif" else 480, 1920 // columns), 1080 // -(-len(policies) // columns)
     games = [_play(title, loaded, seed, max_steps, fps, actions, scale, room, until) for title, loaded in policies]
+    widths = " and ".join(loaded.policy.config.width for _, loaded in policies)
     temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{kind}")
     try:
-        title = f"film {policies[0][1].env.id}"
+        title = f"film {policies[0][1].env.id}, width {widths}"
         with torch_threads(1), telemetry.Progress(title, max_steps, quiet=quiet) as bar:
             _encode(temporary, kind, fps, _side_by_side(games, fps, bar))
         temporary.rename(out)

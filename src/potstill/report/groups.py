@@ -107,6 +107,11 @@ def number(record: Record, key: str) -> float | None:
     return float(value)
 
 
+def share_kept(score: float, teacher: float) -> float | None:
+    """What part of its teacher's points a score is; None where the teacher has none to keep."""
+    return score / teacher if teacher > 0 else None
+
+
 def scored(record: Record) -> bool:
     """Whether a run is done and was evaluated."""
     return record.get("status") == "done" and None not in (number(record, "score"), number(record, "parameters"))

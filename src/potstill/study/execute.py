@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from potstill import telemetry
@@ -418,14 +418,10 @@ def _games(run: Run) -> tuple[float | None, str]:
 
 def _table(
     active: list[_Worker], looks: list[_Seen], before: int, total: int, waiting: int, failed: int, left: str
-) -> Table:
+) -> Group:
     ended = total - waiting - len(active)
     done, planned = before + ended - failed, before + total
-    table = Table(
-        title=f"{done} of {planned} done, {waiting} waiting, {failed} failed, {left} left", title_justify="left"
-    )
-    table.add_column("run")
-    table.add_column("progress")
+    table = Table.grid(Column(overflow="ellipsis"), Column(no_wrap=True), padding=(0, 2), pad_edge=False)
     for worker, seen in zip(active, looks, strict=True):
         table.add_row(Text(printable(worker.spec.name)), seen.words)
-    return table
+    return Group(f"{done} of {planned} runs done, {waiting} waiting, {failed} failed, {left} left", table)

@@ -47,7 +47,7 @@ def assess(
         matches[f"after {steps}"] = _Match(policy, env, "greedy", eval_config.start_games or count, steps)
     if teacher is not None and not known:
         matches["teacher"] = _Match(teacher.policy, teacher.env, "greedy", count)
-    played = _play(matches, f"evaluate {env.id} {policy.config.width}", runtime, run, loaded.alone)
+    played = _play(matches, f"evaluate {env.id}, width {policy.config.width}", runtime, run, loaded.alone)
 
     main = played["greedy"]
     record = {"score": main["mean"], **{key: main[key] for key in KEYS}}

@@ -45,7 +45,9 @@ def teacher_data(
                 sweep(root, folder.name)
                 writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
                 try:
-                    with telemetry.Progress(f"record {teacher.env.id}", states, quiet=quiet) as bar:
+                    with telemetry.Progress(
+                        f"record {teacher.env.id}, width {teacher.policy.config.width}", states, quiet=quiet
+                    ) as bar:
                         for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
                             bar.update(progress.step)
                             run.touch_lock()

@@ -189,7 +189,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
         if saved:
             algorithm.load_state_dict(saved)
         _tell(algorithm.policy, runtime)
-        title = f"{run.config['kind']} {env.id} {config.network.width}"
+        title = f"{run.config['kind']} {env.id}, width {config.network.width}"
         work = max(cost.policy.size().macs * cost.batch for cost in algorithm.costs())
         with torch_threads(runtime.cores, work):
             seconds = _drive(run, runtime, algorithm, title, saved)
