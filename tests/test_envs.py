@@ -97,7 +97,7 @@ def test_rewards_are_not_clipped():
 
 
 @pytest.mark.parametrize(
-    "name", ["pong", "cartpole", "acrobot", "minatar-breakout", "minatar-space-invaders", "pendulum"]
+    "name", ["pong", "cartpole", "acrobot", "minatar-breakout", "minatar-space-invaders", "minatar-asterix", "pendulum"]
 )
 def test_the_same_seed_gives_the_same_games_and_another_seed_others(name):
     config = replace(TASKS[name].env, max_frames=200)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,10 @@ def test_json_that_is_no_record_is_ignored_with_a_line_and_a_torn_record_is_left
         f"potstill: left out: {tmp_path}/torn.json is damaged: it is not JSON",
         f"potstill: ignored: {tmp_path}/notes.json is no record of a run of a study",
     ]
+
+
+def test_no_committed_record_tells_where_on_a_machine_its_command_ran():
+    documents = [json.loads(path.read_text()) for path in (Path(__file__).parents[1] / "data").rglob("*.json")]
+    commands = {str(document.get("command")) for document in documents if isinstance(document, dict)}
+    assert len(commands) > 20
+    assert not [command for command in commands if re.search(r"(^|[ ='\"])[/~]", command)]

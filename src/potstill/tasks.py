@@ -95,6 +95,7 @@ TASKS: dict[str, Task] = {
     ),
     "minatar-breakout": Task(EnvConfig("MinAtar/Breakout-v1", sticky=0.1), _MINATAR, limits=(0.0, math.inf)),
     "minatar-space-invaders": Task(EnvConfig("MinAtar/SpaceInvaders-v1", sticky=0.1), _MINATAR, limits=(0.0, math.inf)),
+    "minatar-asterix": Task(EnvConfig("MinAtar/Asterix-v1", sticky=0.1), _MINATAR, limits=(0.0, math.inf)),
 }
 
 _TWO_SIDED = {"boxing", "double_dunk", "ice_hockey", "tennis"}  # ALE games without an entry

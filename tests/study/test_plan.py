@@ -292,14 +292,36 @@ def plan(request):
     return request.param
 
 
-def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there(plan):
+def is_there(spec):
+    teacher = teacher_of_run(spec)
+    return teacher is None or (teacher / "policy.safetensors").is_file()
+
+
+def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there_or_how_to_train_them(plan):
     specs = read_plan(plan).specs()
     assert specs
-    assert all(spec.teacher is None or (spec.teacher / "policy.safetensors").is_file() for spec in specs)
+    for spec in specs:
+        assert is_there(spec) or f"--out {teacher_of_run(spec).relative_to(plan.parents[1])}\n" in plan.read_text()
+
+
+def test_the_plans_of_the_second_study_have_as_many_runs_and_the_sizes_that_they_say(plan):
+    if said := re.search(r"# (\d+) runs, of which (\d+) are branches", plan.read_text()):
+        specs = read_plan(plan).specs()
+        assert (len(specs), sum(spec.trunk is not None for spec in specs)) == (int(said[1]), int(said[2]))
+        assert {spec.config.precision for spec in specs} == {"float32"}
+        for arm in {spec.arm for spec in specs}:
+            assert {spec.config.seed for spec in specs if spec.arm == arm} == {1, 2, 3, 4, 5}
+    else:
+        assert not plan.stem.startswith("second-")
+    if plan.stem == "second-pong":
+        shapes = {spec.config.network for spec in specs}
+        sizes = {f"{Policy(shape, (4, 84, 84), 3).size().parameters:,}" for shape in shapes}
+        assert re.search(r"Sizes: (.*) parameters", plan.read_text())[1] == "711, 1,964, 4,324 and 7,197"
+        assert sizes == {"711", "1,964", "4,324", "7,197"}
 
 
 def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(plan, tmp_path):
-    specs = {(spec.arm, teacher_of_run(spec)): spec for spec in reversed(read_plan(plan).specs())}
+    specs = {(spec.arm, teacher_of_run(spec)): spec for spec in reversed(read_plan(plan).specs()) if is_there(spec)}
     for spec in specs.values():
         if spec.start_from is not None:
             # A student that has learned nothing stands for the one that the study would make.

@@ -25,8 +25,8 @@ from potstill.training.trainer import Interrupted
 class _Train:
     env: str = "pong"
     """The task: a preset (pong, breakout, cartpole, acrobot, pendulum, lunarlander, lunarlander-continuous,
-    minatar-breakout, minatar-space-invaders), an ALE game as ale/<rom>, or a Gymnasium id. The other defaults shown are
-    this task's."""
+    minatar-breakout, minatar-space-invaders, minatar-asterix), an ALE game as ale/<rom>, or a Gymnasium id. The other
+    defaults shown are this task's."""
     out: Path | None = None
     """Directory of the run; must not exist. Default: a new one under <env>_run/."""
     resume: Path | None = None
