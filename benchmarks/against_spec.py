@@ -21,8 +21,8 @@ import torch
 from common import ROOT, Row, child, commit, one_thread, others, publish, save, say, sb3_pong
 from torch import Tensor, nn
 
-import potstill.distill as distill
 from potstill import evaluation
+from potstill.distill import DistillConfig, distill, start
 from potstill.envs import EnvConfig, Envs
 from potstill.networks import NetworkConfig, Policy, Trunk
 from potstill.policies import LoadedPolicy, load_policy
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--width", default="1/8")
     parser.add_argument("--keep", type=float, default=0.95, help="share of the teacher's point-win rate to reach")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--total-timesteps", type=int, default=distill.DistillConfig().total_timesteps, help="of ours")
+    parser.add_argument("--total-timesteps", type=int, default=DistillConfig().total_timesteps, help="of ours")
     parser.add_argument("--every", type=int, default=25_000, help="agent steps between evaluations")
     parser.add_argument("--games", type=int, default=16, help="games per evaluation")
     parser.add_argument("--limit-minutes", type=float, default=120.0, help="of training, evaluations not counted")
@@ -104,12 +104,10 @@ def _point_win_rate(student: Policy, env: EnvConfig, games: int) -> float:
 
 
 def _ours(teacher: LoadedPolicy, options: argparse.Namespace) -> Iterator[tuple[int, Policy]]:
-    config = distill.DistillConfig(
-        NetworkConfig(options.width), total_timesteps=options.total_timesteps, seed=options.seeds[0]
-    )
+    config = DistillConfig(NetworkConfig(options.width), total_timesteps=options.total_timesteps, seed=options.seeds[0])
     with closing(Envs(teacher.env, config.num_envs)) as envs:
-        state = distill.start(config, teacher.policy, torch.device("cpu"))
-        for progress in distill.distill(config, state, teacher.policy, envs):
+        state = start(config, teacher.policy, torch.device("cpu"))
+        for progress in distill(config, state, teacher.policy, envs):
             yield progress.step, state.student
 
 

@@ -36,11 +36,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import potstill.distill as distill
 from potstill import ppo
 from potstill.algorithm import Progress
 from potstill.arms import ARMS
 from potstill.buffer import Batch, Dataset, DatasetWriter, open_dataset
+from potstill.distill import DistillConfig, distill_from, record, start
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy, resolve_precision
 from potstill.policies import load_policy
@@ -129,7 +129,7 @@ def data(options: argparse.Namespace) -> None:
         stored = _record(teacher.policy, Path(folder) / "data", options.states)
         size = sum(file.stat().st_size for file in (Path(folder) / "data").iterdir())
         for width in options.widths:
-            config = distill.DistillConfig(NetworkConfig(width), total_timesteps=10**9, lead="teacher")
+            config = DistillConfig(NetworkConfig(width), total_timesteps=10**9, lead="teacher")
             prepared = _Prepared(stored, teacher.policy, config)
             mapped, at_hand = (
                 _learning(config, teacher.policy, source, options.steps) for source in (stored, prepared)
@@ -439,10 +439,10 @@ def _side_by_side(width: str, updates: int, runs: int) -> list[float]:
 
 def _record(teacher: Policy, folder: Path, states: int) -> Dataset:
     """The teacher's play on disk, as `potstill distill --lead teacher` makes it."""
-    config = distill.DistillConfig(lead="teacher")
+    config = DistillConfig(lead="teacher")
     with closing(Envs(ppo.PPOConfig().env, config.num_envs)) as envs:
         writer = DatasetWriter(folder, envs, states, {})
-        for _ in distill.record(config, teacher, envs, writer.dataset, seed=0):
+        for _ in record(config, teacher, envs, writer.dataset, seed=0):
             pass
         writer.finish()
         return open_dataset(folder, envs)
@@ -451,7 +451,7 @@ def _record(teacher: Policy, folder: Path, states: int) -> Dataset:
 class _Prepared:
     """Stands in for a data set whose minibatches are prepared already: eight of them, in turns."""
 
-    def __init__(self, data: Dataset, policy: Policy, config: distill.DistillConfig) -> None:
+    def __init__(self, data: Dataset, policy: Policy, config: DistillConfig) -> None:
         generator, dtype = torch.Generator().manual_seed(0), resolve_precision(config.precision, CPU)
         draws = (data.draw(config.batch_size, generator) for _ in range(8))
         self._batches = [data.batch(drawn, policy, dtype) for drawn in draws]
@@ -464,11 +464,9 @@ class _Prepared:
         return self._batches[self._next % len(self._batches)]
 
 
-def _learning(
-    config: distill.DistillConfig, teacher: Policy, source: Dataset | _Prepared, every: int
-) -> Iterator[Progress]:
+def _learning(config: DistillConfig, teacher: Policy, source: Dataset | _Prepared, every: int) -> Iterator[Progress]:
     """Each `next` takes `every` gradient steps."""
-    return distill.distill_from(config, distill.start(config, teacher, CPU), cast(Dataset, source), every)
+    return distill_from(config, start(config, teacher, CPU), cast(Dataset, source), every)
 
 
 def _named(dtype: torch.dtype) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,9 +125,8 @@ def test_potstill_is_imported_without_what_is_slow_and_lists_what_is_public():
         _ = ps.trian
 
 
-def test_a_module_of_a_functions_name_is_still_the_module():
-    from potstill import distill
-    from potstill.distill import start
-
-    assert (ps.distill, distill.start) == (distill, start)
-    assert Path(distill.__file__).name == "distill.py"
+def test_a_public_name_is_the_function_whatever_module_of_that_name_was_imported_before():
+    code = "import potstill as ps; from potstill.distill import start; from potstill.study import plan; import inspect;"
+    code += "print(*(inspect.isfunction(each) for each in (ps.distill, ps.study, ps.compress, ps.load, start)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["True"] * 5

@@ -45,8 +45,6 @@ _HOMES = {
     "training.runtime": "Runtime",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
-_ROOMS = ("compress", "distill", "load", "study")
-"""Modules by the names of functions: they may be called."""
 __all__ = [
     "CompressConfig", "Compressed", "DistillConfig", "DivergedError", "EnvConfig", "EvalConfig", "InputError",
     "Interrupted", "LoadedPolicy", "NetworkConfig", "PPOConfig", "Record", "Run", "Runtime", "Start", "Study",
@@ -58,8 +56,6 @@ def __getattr__(name: str) -> Any:
     """Imports what is public where it is first asked for: torch alone takes a second."""
     if name not in _HOME:
         raise AttributeError(f"module 'potstill' has no attribute {name!r}")
-    if name in _ROOMS:
-        return import_module(f"potstill.{name}")
     return getattr(import_module(f"potstill.{_HOME[name]}"), name)
 
 
@@ -67,19 +63,10 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
-class _Room(ModuleType):
-    """A module whose name is also that of a public function: `potstill.distill` is both, and may be called."""
-
-    def __call__(self, *arguments: Any, **settings: Any) -> Any:
-        function = getattr(import_module("potstill.api"), self.__name__.rpartition(".")[2])
-        return function(*arguments, **settings)
-
-
 class _Potstill(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ROOMS and type(value) is ModuleType:  # Python binds a module of ours that was just imported
-            value.__class__ = _Room
-        super().__setattr__(name, value)
+        if name not in _HOME or not isinstance(value, ModuleType):  # else a module of ours by a function's name
+            super().__setattr__(name, value)
 
 
-sys.modules[__name__].__class__ = _Potstill
+sys.modules[__name__].__class__ = _Potstill  # `potstill.distill` is the function, `from potstill.distill import` works

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 from processes import OPTIONS, RUNTIME, Child, at, call, go_on, names, new_run, outcome, potstill, until
 
-from potstill import distill, evaluation, ppo
+from potstill import evaluation, ppo
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.storage import runs
 from potstill.storage.runs import Run
+from potstill.training import teacher_data
 from potstill.training.trainer import execute
 
 LINE = "potstill.telemetry.Metrics.write"
@@ -95,7 +97,7 @@ def test_a_run_that_has_lost_its_lock_saves_beside_and_says_where(tmp_path, teac
 
 
 def record_slowly(path: Path) -> None:
-    real = distill.record
+    real = teacher_data.record
 
     def slow(*words: object):
         for progress in real(*words):
@@ -103,7 +105,7 @@ def record_slowly(path: Path) -> None:
             time.sleep(1000)
             yield progress
 
-    distill.record = slow
+    teacher_data.record = slow
     go_on(path)
 
 
@@ -144,7 +146,8 @@ def test_a_lock_gets_signs_of_life_whatever_a_run_does(name, expected, teacher, 
 
         monkeypatch.setattr(module, phase, watched)
 
-    for module, phase in ((distill, "record"), (distill, "distill"), (ppo.PPO, "steps"), (evaluation, "play")):
+    phases = {"record": teacher_data, "distill": sys.modules["potstill.distill"], "steps": ppo.PPO, "play": evaluation}
+    for phase, module in phases.items():
         watch(module, phase)
     execute(run, RUNTIME, EvalConfig(episodes=2))
     # The last yield of each is followed by none. 4 of a recording; 1 again and 3 more lines; 65 steps of 8 games.

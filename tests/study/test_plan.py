@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from potstill import distill
 from potstill.arms import ARMS
-from potstill.distill import DistillConfig
+from potstill.distill import DistillConfig, start
 from potstill.errors import InputError
 from potstill.networks import Policy
 from potstill.policies import load_policy, save_policy
@@ -326,7 +325,7 @@ def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(pl
         if spec.start_from is not None:
             # A student that has learned nothing stands for the one that the study would make.
             teacher = load_policy(spec.start_from.teacher)
-            student = distill.start(spec.start_from.config, teacher.policy, torch.device("cpu")).student
+            student = start(spec.start_from.config, teacher.policy, torch.device("cpu")).student
             probe = np.zeros((1, *student.observation_shape), dtype=np.uint8)
             begun = open_or_create(spec.start_from, tmp_path, RUNTIME)
             save_policy(begun.policy_path, student, teacher.env, probe, {})

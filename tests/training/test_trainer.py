@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill import distill, evaluation, telemetry
+from potstill import evaluation, telemetry
 from potstill.distill import DistillConfig
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.evaluation import EvalConfig
@@ -17,6 +17,7 @@ from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
 from potstill.storage.runs import Run
 from potstill.tasks import TASKS
+from potstill.training import teacher_data
 from potstill.training.runtime import Runtime
 from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
 
@@ -311,7 +312,7 @@ def test_a_recording_that_is_stopped_leaves_nothing_behind(teacher, tmp_path, mo
         raise Terminated
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "record", stopping)
+        patch.setattr(teacher_data, "record", stopping)
         with pytest.raises(Interrupted):
             execute(run, RUNTIME)
     assert names(tmp_path / "data") == []

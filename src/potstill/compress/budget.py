@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-import potstill.distill as distill
-from potstill.distill import DistillConfig
+from potstill.distill import DistillConfig, distill, start
 from potstill.envs import Envs
 from potstill.networks import Policy, resolve_device, torch_threads
 from potstill.policies import LoadedPolicy
@@ -41,10 +40,10 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runt
     device = resolve_device(runtime.device)
     try:
         policy = teacher.policy.to(device)
-        state = distill.start(first, policy, device)
+        state = start(first, policy, device)
         with torch_threads(1), closing(Envs(teacher.env, first.num_envs)) as envs:
             began, counted, most = time.perf_counter(), 0, first.vector_steps - first.warmup_vector_steps - 1
-            for _ in distill.distill(first, state, policy, envs, every=1):
+            for _ in distill(first, state, policy, envs, every=1):
                 if state.vector_steps <= first.warmup_vector_steps:
                     began = time.perf_counter()
                     continue

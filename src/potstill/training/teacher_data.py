@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import potstill.distill as distill
 from potstill import telemetry
 from potstill.buffer import Dataset, DatasetWriter, open_dataset
+from potstill.distill import DistillConfig, record
 from potstill.envs import Envs
 from potstill.errors import InputError, reason
 from potstill.policies import LoadedPolicy
@@ -16,7 +16,7 @@ from potstill.storage.runs import InUseError, Run, config_hash, hold, sweep, tou
 
 
 def teacher_data(
-    run: Run, config: distill.DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, quiet: bool
+    run: Run, config: DistillConfig, teacher: LoadedPolicy, envs: Envs, root: Path, quiet: bool
 ) -> Dataset:
     """The stored play of a teacher, made the first time a student asks for it."""
     states = config.vector_steps * config.num_envs
@@ -48,7 +48,7 @@ def teacher_data(
                     with telemetry.Progress(
                         f"record {teacher.env.id}, width {teacher.policy.config.width}", states, quiet=quiet
                     ) as bar:
-                        for progress in distill.record(config, teacher.policy, envs, writer.dataset, seed):
+                        for progress in record(config, teacher.policy, envs, writer.dataset, seed):
                             bar.update(progress.step)
                             run.touch_lock()
                             touch(lock)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import potstill.distill as distill
 from potstill import evaluation, ppo, telemetry
 from potstill.algorithm import Algorithm, Cost, Progress
 from potstill.arms import arm_of
+from potstill.distill import Distillation, DistillConfig, fitted
+from potstill.distill import start as start_distillation
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
@@ -34,7 +35,7 @@ from potstill.training.runtime import Runtime, provenance
 from potstill.training.teacher_data import teacher_data
 
 KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
-CONFIGS = {"train": ppo.PPOConfig, "distill": distill.DistillConfig}
+CONFIGS = {"train": ppo.PPOConfig, "distill": DistillConfig}
 """By the kind of a run."""
 
 
@@ -78,7 +79,7 @@ def new_training(
 
 
 def new_distillation(
-    config: distill.DistillConfig,
+    config: DistillConfig,
     teacher: Path,
     out: Path,
     runtime: Runtime,
@@ -95,8 +96,8 @@ def new_distillation(
     loaded = _load_origin(origin, "teacher")
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
-    config = distill.fitted(config, loaded.policy)
-    distill.start(config, loaded.policy, torch.device("cpu"))
+    config = fitted(config, loaded.policy)
+    start_distillation(config, loaded.policy, torch.device("cpu"))
     if loaded.policy.hard_objective and not runtime.quiet:
         print(f"potstill: teacher {teacher} tells actions: --objective {config.objective}", file=sys.stderr)
     document = {**origin, "teacher_hash": loaded.hash, "config": resolved(config, runtime)}
@@ -125,7 +126,7 @@ def branches_of(run: Run) -> dict[str, Path]:
     return {share: run.path.with_name(branch_name(run.path.name, share)) for share in shares}
 
 
-def resolved(config: ppo.PPOConfig | distill.DistillConfig, runtime: Runtime) -> dict[str, Any]:
+def resolved(config: ppo.PPOConfig | DistillConfig, runtime: Runtime) -> dict[str, Any]:
     """The config as config.json holds it: with the precision that `auto` comes to here."""
     dtype = resolve_precision(config.precision, resolve_device(runtime.device))
     named: Precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
@@ -178,7 +179,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     config: Any = rebuild(CONFIGS[run.config["kind"]], run.config.get("config"))
     device = resolve_device(runtime.device)
     roles: list[str] = [role for role in ("teacher", "initial") if role in run.config]
-    if isinstance(config, distill.DistillConfig) and "teacher" not in roles:
+    if isinstance(config, DistillConfig) and "teacher" not in roles:
         raise InputError(f"{run.path / 'config.json'} is damaged: it names no teacher")
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
@@ -227,7 +228,7 @@ def _algorithm(
     data = None
     if config.lead == "teacher":
         data = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
-    return distill.Distillation(config, envs, device, data=data, tolerant=runtime.inexact, **policies)
+    return Distillation(config, envs, device, data=data, tolerant=runtime.inexact, **policies)
 
 
 def _tell(policy: Policy, runtime: Runtime) -> None:
