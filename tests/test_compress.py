@@ -567,12 +567,13 @@ def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teac
 def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
     from stable_baselines3 import PPO
 
+    from potstill.load import Origin
     from potstill.load.sb3 import as_sb3
 
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "model.zip")
     env = as_sb3(TASKS["cartpole"].env)
     for _ in range(2):  # the second call opens what the first made
-        run = outcome.open_compression(tmp_path / "model.zip", CompressConfig(), tmp_path / "out", RUNTIME, env)
+        run = outcome.open_compression(Origin(tmp_path / "model.zip", env), CompressConfig(), tmp_path / "out", RUNTIME)
     assert Search(run, CompressConfig(), RUNTIME).teacher.policy.size().parameters == 4_610
     assert Run.open(run.path).config["teacher"].endswith("model.zip")
 

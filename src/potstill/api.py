@@ -19,11 +19,11 @@ from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
 from potstill.configs import filled
 from potstill.distill import DistillConfig
-from potstill.envs import EnvConfig, with_sticky
+from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
-from potstill.load import Place, load, load_all, nameless, own_task, path_of
+from potstill.load import Place, load, load_all, origin_of, path_of
 from potstill.networks import Policy, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
@@ -182,6 +182,7 @@ def distill(
     teacher: Place,
     *,
     env: EnvLike | None = None,
+    statistics: str | Path | None = None,
     config: DistillConfig | None = None,
     out: str | Path | None = None,
     data: str | Path | None = None,
@@ -194,6 +195,7 @@ def distill(
     Args:
         teacher: a run, a policy, the path of one, or a function or class of yours, as `load` takes them.
         env: the task of a teacher that does not name it: a Stable-Baselines3 zip, an ONNX file, or code.
+        statistics: VecNormalize's file of a zip, or "none". Default: the one beside the zip.
         config: all settings. Default: those tuned on Pong.
         out: directory of the run; must not exist. Default: a new one under distill_run/.
         data: where teacher-led runs keep the data sets they share. Default: `data` beside the run's directory.
@@ -205,10 +207,10 @@ def distill(
     config, runtime, evaluation = _filled(
         settings, config or DistillConfig(), runtime or Runtime(), evaluation or EvalConfig()
     )
-    place, task = _teacher(teacher, env)
+    origin = origin_of(teacher, env, statistics)
     stem = f"width-{config.network.width.replace('/', '_')}_{config.lead}_seed-{config.seed}"
     out = Path(out) if out is not None else runs.next_directory(Path("distill_run"), stem)
-    run = new_distillation(config, place, out, runtime, task)
+    run = new_distillation(config, origin, out, runtime)
     return _execute(run, runtime, evaluation, Path(data) if data is not None else None)
 
 
@@ -252,6 +254,7 @@ def evaluate(
     policy: Place,
     *,
     env: EnvLike | None = None,
+    statistics: str | Path | None = None,
     teacher: Place | None = None,
     episodes: int = 100,
     actions: games.Actions = "greedy",
@@ -267,6 +270,7 @@ def evaluate(
     Args:
         policy: a run, a policy, or the path of one, as `load` takes them.
         env: the task of what does not name it: a Stable-Baselines3 zip, an ONNX file, or code.
+        statistics: as `distill`.
         teacher: report agreement with, and KL divergence (nats) from, this policy too.
         episodes: games to play.
         actions: greedy, the most probable action; or sampled.
@@ -286,7 +290,7 @@ def evaluate(
     where = str(resolve_device(device))
     runtime = Runtime(threads=threads)
     runtime.apply()
-    loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where)
+    loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where, statistics)
     task = with_sticky(loaded.env, sticky)
     start = _start(start, where) if isinstance(start, str) else start
     compared = {}  # first: a teacher of another task is refused before the games
@@ -338,6 +342,7 @@ def compress(
     teacher: Place,
     *,
     env: EnvLike | None = None,
+    statistics: str | Path | None = None,
     config: CompressConfig | None = None,
     out: str | Path | None = None,
     runtime: Runtime | None = None,
@@ -346,7 +351,7 @@ def compress(
     """Looks for the smallest student that keeps a share of its teacher's score.
 
     Args:
-        teacher, env: as `distill`.
+        teacher, env, statistics: as `distill`.
         out: folder of the result. Where it was begun before, it goes on. Default: a new one under distill_run/.
         settings: fields of `CompressConfig`, `DistillConfig` and `Runtime` by name, such as `keep=0.95, budget=15`
             (minutes).
@@ -357,8 +362,7 @@ def compress(
     began = time.monotonic()
     config, runtime = _filled(settings, config or CompressConfig(), runtime or Runtime())
     out = Path(out) if out is not None else runs.next_directory(Path("distill_run"), "compression")
-    place, task = _teacher(teacher, env)
-    run = outcome.open_compression(place, config, out, runtime, task)
+    run = outcome.open_compression(origin_of(teacher, env, statistics), config, out, runtime)
     with run.lock():
         for news in outcome.search(run, config, runtime, began):
             if not runtime.quiet:
@@ -443,14 +447,6 @@ def study(
         raise InputError("--gpus-per-run goes with --executor ray: elsewhere every run takes --device")
     ended = list(records.run_study(plan, out, runtime or Runtime(), part=part, **limits))
     return Study(out, plan, {each.spec.name: each.error for each in ended if each.error is not None}, len(ended))
-
-
-def _teacher(teacher: Place, env: EnvLike | None) -> tuple[Path, EnvConfig | None]:
-    """Where a teacher lies, and its task where its file does not name it."""
-    path = path_of(teacher)
-    if env is None and isinstance(teacher, LoadedPolicy) and nameless(path):
-        return path, teacher.env
-    return path, own_task(env, path)
 
 
 def _filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:

@@ -122,7 +122,8 @@ def find(reference: str, option: str) -> Any:
             f"{option} {printable(reference, 120)} is code of module {module}: allow it with --import {module}"
         )
     found = getattr(sys.modules[module], name, None)
-    if not callable(found) or getattr(found, "__module__", module).partition(".")[0] != module.partition(".")[0]:
+    elsewhere = hasattr(found, "__qualname__") and found.__module__.partition(".")[0] != module.partition(".")[0]
+    if not callable(found) or elsewhere:
         raise InputError(f"{option} {reference}: {module} defines no function or class {name!r}")
     return found
 

@@ -25,6 +25,7 @@ from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
 from potstill.compress.search import Search
 from potstill.distill import DistillConfig
+from potstill.load import Origin
 from potstill.load.sb3 import as_sb3
 from potstill.policies import load_policy
 from potstill.tasks import TASKS
@@ -128,7 +129,7 @@ def test_a_pong_zip_and_its_student_are_scored_on_the_zips_own_task(tmp_path, mo
     base = DistillConfig(total_timesteps=64, num_envs=2, batch_size=8, warmup_steps=8, precision="float32")
     config, machine = CompressConfig(base=base), Runtime(device="cpu", threads=1, quiet=True)
     task, played = as_sb3(TASKS["pong"].env), []
-    run = outcome.open_compression(tmp_path / "pong.zip", config, tmp_path / "out", machine, task)
+    run = outcome.open_compression(Origin(tmp_path / "pong.zip", task), config, tmp_path / "out", machine)
     state = Search(run, config, machine)
     with run.lock():
         state.train(["1/64"], 1.0)

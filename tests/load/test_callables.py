@@ -147,6 +147,43 @@ def test_a_teacher_leads(controller):
     assert agreement(run.path) > 0.8
 
 
+PLAN = """
+imports = ["./my_controller.py"]
+env = "cartpole"
+widths = ["1/4"]
+seeds = [0]
+teachers = ["my_controller:act"]
+[evaluation]
+episodes = 2
+[arms.distill-student]
+total-timesteps = 1_000
+warmup-steps = 256
+num-envs = 8
+"""
+
+
+def test_a_plan_names_code_as_its_teacher(controller):
+    Path("plan.toml").write_text(PLAN)
+    for ran in (1, 0):  # the second call finds it done
+        study = ps.study("plan.toml", out="study", runtime=ps.Runtime(device="cpu", quiet=True))
+        assert (study.failed, study.ran) == ({}, ran)
+    row = study.table().row(0, named=True)
+    assert (row["run"], row["teacher"]) == (
+        "distill-student_width-1_4_teacher-my_controller.act_seed-0",
+        "my_controller.act",
+    )
+    assert row["objective"] == "greedy-cross-entropy"
+    assert row["teacher_score"] == 500
+
+
+def test_what_is_handed_over_teaches_in_this_process_and_is_refused_where_workers_would_need_it(controller):
+    settings = {"total_timesteps": 512, "num_envs": 8, "device": "cpu", "quiet": True, "episodes": 0}
+    run = ps.distill(lambda seen: seen @ np.ones((4, 2)), env="cartpole", out="run", warmup_steps=256, **settings)
+    assert run.config["teacher"].startswith("python:")
+    with pytest.raises(InputError, match="was handed over in Python, and workers cannot import it"):
+        ps.compress(lambda seen: seen @ np.ones((4, 2)), env="cartpole", out="small", device="cpu", quiet=True)
+
+
 def test_an_onnx_file_teaches_as_the_policy_it_was_made_from(controller, call, save_teacher):
     save_teacher(Path("expert"))
     assert call("export", "expert", "--out", "teacher.onnx", "--episodes", 0)[0] == 0

@@ -20,6 +20,7 @@ from potstill.commands import studying
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
+from potstill.load import Origin
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
 from potstill.storage.runs import Run
@@ -125,14 +126,14 @@ def test_the_cells_of_a_plan_go_from_small_to_large_then_by_lead_and_seed(teache
         for lead in ("teacher", "student")
         for seed in (2, 0)
     ]
-    assert {spec.teacher for spec in specs} == {teacher}
+    assert {spec.teacher for spec in specs} == {Origin(teacher)}
     expected = replace(BASE, network=replace(BASE.network, width="0.125"), lead="teacher", seed=2)
     assert specs[0].config == expected
 
 
 def test_several_teachers_are_numbered():
     specs = make_plan(Path("a"), teachers=(Path("a"), Path("b")), widths=("1/8",)).specs()
-    assert [(spec.name, str(spec.teacher)) for spec in specs] == [
+    assert [(spec.name, str(spec.teacher.path)) for spec in specs] == [
         ("teacher-0_width-1_8_student_seed-0", "a"),
         ("teacher-1_width-1_8_student_seed-0", "b"),
     ]

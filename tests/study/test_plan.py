@@ -9,6 +9,7 @@ import torch
 from potstill.arms import ARMS
 from potstill.distill import DistillConfig, start
 from potstill.errors import InputError
+from potstill.load import Origin
 from potstill.networks import Policy
 from potstill.policies import load_policy, save_policy
 from potstill.study.execute import open_or_create, teacher_of_run
@@ -95,7 +96,7 @@ def test_settings_are_the_tasks_then_the_arms_then_the_widths(tmp_path):
     student = specs["distill-student_width-1_8_teacher-b_seed-3"]
     taught = {"network": large.network, "seed": 3, "value_coefficient": 1.0, "precision": "float32"}
     assert student.config == replace(DistillConfig(), **taught)
-    assert student.teacher == tmp_path / "experts" / "b"
+    assert student.teacher == Origin(tmp_path / "experts" / "b")
 
 
 def test_a_finetune_begins_with_the_student_of_its_own_width_seed_and_teacher(tmp_path):

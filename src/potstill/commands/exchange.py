@@ -46,6 +46,8 @@ class _Export:
     """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
     env: str | None = None
     """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path | None = None
     """The file; must not exist. Default: policy.onnx, policy.c or policy.zip."""
     format: Literal["onnx", "c", "sb3"] | None = None
@@ -74,7 +76,7 @@ def export(arguments: Sequence[str]) -> None:
     runtime = Runtime(threads=options.threads)
     runtime.apply()
     record = written(
-        load(options.policy, options.env),
+        load(options.policy, options.env, statistics=options.statistics),
         options.out or Path(f"policy.{ending}"),
         options.format,
         int8=options.int8,

@@ -70,6 +70,8 @@ class _Distill:
     module:name, code of yours that answers observations (docs/distillation.md)."""
     env: str | None = None
     """The task of a zip, an ONNX file or code, which do not name it; other teachers know theirs."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path | None = None
     """Directory of the run; must not exist. Default: a new one under distill_run/."""
     resume: Path | None = None
@@ -96,6 +98,7 @@ def distill(arguments: Sequence[str]) -> None:
         lambda: api.distill(
             teacher,
             env=options.env,
+            statistics=options.statistics,
             config=options.config,
             out=options.out,
             data=options.data,
@@ -108,9 +111,11 @@ def distill(arguments: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Compress:
     teacher: Positional[Path]
-    """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
+    """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or module:name."""
     env: str | None = None
-    """The task of a Stable-Baselines3 zip, which does not name it."""
+    """The task of a zip, an ONNX file or code, which do not name it."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path | None = None
     """Folder of the result. Where this command began it before, it goes on. Default: a new one under distill_run/."""
     config: OmitArgPrefixes[CompressConfig] = field(default_factory=CompressConfig)
@@ -130,7 +135,14 @@ def compress(arguments: Sequence[str]) -> None:
     out = options.out or next_directory(Path("distill_run"), "compression")
     runtime = Runtime(device=options.device, threads=options.threads, quiet=options.quiet)
     try:
-        found = api.compress(options.teacher, env=options.env, config=options.config, out=out, runtime=runtime)
+        found = api.compress(
+            options.teacher,
+            env=options.env,
+            statistics=options.statistics,
+            config=options.config,
+            out=out,
+            runtime=runtime,
+        )
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)

@@ -24,6 +24,8 @@ class _Evaluate:
     """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or module:name."""
     env: str | None = None
     """The task of a zip, an ONNX file or code, policy or teacher, which do not name it."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     episodes: int = 100
     """Whole games to play."""
     sticky: float | None = None
@@ -60,6 +62,8 @@ class _Watch:
     Stable-Baselines3 .zips."""
     env: str | None = None
     """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path = Path("game.mp4")
     """The film, .mp4 or .gif; must not exist."""
     seed: int = 1
@@ -77,7 +81,7 @@ def watch(arguments: Sequence[str]) -> None:
     options = parse(_Watch, arguments, "watch")
     if not options.policies:
         raise InputError("name a policy to watch, or several to stand side by side")
-    loaded = load_all(options.policies, options.env)
+    loaded = load_all(options.policies, options.env, statistics=options.statistics)
     titles = [f"{path.name}" for path in options.policies]
     film(
         list(zip(titles, loaded, strict=True)),

@@ -15,10 +15,11 @@ from potstill import evaluation
 from potstill.compress.budget import training_seconds
 from potstill.compress.config import CompressConfig, ladder, student_config
 from potstill.compress.search import FINISHING, News, Search, steps
-from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.export import onnx
-from potstill.load.sb3 import import_sb3, load_sb3
+from potstill.imports import check_shared
+from potstill.load import Place, load, origin_of
+from potstill.load.sb3 import import_sb3
 from potstill.policies import load_policy
 from potstill.report import compression
 from potstill.storage.checkpoints import write_atomically
@@ -31,13 +32,11 @@ ARTEFACTS = ("report.html", "card.md", "game.mp4", "policy.onnx", "policy.safete
 FILM_STEPS = 900  # agent steps, a minute of Atari
 
 
-def open_compression(
-    teacher: Path, config: CompressConfig, out: Path, runtime: Runtime, teacher_env: EnvConfig | None = None
-) -> Run:
+def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime: Runtime) -> Run:
     """The directory of a compression: a new one, or one begun with the same settings, whose budget may have grown.
 
     Args:
-        teacher_env: the task of a Stable-Baselines3 zip, which is imported into the directory.
+        teacher: of which a Stable-Baselines3 zip is imported into the directory.
 
     Raises:
         InputError: nothing smaller than the teacher is asked for, `out` is something else's, a package is missing, or
@@ -46,12 +45,15 @@ def open_compression(
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise InputError(f"compress needs {package}: pip install 'potstill[onnx]'")
-    loaded = load_policy(teacher) if teacher_env is None else load_sb3(teacher, teacher_env)
+    origin = origin_of(teacher)
+    check_shared(str(origin.path))
+    loaded = load(origin)
+    if loaded.policy.sees_raw:
+        raise InputError(f"{origin.path} has no size that a student could be smaller than: distil it, at a --width")
     widths = ladder(loaded.policy, config.max_parameters)
     settings = asdict(config)
     del settings["budget"]
-    document = {"kind": "compress", "teacher": str(teacher), "teacher_hash": loaded.hash, "config": settings}
-    document |= {"teacher_env": asdict(teacher_env)} if teacher_env is not None else {}
+    document = {"kind": "compress", **origin.document("teacher"), "teacher_hash": loaded.hash, "config": settings}
     if os.path.lexists(out):
         run = Run.open(out)
         if run.config.get("kind") != "compress":
@@ -66,8 +68,8 @@ def open_compression(
                 " train here"
             )
         run = Run.create(out, document)
-    if teacher_env is not None and not (run.path / "teacher").exists():
-        import_sb3(teacher, teacher_env, run.path / "teacher")
+    if origin.env is not None and not (run.path / "teacher").exists():
+        import_sb3(origin.path, origin.env, run.path / "teacher", statistics=origin.statistics)
     return run
 
 

@@ -209,7 +209,7 @@ class Search:
 
     def _grid(self, widths: Sequence[str]) -> Grid:
         base = student_config(self.config, self.teacher, widths[0])
-        return Grid((self.teacher_path,), tuple(widths), (base.lead,), (base.seed,), base)
+        return Grid((self.teacher_path,), None, tuple(widths), (base.lead,), (base.seed,), base)
 
     def _load(self) -> None:
         try:

@@ -1,24 +1,46 @@
 """The one door for policies: run and expert directories, checkpoints, Stable-Baselines3 zips, ONNX files and code."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.imports import HANDED
 from potstill.load.callables import is_reference, load_foreign, reference
 from potstill.load.sb3 import as_sb3, load_sb3
-from potstill.policies import LoadedPolicy, load_policy
+from potstill.policies import LoadedPolicy, load_policy, rebuild
 from potstill.storage.runs import Run
 from potstill.tasks import EnvLike, find_env
 
-Place = str | Path | Run | LoadedPolicy | Callable[..., Any]
+
+class Origin(NamedTuple):
+    """Where a policy is, and what its file does not tell."""
+
+    path: Path  # or `module:name`
+    env: EnvConfig | None = None  # the task of what does not name it
+    statistics: Path | None = None  # of VecNormalize, where they do not lie beside a zip
+
+    @property
+    def name(self) -> str:
+        """Its last name, as part of the names of files."""
+        return self.path.name.replace(":", ".")
+
+    def document(self, role: str) -> dict[str, Any]:
+        """What a run's config.json says of it; `origin_in` reads it."""
+        env = {f"{role}_env": asdict(self.env)} if self.env is not None else {}
+        statistics = {f"{role}_statistics": str(self.statistics)} if self.statistics is not None else {}
+        return {role: str(self.path)} | env | statistics
+
+
+Place = str | Path | Run | LoadedPolicy | Origin | Callable[..., Any]
 """Where a policy is: a path, a run, the policy itself, or code that plays, by `module:name` or handed over."""
 
 
-def load(where: Place, env: EnvLike | None = None, device: str = "cpu") -> LoadedPolicy:
+def load(
+    where: Place, env: EnvLike | None = None, device: str = "cpu", statistics: str | Path | None = None
+) -> LoadedPolicy:
     """The policy at `where`, on `device`, checked against the probe that was saved with it.
 
     Args:
@@ -27,46 +49,81 @@ def load(where: Place, env: EnvLike | None = None, device: str = "cpu") -> Loade
         env: the task of what does not name it, as the last three do not: a preset, ale/<rom> or a Gymnasium id. Of a
             policy of ours that was made with a task from Python, that task again.
         device: cpu, cuda or mps.
+        statistics: VecNormalize's file of a zip, or "none". Default: the one beside the zip.
 
     Raises:
         InputError: there is none, it is damaged, or it comes without its task.
         ProbeMismatch: it computes other logits on this device than where it was saved.
     """
-    return load_all([where], env, device)[0]
+    return load_all([where], env, device, statistics)[0]
 
 
-def load_all(places: Sequence[Place], env: EnvLike | None = None, device: str = "cpu") -> list[LoadedPolicy]:
+def load_all(
+    places: Sequence[Place],
+    env: EnvLike | None = None,
+    device: str = "cpu",
+    statistics: str | Path | None = None,
+) -> list[LoadedPolicy]:
     """Several policies that play side by side, as `load`; `env` is the task of those that do not name it."""
-    task = own_task(env, *(path_of(place) for place in places))
     found = []
-    for place in places:
-        path = path_of(place)
+    for place, origin in zip(places, origins_of(places, env, statistics), strict=True):
         if isinstance(place, LoadedPolicy):
             place.policy.to(device)
             found.append(place)
-        elif task is not None and path.suffix == ".zip":
-            found.append(load_sb3(path, task, device))
-        elif task is not None and nameless(path):
-            found.append(load_foreign(path, task, device))
         else:
-            found.append(load_policy(path, device))
-            if task is not None:
-                found[-1].env = _handed_again(found[-1].env, task)
+            found.append(_open(origin, device))
     return found
 
 
-def _handed_again(known: EnvConfig, given: EnvConfig) -> EnvConfig:
-    """The task of a policy of ours, where the user hands it over, as he must where no name leads to it."""
-    if given.id != known.id and not known.id.startswith(HANDED):
-        raise InputError(f"the policy is of {known.id}, not {given.id}: env is for what does not name its task")
-    return replace(known, id=given.id)
+def origins_of(
+    places: Sequence[Place], env: EnvLike | None = None, statistics: str | Path | None = None
+) -> list[Origin]:
+    """Where these are, with the task and the statistics of those that lack them.
+
+    Raises:
+        InputError: one comes without its task, or a task or statistics without what lacks them.
+    """
+    origins = [_origin(place) for place in places]
+    lacking = [origin for origin in origins if nameless(origin.path)]
+    zips = [origin for origin in lacking if origin.path.suffix == ".zip"]
+    if env is None and (first := next((origin for origin in lacking if origin.env is None), None)):
+        raise InputError(f"{first.path} does not name its task: add --env, such as --env pong")
+    if isinstance(env, str) and not lacking:
+        raise InputError(
+            "--env names the task of a Stable-Baselines3 zip, an ONNX file or code; policies of potstill's carry theirs"
+        )
+    if statistics is not None and len(zips) != 1:
+        raise InputError(f"--statistics are those of one Stable-Baselines3 zip, but {len(zips) or 'none'} is named")
+    task = find_env(env) if env is not None else None
+    if task is not None and isinstance(env, str) and zips:
+        task = as_sb3(task)
+    beside = Path(statistics) if statistics is not None else None
+    return [Origin(at, known or task, (beside if at.suffix == ".zip" else None) or own) for at, known, own in origins]
+
+
+def origin_of(place: Place, env: EnvLike | None = None, statistics: str | Path | None = None) -> Origin:
+    """As `origins_of`, of one."""
+    return origins_of([place], env, statistics)[0]
+
+
+def origin_in(document: Mapping[str, Any], role: str) -> Origin:
+    """What `Origin.document` wrote; where `{role}_here` says that it lies elsewhere on this machine, there.
+
+    Raises:
+        InputError: it does not say.
+    """
+    here = document.get(f"{role}_here")
+    path, statistics = here or document.get(role), document.get(f"{role}_statistics")
+    if not isinstance(path, str) or not isinstance(statistics, str | None):
+        raise InputError(f"the run's config.json does not say where its {role} lies")
+    env = rebuild(EnvConfig, document[f"{role}_env"]) if f"{role}_env" in document else None
+    beside = here is not None and statistics != "none"  # whoever brought it here laid them beside it
+    return Origin(Path(path), env, Path(statistics) if statistics and not beside else None)
 
 
 def path_of(place: Place) -> Path:
     """The file or directory of a policy, or the name of code."""
-    if isinstance(place, str | Path):
-        return Path(place)
-    return place.path if isinstance(place, Run | LoadedPolicy) else reference(place)
+    return _origin(place).path
 
 
 def nameless(path: Path) -> bool:
@@ -74,19 +131,34 @@ def nameless(path: Path) -> bool:
     return path.suffix in (".zip", ".onnx") or is_reference(path)
 
 
-def own_task(env: EnvLike | None, *paths: Path) -> EnvConfig | None:
-    """The task of those among these that do not name it, or one from Python; None where there are none.
+def _origin(place: Place) -> Origin:
+    match place:
+        case Origin():
+            return place
+        case str() | Path():
+            return Origin(Path(place))
+        case LoadedPolicy():
+            return Origin(place.path, place.env if nameless(place.path) else None, place.statistics)
+        case Run():
+            return Origin(place.path)
+        case _:
+            return Origin(reference(place))
 
-    Raises:
-        InputError: one of them without a task, or a task without one of them.
-    """
-    those = [path for path in paths if nameless(path)]
-    if those and env is None:
-        raise InputError(f"{those[0]} does not name its task: add --env, such as --env pong")
-    if isinstance(env, str) and not those:
-        raise InputError(
-            "--env names the task of a Stable-Baselines3 zip, an ONNX file or code; policies of potstill's carry theirs"
-        )
-    task = find_env(env) if env is not None else None
-    named_zip = isinstance(env, str) and any(path.suffix == ".zip" for path in those)
-    return as_sb3(task) if named_zip and task is not None else task
+
+def _open(origin: Origin, device: str) -> LoadedPolicy:
+    path, task, statistics = origin
+    if task is None or not nameless(path):
+        loaded = load_policy(path, device)
+        if task is not None:
+            loaded.env = _handed_again(loaded.env, task)
+        return loaded
+    if path.suffix == ".zip":
+        return load_sb3(path, task, device, statistics=statistics)
+    return load_foreign(path, task, device)
+
+
+def _handed_again(known: EnvConfig, given: EnvConfig) -> EnvConfig:
+    """The task of a policy of ours, where the user hands it over, as he must where no name leads to it."""
+    if given.id != known.id and not known.id.startswith(HANDED):
+        raise InputError(f"the policy is of {known.id}, not {given.id}: env is for what does not name its task")
+    return replace(known, id=given.id)

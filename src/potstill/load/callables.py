@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, first_line
-from potstill.imports import allow, find
+from potstill.imports import HANDED, allow, find
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
 from potstill.rollout import input_statistics
@@ -34,8 +34,7 @@ LOG_STD = -3.0  # of continuous actions that come without: a student that starts
 STATISTICS = 2_000  # observations of random play for the students' normalisation
 MAX_ONNX_BYTES = 1 << 30
 Answer = Callable[[Array], Any]
-_HERE = "python:"
-_handed: dict[str, Any] = {}  # what was handed over in Python and has no name that another process could import
+_PROCESS = secrets.token_bytes(8)  # tells what was handed over to this process from what another was
 
 
 class Foreign(Policy):
@@ -154,13 +153,13 @@ class LoadedForeign(LoadedPolicy):
 
     @property
     def hash(self) -> str:
-        """Of the file that holds the code and of the weights of a module; of what has no name, one of its own."""
-        name = str(self.path)
-        if name.startswith(_HERE):
-            return name[-12:]
-        digest = sha256()
-        file = Path(sys.modules[name.partition(":")[0]].__file__ or "") if is_reference(self.path) else self.path
-        digest.update(file.read_bytes())
+        """Of the file that holds the code, and of a module's weights; what was handed over is of this process alone."""
+        name, module = str(self.path), sys.modules.get(str(self.path).partition(":")[0])
+        if name.startswith(HANDED):
+            digest = sha256(_PROCESS + name.encode())
+        else:
+            file = Path(getattr(module, "__file__", None) or "") if is_reference(self.path) else self.path
+            digest = sha256(file.read_bytes())
         if isinstance(self.policy.answer, _Network):
             for key, tensor in self.policy.answer.module.state_dict().items():
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -169,29 +168,14 @@ class LoadedForeign(LoadedPolicy):
 
 def is_reference(path: Path) -> bool:
     """Whether this is `module:name`, and no file."""
-    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", str(path)) is not None and not path.exists()
-
-
-def is_handed(path: Path) -> bool:
-    """Whether this names what was handed over in Python and no other process can import."""
-    return str(path).startswith(_HERE)
+    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w-]*", str(path)) is not None and not path.exists()
 
 
 def reference(thing: Callable[..., Any]) -> Path:
-    """The name of code that was handed over in Python: `module:name` where another process finds it by that, else one
-    for this process alone."""
-    module = sys.modules.get(thing.__module__ if hasattr(thing, "__qualname__") else type(thing).__module__)
-    if module is not None and module.__name__ != "__main__":
-        name = next((name for name, value in vars(module).items() if value is thing), None)
-        if name is not None:
-            owner = thing if hasattr(thing, "__qualname__") else type(thing)
-            return Path(f"{allow(owner).partition(':')[0]}:{name}")
-    known = next((name for name, value in _handed.items() if value is thing), None)
-    if known is None:
-        title = re.sub(r"\W", "", getattr(thing, "__name__", type(thing).__name__)) or "code"
-        known = f"{_HERE}{title}_{secrets.token_hex(6)}"
-        _handed[known] = thing
-    return Path(known)
+    """The name of code that was handed over in Python, as `imports.allow` gives it."""
+    if not callable(thing):
+        raise InputError(f"{type(thing).__name__} is neither the place of a policy nor code that answers observations")
+    return Path(allow(thing))
 
 
 def load_foreign(path: Path, env: EnvConfig, device: str = "cpu") -> LoadedForeign:
@@ -202,13 +186,8 @@ def load_foreign(path: Path, env: EnvConfig, device: str = "cpu") -> LoadedForei
     """
     if path.suffix == ".onnx" and not is_reference(path):
         answer: Any = _onnx(path)
-    elif is_handed(path) and str(path) not in _handed:
-        raise InputError(
-            f"teacher {path} was handed over in Python, and has no name by which another process could find it: keep it"
-            " at the top of a module"
-        )
     else:
-        answer = _handed[str(path)] if is_handed(path) else find(str(path), "teacher")
+        answer = find(str(path), "teacher")
         if inspect.isclass(answer):
             try:
                 answer = answer()

@@ -142,8 +142,7 @@ def load_sb3(
         if betrayed and beside is None:
             raise InputError(
                 "it was trained with VecNormalize, whose statistics are part of the policy and do not lie beside it:"
-                " settle it with potstill import-sb3 --statistics FILE, or --statistics none if it normalised rewards"
-                " only"
+                " settle it with --statistics FILE, or --statistics none if it normalised rewards only"
             )
         _check_actions(data, envs)
         policy, exact = _build(_read_state(archive), kind, algorithm, data, envs, temperature)

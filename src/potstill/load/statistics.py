@@ -45,8 +45,8 @@ def find_statistics(path: Path) -> Path | None:
                 break
         if others := sorted(file for file in files if "vecnormalize" in file.name.lower().replace("_", "")):
             raise InputError(
-                f"{others[0]} may hold the statistics that {path.name} was trained with: settle it with potstill"
-                " import-sb3 --statistics FILE or --statistics none"
+                f"{others[0]} may hold the statistics that {path.name} was trained with: settle it with"
+                " --statistics FILE or --statistics none"
             )
     return None
 

@@ -17,7 +17,8 @@ from typing import Any
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.imports import environment
-from potstill.policies import load_policy
+from potstill.load import load, origin_in
+from potstill.load.callables import is_reference
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.runs import Run
 from potstill.study.remote import KEPT, RemoteRun
@@ -67,10 +68,15 @@ class RemoteProcess:
         origins = {}
         for role in ("teacher", "initial"):
             if role in run.config:
-                policy = load_policy(Path(run.config[role])).path
-                origins[role] = {"policy.safetensors": policy.read_bytes()}
-                if (policy.parent / "result.json").is_file():  # its known score, which need not be played again
-                    origins[role]["result.json"] = (policy.parent / "result.json").read_bytes()
+                loaded = load(origin_in(run.config, role))
+                if is_reference(loaded.path):  # code, which is imported there
+                    continue
+                origins[role] = {loaded.path.name: loaded.path.read_bytes()}
+                if loaded.statistics is not None:
+                    origins[role]["vecnormalize.pkl"] = loaded.statistics.read_bytes()
+                result = loaded.path.with_name("result.json")
+                if loaded.path.name == "policy.safetensors" and result.is_file():  # its known score: not played again
+                    origins[role]["result.json"] = result.read_bytes()
         # Its own threads are the worker process's; a lost machine is ours to answer, from the last save.
         remote: Any = ray.remote(RemoteRun)
         self._actor = remote.options(num_cpus=runtime.threads, num_gpus=gpus, max_restarts=0).remote()

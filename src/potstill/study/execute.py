@@ -17,12 +17,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from potstill import telemetry
-from potstill.distill import DistillConfig
+from potstill.distill import DistillConfig, fitted
 from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import check_shared, imported
-from potstill.policies import load_policy, rebuild
+from potstill.load import Origin, load, path_of
+from potstill.policies import rebuild
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
 from potstill.storage.files import open_regular, read_json
@@ -257,7 +258,9 @@ def execute(
 def _check_tasks(specs: Sequence[RunSpec]) -> None:
     """Refuses tasks that a worker, which knows no more than the modules that the user named, could not make."""
     teachers = {spec.teacher for spec in specs if isinstance(spec.config, DistillConfig)}
-    tasks = {load_policy(teacher).env for teacher in teachers if teacher is not None}
+    for teacher in filter(None, teachers):
+        check_shared(str(teacher.path))
+    tasks = {load(teacher).env for teacher in teachers if teacher is not None}
     tasks |= {spec.config.env for spec in specs if isinstance(spec.config, PPOConfig)}
     for spec in specs:
         check_shared(spec.config.network.family, getattr(spec.config, "objective", ""))
@@ -286,18 +289,22 @@ def open_or_create(spec: RunSpec, folder: Path, runtime: Runtime) -> Run:
             assert spec.teacher is not None
             return new_distillation(spec.config, spec.teacher, path, runtime, labels=labels)
         labels |= {"branch": spec.share} if spec.share else {}
+        teacher = path_of(spec.teacher) if spec.teacher is not None else None
         trunk = folder / spec.trunk.name if spec.trunk is not None else None
         if trunk is None or not (trunk / "config.json").exists():
-            return new_training(spec.config, path, runtime, spec.teacher, initial, labels)
+            return new_training(spec.config, path, runtime, teacher, initial, labels)
         new_branch(Run.open(trunk), spec.share, path, labels)
     run = Run.open(path)
     stored = run.config.get("config", {})
     config = spec.config
     if config.precision == "auto":  # measuring it again might come to something else
         config = replace(config, precision=stored.get("precision", "auto"))
+    loaded = load(spec.teacher) if spec.teacher is not None else None
+    if isinstance(config, DistillConfig) and loaded is not None:
+        config = fitted(config, loaded.policy)
     if rebuild(type(config), stored) != rebuild(type(config), resolved(config, runtime)):
         raise InputError(f"{path} is a run with other settings: choose another --out")
-    if spec.teacher is not None and run.config.get("teacher_hash") != load_policy(spec.teacher).hash:
+    if loaded is not None and run.config.get("teacher_hash") != loaded.hash:
         raise InputError(f"{path} is a run with another teacher: choose another --out")
     return run
 
@@ -349,15 +356,15 @@ def _tidy(run: Run) -> None:
         run.tidy()
 
 
-def identity(spec: RunSpec, hashes: dict[Path, str]) -> str:
+def identity(spec: RunSpec, hashes: dict[Origin, str]) -> str:
     """The run's identity; `hashes` remembers those of the teachers' files."""
     teacher = teacher_of_run(spec)
     if teacher is not None and teacher not in hashes:
-        hashes[teacher] = load_policy(teacher).hash
+        hashes[teacher] = load(teacher).hash
     return spec.identity(hashes[teacher] if teacher is not None else None)
 
 
-def teacher_of_run(spec: RunSpec) -> Path | None:
+def teacher_of_run(spec: RunSpec) -> Origin | None:
     """The teacher of a run, or of the student it begins with."""
     return spec.teacher if spec.start_from is None else teacher_of_run(spec.start_from)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from potstill.distill import DistillConfig, Lead
 from potstill.errors import InputError
+from potstill.load import nameless, origin_of
 from potstill.networks import parse_width
 from potstill.study.plan import RunSpec
 
@@ -14,7 +15,9 @@ class Grid:
     """A comparison of distillations. Every combination is run once."""
 
     teachers: tuple[Path, ...] = (Path("data/experts/pong/seed-0"),)
-    """Run directories, expert directories or checkpoints."""
+    """Run directories, expert directories, checkpoints, Stable-Baselines3 zips, ONNX files, or module:name."""
+    env: str | None = None
+    """The task of those that do not name it."""
     widths: tuple[str, ...] = ("1/4", "1/8", "1/16")
     """Widths of the students."""
     leads: tuple[Lead, ...] = ("student",)
@@ -51,7 +54,7 @@ class Grid:
                 ),
                 f"distill-{lead}",
                 replace(self.base, network=replace(self.base.network, width=width), lead=lead, seed=seed),
-                teacher,
+                origin_of(teacher, self.env if nameless(teacher) else None),
             )
             for width in widths
             for lead in self.leads

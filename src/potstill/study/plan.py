@@ -9,6 +9,7 @@ from potstill.arms import Method
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
+from potstill.load import Origin, nameless, origin_of
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import branch_name, config_hash
@@ -28,7 +29,7 @@ class RunSpec(NamedTuple):
     name: str  # of its directory and its record
     arm: str
     config: Config
-    teacher: Path | None = None
+    teacher: Origin | None = None
     start_from: "RunSpec | None" = None  # whose policy to begin with
     trunk: "RunSpec | None" = None  # the run of a larger budget that it branches off
     share: str = ""  # of that budget
@@ -152,7 +153,10 @@ class Plan:
     def _specs(self, arm: PlannedArm, width: str, made: Mapping[str, RunSpec]) -> list[RunSpec]:
         specs = []
         for number, seed in enumerate(arm.seeds):
-            teachers: list[Path | None] = [*arm.teachers] or [None]
+            teachers: list[Origin | None] = [
+                origin_of(path, self.env if nameless(path) else None) for path in arm.teachers
+            ]
+            teachers = teachers or [None]
             if self.pairing == "cycle":
                 teachers = [teachers[number % len(teachers)]]
             for teacher in teachers:
@@ -183,7 +187,7 @@ def _branches(trunk: RunSpec) -> list[RunSpec]:
     ]
 
 
-def run_name(arm: str, width: str, seed: int, teacher: Path | None) -> str:
+def run_name(arm: str, width: str, seed: int, teacher: Origin | None) -> str:
     parts = [arm, f"width-{width.replace('/', '_')}", *([f"teacher-{teacher.name}"] if teacher is not None else [])]
     return "_".join([*parts, f"seed-{seed}"])
 

@@ -4,7 +4,7 @@ imports = ["./my_tasks.py"]               # modules or files of your own; the on
 env = "pong"
 widths = ["1/8", "1/4"]
 seeds = [0, 1, 2]
-teachers = ["../data/experts/pong/seed-0"]     # from the plan's own folder
+teachers = ["../data/experts/pong/seed-0"]     # from the plan's own folder; or a zip, an .onnx file, module:name
 critic = ["shared", "full", "1/4"]        # an arm of rl for each: rl, rl-split, rl-split-1_4; without it, shared
 scores = [5, 10]                          # at which the report compares sizes
 precision = "float32"                     # of all arms; without it, float32
@@ -34,6 +34,7 @@ from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.imports import import_modules
+from potstill.load.callables import is_reference
 from potstill.networks import NetworkConfig, Precision, parse_width
 from potstill.ppo import PPOConfig
 from potstill.storage.files import read_bytes
@@ -192,7 +193,8 @@ def _arms(document: dict[str, Any], name: str, folder: Path, env: str) -> list[P
         raise _At((*here, "from"), "from goes with the method finetune")
     if any("\0" in teacher for teacher in teachers):
         raise _At(("teachers",), "a teacher's path holds a NUL, which no file's name can")
-    places = tuple((folder / teacher).resolve() for teacher in teachers)
+    names = {teacher: Path(teacher) for teacher in teachers if is_reference(Path(teacher))}  # of code
+    places = tuple(names.get(teacher, (folder / teacher).resolve()) for teacher in teachers)
     if len({place.name for place in places}) < len(places):
         raise _At(("teachers",), "two teachers have the same last name, by which their runs are told apart")
     return [

@@ -10,8 +10,9 @@ from typing import Any
 from potstill import __version__, evaluation
 from potstill.envs import Envs
 from potstill.errors import InputError
+from potstill.load import Origin, load
 from potstill.networks import NetworkConfig, Policy
-from potstill.policies import load_policy, recorded_result
+from potstill.policies import recorded_result
 from potstill.results import Found, as_record, find_runs, tell
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
@@ -107,7 +108,7 @@ def recorded(specs: list[RunSpec], out: Path) -> dict[str, dict[str, Any]]:
     """
     names = {spec.name: spec for spec in specs}
     found = {record["run"]: record for record in find_recorded(out).records if record["run"] in names}
-    hashes: dict[Path, str] = {}
+    hashes: dict[Origin, str] = {}
     for name, record in found.items():
         if record.get("identity") != identity(names[name], hashes):
             raise InputError(
@@ -160,7 +161,7 @@ def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
     teacher = teacher_of_run(spec)
     record |= {"arm": spec.arm, "method": spec.method, "teacher": teacher.name if teacher is not None else None}
     if teacher is not None:
-        theirs = recorded_result(load_policy(teacher)) or {}
+        theirs = recorded_result(load(teacher)) or {}
         record |= {f"teacher_{cost}": theirs.get(cost) for cost in _COSTS}
     if spec.start_from is not None and (runs / spec.start_from.name / "result.json").is_file():
         before = read_document(runs / spec.start_from.name / "result.json")

@@ -37,10 +37,10 @@ class RemoteRun:
             (self.path / name).write_bytes(content)
         places = {}
         for role, contents in origins.items():
-            places[role] = self.folder / role
-            places[role].mkdir()
+            (self.folder / role).mkdir()
             for name, content in contents.items():
-                (places[role] / name).write_bytes(content)
+                (self.folder / role / name).write_bytes(content)
+            places[role] = self.folder / role / next(iter(contents))  # the policy itself
         self.sent = {name: self._version(name) for name in files if name in KEPT}
         self.process = launch(self.path, runtime, eval_config, self.folder / "data", places, environment)
 

@@ -21,11 +21,11 @@ from potstill.algorithm import Algorithm, Cost, Progress
 from potstill.arms import arm_of
 from potstill.distill import Distillation, DistillConfig, fitted
 from potstill.distill import start as start_distillation
-from potstill.envs import Array, EnvConfig, Envs
+from potstill.envs import Array, Envs
 from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
-from potstill.load import load
+from potstill.load import Place, load, nameless, origin_in, origin_of
 from potstill.networks import Policy, Precision, resolve_device, resolve_precision, torch_threads
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
@@ -66,6 +66,8 @@ def new_training(
     policies: dict[str, Policy] = {}
     for role, path in (("teacher", teacher), ("initial", initial)):
         if path is not None:
+            if nameless(path):
+                raise InputError(f"{path} is no policy of potstill's, as a training's {role} is: import-sb3 makes one")
             loaded = load_policy(path)
             # What of a frame is hidden comes with the policy's normalisation, which is inherited: it is not the task's.
             if replace(loaded.env, hidden_rows=config.env.hidden_rows) != config.env:
@@ -80,27 +82,25 @@ def new_training(
 
 def new_distillation(
     config: DistillConfig,
-    teacher: Path,
+    teacher: Place,
     out: Path,
     runtime: Runtime,
-    teacher_env: EnvConfig | None = None,
     labels: dict[str, str] | None = None,
 ) -> Run:
     """The directory of a distillation, with everything that decides its outcome in config.json.
 
     Args:
-        teacher_env: the task of a teacher that does not name it; None for policies of ours.
         labels: what a study calls the run: its `arm` and `identity`.
     """
-    origin = {"teacher": str(teacher)} | ({"teacher_env": asdict(teacher_env)} if teacher_env is not None else {})
-    loaded = _load_origin(origin, "teacher")
+    origin = origin_of(teacher)
+    loaded = load(origin)
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     config = fitted(config, loaded.policy)
     start_distillation(config, loaded.policy, torch.device("cpu"))
     if loaded.policy.hard_objective and not runtime.quiet:
-        print(f"potstill: teacher {teacher} tells actions: --objective {config.objective}", file=sys.stderr)
-    document = {**origin, "teacher_hash": loaded.hash, "config": resolved(config, runtime)}
+        print(f"potstill: teacher {origin.path} tells actions: --objective {config.objective}", file=sys.stderr)
+    document = {**origin.document("teacher"), "teacher_hash": loaded.hash, "config": resolved(config, runtime)}
     return Run.create(out, {"kind": "distill", **document} | provenance(runtime) | (labels or {}))
 
 
@@ -398,14 +398,7 @@ def _load_origin(config: dict[str, Any], role: str, device: str = "cpu") -> Load
     Raises:
         InputError: it is gone, or another one lies there now.
     """
-    place = config.get(f"{role}_here", config.get(role))
-    if not isinstance(place, str):
-        raise InputError(f"the run's config.json does not say where its {role} lies")
-    path = Path(place)
-    if f"{role}_env" in config:
-        loaded = load(path, rebuild(EnvConfig, config[f"{role}_env"]), device)
-    else:
-        loaded = load_policy(path, device)
+    loaded = load(origin_in(config, role), device=device)
     if loaded.hash != config.get(f"{role}_hash", loaded.hash):
         raise InputError(f"{loaded.path} is no longer the {role} this run began with")
     return loaded
