@@ -1,8 +1,11 @@
 """The command line: `potstill <command>`. Each command imports its room only when it is called."""
 
+import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 COMMANDS = {
     "train": "an expert, from scratch, with PPO",
@@ -28,8 +31,42 @@ _ROOMS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 done, 1 the run failed, 2 bad input, 130/143 stopped and saved."""
+    """Runs one command and exits: 0 done, 1 the run failed, 2 bad input, 130/143 stopped and saved.
+
+    What the user can mend is one line on stderr, never a traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with _streams():
+        code = _guarded(arguments)
+    if code is not None:
+        sys.exit(code)
+
+
+def _guarded(arguments: list[str]) -> Any:
+    """Runs a command; what to exit with, None where it has just ended."""
+    from potstill.errors import InputError, failure
+
+    try:
+        try:
+            if strange := next((word for word in arguments if not word.isascii() and not _is_text(word)), None):
+                raise InputError(f"{os.fsencode(strange)!r} is not UTF-8: names of files and folders must be")
+            _run(arguments)
+        except SystemExit as stop:
+            return stop.code
+        finally:
+            sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        return 0
+    except BaseException as error:
+        if (told := failure(error)) is None:
+            raise
+        failed = f"{arguments[0]} failed: " if told.code == 1 else ""
+        print(f"potstill: {failed}{told.line}", file=sys.stderr)
+        return told.code
+    return None
+
+
+def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         sys.exit(0 if arguments else 2)
@@ -37,24 +74,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         from potstill import __version__
 
         print(f"potstill {__version__}")
-        sys.exit(0)
+        return
+    import signal
+    import threading
+    from importlib import import_module
+
+    from potstill.errors import InputError, Terminated
+
     command, *rest = arguments
     if command not in COMMANDS:
         import difflib
 
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
-        _refuse(f"no command is called {command!r}; {hint}")
-    _call(command, rest)
+        raise InputError(f"no command is called {command!r}; {hint}")
 
-
-def _call(command: str, arguments: list[str]) -> None:
-    """Calls a command; what the user can mend is one line on stderr and exit code 2, never a traceback."""
-    import signal
-    import threading
-    from importlib import import_module
-
-    from potstill.errors import DivergedError, InputError, TaskError, Terminated, printable, reason
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("the working directory was deleted: change to another") from error
 
     def terminate(number: int, frame: object) -> None:
         raise Terminated
@@ -62,26 +100,11 @@ def _call(command: str, arguments: list[str]) -> None:
     main_thread = threading.current_thread() is threading.main_thread()  # no other may have handlers
     previous = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:
-        arguments = _import_named(arguments)
+        rest = _import_named(rest)
         room = next(room for room, commands in _ROOMS.items() if command in commands)
         with _starting(command):
             module = import_module(f"potstill.{room}")
-        getattr(module, command.replace("-", "_"))(arguments)
-        sys.stdout.flush()  # here a full disk or a closed pipe can still be told; on the way out it cannot
-    except InputError as error:
-        _refuse(str(error))
-    except (DivergedError, TaskError) as error:
-        print(f"potstill: {command} failed: {printable(error)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt as stop:
-        print("potstill: stopped", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        _drop_output()
-        sys.exit(0)
-    except OSError as error:
-        _drop_output()
-        _refuse(printable(reason(error) + (f": {error.filename}" if error.filename else "")))
+        getattr(module, command.replace("-", "_"))(rest)
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -100,9 +123,63 @@ def _starting(command: str) -> Iterator[None]:
             print("\x1b[2K", end="\r", file=sys.stderr, flush=True)
 
 
+class _Stream(io.FileIO):
+    """stdout, which names itself where it takes nothing more; or stderr, which then swallows what it is told: a run is
+    worth more than its progress."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            if self.fileno() == 1:
+                raise
+        except OSError as error:
+            if self.fileno() == 1:
+                raise OSError(error.errno, error.strerror, "stdout") from None
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Makes the process's own stdin, stdout and stderr ones that can be relied on.
+
+    Where one is closed, a file that is opened later would get its number, and whatever is printed would go into that.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # a closed stdout refuses what is printed
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # gets the first number that is free
+    with ExitStack() as stack:
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            if (before := getattr(sys, name)) is not None and before is not getattr(sys, f"__{name}__"):
+                continue  # a notebook's or a test's
+            raw = _Stream(number, "w", closefd=False)
+            encoding, lines = getattr(before, "encoding", "utf-8"), number == 2 or raw.isatty()
+            stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
+            setattr(sys, name, stream)
+            stack.callback(setattr, sys, name, before)
+            stack.callback(_close, stream)
+        yield
+
+
+def _close(stream: io.TextIOWrapper) -> None:
+    """Without a word of what could not be written, which was told."""
+    with suppress(OSError):
+        stream.close()
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _import_named(arguments: list[str]) -> list[str]:
     """Imports what POTSTILL_IMPORT and every `--import MODULE` name; returns the other arguments."""
-    import os
+    from potstill.errors import InputError
 
     named, rest = [("POTSTILL_IMPORT", name) for name in os.environ.get("POTSTILL_IMPORT", "").split(os.pathsep)], []
     words = iter(arguments)
@@ -118,24 +195,8 @@ def _import_named(arguments: list[str]) -> list[str]:
 
             import_modules([name], source)
         elif source == "--import":
-            _refuse("--import needs a module or a file, such as --import my_tasks or --import ./my_tasks.py")
+            raise InputError("--import needs a module or a file, such as --import my_tasks or --import ./my_tasks.py")
     return rest
-
-
-def _drop_output() -> None:
-    """Where stdout takes nothing more, Python would say so a second time on its way out."""
-    import os
-
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _refuse(line: str) -> None:
-    print(f"potstill: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _usage() -> str:

@@ -9,11 +9,32 @@ import numpy as np
 
 from potstill.errors import InputError
 
+MOST = 1 << 40  # of steps, samples or epochs: what is above is a slip of the finger
+MOST_ENVS = 1 << 16
+
 
 def normalise(config: Any) -> None:
-    """Makes numpy's numbers Python's and lists tuples, in a frozen config's `__post_init__`, so that JSON takes it."""
+    """Makes numpy's numbers Python's and lists tuples, in a frozen config's `__post_init__`, so that JSON takes it.
+
+    Raises:
+        InputError: a number is too large for 64 bits.
+    """
     for field in fields(config):
-        object.__setattr__(config, field.name, _plain(getattr(config, field.name)))
+        value = _plain(getattr(config, field.name))
+        object.__setattr__(config, field.name, value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise InputError(f"{field.name.replace('_', '-')} must be below 2^63, not {number}")
+
+
+def bounded(config: Any, **limits: int) -> None:
+    """Raises InputError where an integer field is below 1 or above its limit."""
+    for name, limit in limits.items():
+        value, words = getattr(config, name), name.replace("_", "-")
+        if value < 1:
+            raise InputError(f"{words} must be at least 1, not {value}")
+        if value > limit:
+            raise InputError(f"{words} must be at most {limit:,}, not {value:,}")
 
 
 def _plain(value: Any) -> Any:

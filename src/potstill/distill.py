@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.buffer import Batch, Dataset
-from potstill.configs import normalise
+from potstill.configs import MOST, MOST_ENVS, bounded, normalise
 from potstill.envs import Array, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
@@ -76,9 +76,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         normalise(self)
-        for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, buffer_size=MOST, batch_size=MOST)
         for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")

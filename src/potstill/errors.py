@@ -1,5 +1,7 @@
 """The one error that is the user's to fix, and words for the system's."""
 
+from typing import NamedTuple
+
 LONGEST = 1_000  # characters of a message: a hostile name could be of any length
 
 
@@ -52,3 +54,38 @@ def reason(error: OSError) -> str:
     """'no space left on device': why the system refused, without error number or path."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
+
+
+class Failure(NamedTuple):
+    """How a command ends that could not do what it was asked for."""
+
+    code: int
+    line: str
+
+
+def failure(error: BaseException) -> Failure | None:
+    """Exit code and the one line that is due; None for what is a fault of ours, and deserves its traceback."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:  # a library, or code of the user's, may have other words for it
+        chain.append(cause)
+    if lacking := [each for each in chain if _lacks(each)]:
+        return Failure(1, f"out of memory: {printable(lacking[-1]) or 'no more to be had'}")
+    match error:
+        case InputError():
+            return Failure(2, str(error))
+        case DivergedError() | TaskError():
+            return Failure(1, printable(error))
+        case KeyboardInterrupt():
+            return Failure(143 if isinstance(error, Terminated) else 130, "stopped")
+        case ImportError():
+            return Failure(2, f"this installation is not whole: {first_line(error)}")
+        case OSError():
+            return Failure(2, printable(reason(error) + (f": {error.filename}" if error.filename else "")))
+    return None
+
+
+def _lacks(error: BaseException) -> bool:
+    """Whether it is memory, or a thread, that the system did not grant: each library has its own words."""
+    words = ("allocate memory", "start new thread", "map segment", "return without exception set")
+    other = isinstance(error, ImportError | RuntimeError | SystemError)
+    return isinstance(error, MemoryError) or (other and any(each in str(error) for each in words))

@@ -1,5 +1,7 @@
 """Words of the command line to options, and figures to words: what every command needs."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -8,10 +10,13 @@ import tyro
 from potstill.errors import printable
 
 T = TypeVar("T")
+NARROWEST = 40  # columns of the help: in fewer tyro looks for room for ever
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
     """The options of `potstill COMMAND` as a `cls`; exits 2 with a line of help where they are wrong."""
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
     keywords = {} if default is None else {"default": default}
     options: T = tyro.cli(cls, args=list(arguments), prog=f"potstill {command}", **keywords)
     return options

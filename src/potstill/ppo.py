@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
-from potstill.configs import normalise
+from potstill.configs import MOST, MOST_ENVS, bounded, normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, parse_width, resolve_precision
@@ -89,10 +89,12 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         normalise(self)
-        positive = ("total_timesteps", "num_envs", "num_steps", "epochs", "minibatch_size", "reseed_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, num_steps=MOST, epochs=MOST, minibatch_size=MOST)
+        bounded(self, reseed_every=MOST)
+        if not 2 <= self.batch_size <= MOST:
+            raise InputError(
+                f"num-envs x num-steps must be 2 to {MOST:,}, not {self.batch_size:,}: advantages are compared"
+            )
         if self.minibatch_size > self.batch_size:
             raise InputError(f"minibatch-size {self.minibatch_size} exceeds the rollout of {self.batch_size} samples")
         if not 0 < self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:

@@ -6,6 +6,7 @@ import pkgutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -152,6 +153,12 @@ def potstill(*words: object) -> None:
     main([str(word) for word in words])
 
 
+def surrounded(before: Callable[[], object], *words: object) -> None:
+    """`potstill` after `before`, which changes what is around it."""
+    before()
+    potstill(*words)
+
+
 def go_on(path: Path, *blow) -> None:
     """Does or goes on with a run, to be called in a child, `strike` at hand; exits as the command would."""
     if blow:
@@ -192,6 +199,7 @@ def _call(target, words: tuple[object, ...], output: Path) -> None:
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
     target(*words)

@@ -106,6 +106,8 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError(f"more than {DEPTH} deep") from error
     if _too_deep(value):
         raise ValueError(f"more than {DEPTH} deep")
+    if "\\u0000" in text:  # no name of a file, and no text of ours, holds one
+        raise ValueError("a null character")
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
     return value

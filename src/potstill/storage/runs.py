@@ -53,10 +53,15 @@ class Run:
         """A new directory `out`, parents included, that holds config.json and nothing else. It appears whole.
 
         Raises:
-            InputError: `out` exists, whatever it is, or cannot be made.
-            ValueError, TypeError: the config is not strict JSON; nothing was made.
+            InputError: `out` exists, whatever it is, or cannot be made; or the config could not be read again.
+            TypeError: the config is no JSON.
         """
         out, data = Path(out), _to_json(config)
+        try:
+            parse_json(data)
+            str(out).encode()
+        except ValueError as error:  # half of a surrogate pair, from bytes that are not UTF-8
+            raise InputError(f"{out} cannot record its own settings: {error}") from error
         if os.path.lexists(out):
             raise InputError(f"{out} exists: {_way_on(out)}")
         unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")

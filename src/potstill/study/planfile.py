@@ -73,6 +73,8 @@ def read_plan(path: Path) -> Plan:
         text = read_bytes(path, PLAN_LIMIT, follow=True).decode("utf-8-sig")
         if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
             raise ValueError(f"a line of it has more than {MAX_DOTS} dots; write a list over several lines")
+        if "\\u0000" in text or "\\U00000000" in text:
+            raise ValueError("it holds a null character")
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with too many digits
         raise InputError(f"{path} is not TOML: {error}") from error

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from potstill.envs import EnvConfig, check_task
-from potstill.errors import DivergedError, InputError, TaskError, Terminated, printable, reason
+from potstill.errors import Terminated, failure
 from potstill.evaluation import EvalConfig
 from potstill.imports import VARIABLE, import_modules
 from potstill.policies import rebuild
@@ -45,14 +45,10 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:  # before there was anything to save
         sys.exit(128 + signal.SIGTERM)
-    except (InputError, DivergedError, TaskError) as error:
-        sys.exit(f"potstill: {printable(error)}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+    except BaseException as error:
+        if (told := failure(error)) is None:
             raise
-        sys.exit(f"potstill: out of memory: {printable(error) or 'no more to be had'}")
-    except OSError as error:
-        sys.exit(printable(f"potstill: {reason(error)}" + (f": {error.filename}" if error.filename else "")))
+        sys.exit(f"potstill: {told.line}")
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -18,6 +18,7 @@ from potstill.errors import InputError
 from potstill.imports import imported
 from potstill.networks import resolve_device
 
+THREADS_A_CORE = 8  # at most: more only wait for each other, and a million end the process
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -43,6 +44,11 @@ class Runtime:
         for name in ("threads", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
+        if self.threads > (most := THREADS_A_CORE * (os.cpu_count() or 1)):
+            raise InputError(
+                f"threads must be at most {most} on this machine, {THREADS_A_CORE} for each of its cores,"
+                f" not {self.threads:,}"
+            )
 
     @property
     def cores(self) -> int:
