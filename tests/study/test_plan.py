@@ -294,14 +294,14 @@ def plan(request):
 
 def is_there(spec):
     teacher = teacher_of_run(spec)
-    return teacher is None or (teacher / "policy.safetensors").is_file()
+    return teacher is None or (teacher.path / "policy.safetensors").is_file()
 
 
 def test_the_plans_that_ship_can_be_read_and_their_teachers_are_there_or_how_to_train_them(plan):
     specs = read_plan(plan).specs()
     assert specs
     for spec in specs:
-        assert is_there(spec) or f"--out {teacher_of_run(spec).relative_to(plan.parents[1])}\n" in plan.read_text()
+        assert is_there(spec) or f"--out {teacher_of_run(spec).path.relative_to(plan.parents[1])}\n" in plan.read_text()
 
 
 def test_the_plans_of_the_second_study_have_as_many_runs_and_the_sizes_that_they_say(plan):
@@ -325,7 +325,7 @@ def test_every_arm_of_the_plans_that_ship_can_begin_with_each_of_its_teachers(pl
     for spec in specs.values():
         if spec.start_from is not None:
             # A student that has learned nothing stands for the one that the study would make.
-            teacher = load_policy(spec.start_from.teacher)
+            teacher = load_policy(spec.start_from.teacher.path)
             student = start(spec.start_from.config, teacher.policy, torch.device("cpu")).student
             probe = np.zeros((1, *student.observation_shape), dtype=np.uint8)
             begun = open_or_create(spec.start_from, tmp_path, RUNTIME)
