@@ -23,7 +23,7 @@ from potstill import evaluation
 from potstill.cli import main
 from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
-from potstill.compress.search import Search
+from potstill.compress.search import Search, Trial
 from potstill.distill import DistillConfig
 from potstill.load import Origin
 from potstill.load.sb3 import as_sb3
@@ -34,7 +34,7 @@ from potstill.training.runtime import Runtime
 CARTPOLE = as_sb3(TASKS["cartpole"].env)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "play_onnx.py"
 RUNTIME = ["--device", "cpu", "--threads", "1"]
-SEARCH = ["--keep", "0.5", "--games", "8", "--confirm-games", "16", "--max-parameters", "20", "--budget", "10"]
+SEARCH = ["--keep", "0.5", "--games", "8", "--confirm-games", "16", "--max-parameters", "10", "--budget", "3"]
 SEARCH += ["--total-timesteps", "4096", "--num-envs", "8", "--batch-size", "64", "--warmup-steps", "256"]
 SEARCH += ["--learning-rate", "0.01", "--updates-per-step", "2", "--precision", "float32", "--quiet", *RUNTIME]
 
@@ -50,6 +50,14 @@ def call(*words):
     return code, shown.getvalue()
 
 
+def compress(*words):
+    """The same with few games and a short film for the card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "DISTURBED", 2)
+        patch.setattr(outcome, "FILM_STEPS", 30)
+        return call("compress", *words)
+
+
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
     """SB3's own PPO learns CartPole for a few seconds; then the commands of the README, one after another."""
@@ -61,7 +69,7 @@ def road(tmp_path_factory):
     done = {
         "import-sb3": call("import-sb3", file, *task, "--out", folder / "imported"),
         "evaluate": call("evaluate", file, *task, "--episodes", 8, "--json", *RUNTIME),
-        "compress": call("compress", file, *task, "--out", folder / "small", *SEARCH),
+        "compress": compress(file, *task, "--out", folder / "small", *SEARCH),
         "c": call("export", folder / "small", "--out", folder / "policy.c", "--episodes", 0, "--threads", 1),
         "export": call(
             "export", folder / "small", "--out", folder / "small.onnx", "--json", "--episodes", 1, "--threads", 1
@@ -84,7 +92,7 @@ def test_the_small_network_keeps_its_share_on_the_teachers_own_task(road):
     assert (record["env"], record["sticky"]) == ("CartPole-v1", 0.0)
     assert record["reached"]
     assert record["share_low"] >= 0.5
-    assert found.policy.size().parameters == record["parameters"] <= 20 < teacher.policy.size().parameters
+    assert found.policy.size().parameters == record["parameters"] <= 10 < teacher.policy.size().parameters
     scored = json.loads(road.done["evaluate"][1])
     assert record["teacher_score"] == pytest.approx(scored["mean"], rel=0.5)  # other games of the same policy
     assert record["teacher"] == str(road.folder / "model.zip")
@@ -130,12 +138,13 @@ def test_a_pong_zip_and_its_student_are_scored_on_the_zips_own_task(tmp_path, mo
     config, machine = CompressConfig(base=base), Runtime(device="cpu", threads=1, quiet=True)
     task, played = as_sb3(TASKS["pong"].env), []
     run = outcome.open_compression(Origin(tmp_path / "pong.zip", task), config, tmp_path / "out", machine)
-    state = Search(run, config, machine)
+    state, trial = Search(run, config, machine), Trial(0, 0)
+    state.foresee = lambda trial: 1.0
     with run.lock():
-        state.train(["1/64"], 1.0)
+        state.train([trial])
         monkeypatch.setattr(evaluation, "play", lambda policy, env, **_: played.append((env, policy.num_actions)) or [])
-        for kind, width in (("teacher", ""), ("screen", "1/64"), ("confirm", "1/64")):
+        for name in ("teacher", f"screen {state.name(trial)}", f"confirm {state.name(trial)}"):
             with suppress(UnboundLocalError):  # no game is played
-                state.play(kind, width)
+                state.play(name, 1)
     assert (task.sticky, task.actions) == (0.0, None)
     assert played == [(task, 6)] * 3

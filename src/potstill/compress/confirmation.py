@@ -55,14 +55,7 @@ def share_low(student: Sample, teacher: Sample, random: Sample, confidence: floa
     """
 
     def beyond(r: float) -> float:
-        weights = np.array([1.0, r, 1.0 - r])
-        parts = (student, teacher, random)
-        variances = [float(w * part.error) ** 2 if w else 0.0 for w, part in zip(weights, parts, strict=True)]
-        gain = student.value - r * teacher.value - (1.0 - r) * random.value
-        if not math.isfinite(sum(variances)):
-            return -math.inf
-        df = welch(variances, [part.df for part in parts])
-        return gain - float(stats.t.ppf(confidence, df)) * math.sqrt(sum(variances))
+        return _beyond(r, (student, teacher, random), confidence)
 
     value = share(student, teacher, random)
     if beyond(value) >= 0:  # no variance at all
@@ -71,3 +64,19 @@ def share_low(student: Sample, teacher: Sample, random: Sample, confidence: floa
         if beyond(value - below) > 0:
             return float(optimize.brentq(beyond, value - below, value, xtol=1e-12))
     return -math.inf
+
+
+def keeps(least: float, student: Sample, teacher: Sample, random: Sample, confidence: float) -> bool:
+    """Whether the lower bound of the share comes to `least`: the same test, without the search for the bound."""
+    return _beyond(least, (student, teacher, random), confidence) >= -1e-9 * abs(teacher.value - random.value)
+
+
+def _beyond(r: float, parts: tuple[Sample, Sample, Sample], confidence: float) -> float:
+    """How far student - r teacher - (1 - r) random lies above what chance would leave of zero."""
+    weights = np.array([1.0, -r, r - 1.0])
+    variances = [float(w * part.error) ** 2 if w else 0.0 for w, part in zip(weights, parts, strict=True)]
+    if not math.isfinite(sum(variances)):
+        return -math.inf
+    gain = float(sum(w * part.value for w, part in zip(weights, parts, strict=True)))
+    df = welch(variances, [part.df for part in parts])
+    return gain - float(stats.t.ppf(confidence, df)) * math.sqrt(sum(variances))

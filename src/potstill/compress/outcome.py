@@ -6,30 +6,34 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from potstill import evaluation
 from potstill.compress.budget import training_seconds
-from potstill.compress.config import CompressConfig, ladder, student_config
-from potstill.compress.search import FINISHING, News, Search, steps
+from potstill.compress.config import CompressConfig
+from potstill.compress.search import FINISHING, News, Search, Trial, steps
+from potstill.compress.shapes import shapes
 from potstill.errors import InputError
-from potstill.export import onnx
+from potstill.evaluation import Evaluation
+from potstill.export import export
 from potstill.imports import check_shared
 from potstill.load import Place, load, origin_of
 from potstill.load.sb3 import import_sb3
-from potstill.policies import load_policy
+from potstill.policies import LoadedPolicy, load_policy
 from potstill.report import compression
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
 from potstill.storage.runs import Run
-from potstill.training.runtime import Runtime
+from potstill.training.runtime import Runtime, provenance
 from potstill.watch import film
 
-ARTEFACTS = ("report.html", "card.md", "game.mp4", "policy.onnx", "policy.safetensors", "result.json")
+ARTEFACTS = ("report.html", "card.md", "card.json", "game.mp4", "policy.onnx", "result.json")
 FILM_STEPS = 900  # agent steps, a minute of Atari
+DISTURBED = 20  # games of a policy under each disturbance, fewer where time is short
 
 
 def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime: Runtime) -> Run:
@@ -50,7 +54,7 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
     loaded = load(origin)
     if loaded.policy.sees_raw:
         raise InputError(f"{origin.path} has no size that a student could be smaller than: distil it, at a --width")
-    widths = ladder(loaded.policy, config.max_parameters)
+    smallest = shapes(loaded.policy, config)[0]
     settings = asdict(config)
     del settings["budget"]
     document = {"kind": "compress", **origin.document("teacher"), "teacher_hash": loaded.hash, "config": settings}
@@ -61,13 +65,13 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
         if {key: run.config.get(key) for key in document} != json.loads(json.dumps(document)):
             raise InputError(f"{out} is a compression with other settings or another teacher: choose another --out")
     else:
-        minutes = training_seconds(student_config(config, loaded, widths[0][0]), loaded, runtime) / 60
+        minutes = training_seconds(replace(config.base, network=smallest.network), loaded, runtime) / 60
         if minutes > config.budget:
             raise InputError(
                 f"a budget of {config.budget:g} minutes is too short: the smallest student alone takes {minutes:.1f} to"
                 " train here"
             )
-        run = Run.create(out, document)
+        run = Run.create(out, document | provenance(runtime))
     if origin.env is not None and not (run.path / "teacher").exists():
         import_sb3(origin.path, origin.env, run.path / "teacher", statistics=origin.statistics)
     return run
@@ -75,6 +79,9 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
 
 def search(run: Run, config: CompressConfig, runtime: Runtime, began: float | None = None) -> Iterator[News]:
     """Searches, unless that is done; at the end, result.json says what was found. The caller holds the run's lock.
+
+    Meanwhile policy.safetensors is the smallest student that is confirmed so far, and card.md and card.json say what is
+    known.
 
     Args:
         began: when the call began, as `time.monotonic()` counts. Default: now.
@@ -91,102 +98,149 @@ def search(run: Run, config: CompressConfig, runtime: Runtime, began: float | No
     runtime.apply()
     state = Search(run, config, runtime, began)
     try:
-        yield from steps(state)
+        for news in steps(state):
+            if news.kind in ("screen", "confirm"):
+                _keep_answer(state)
+                _write_card(run, _record(state) | {"why": "the search goes on"}, {})
+            yield news
     finally:
         state.save()
+    _keep_answer(state)
     run.write_result(_record(state))
+
+
+def _keep_answer(state: Search) -> None:
+    if state.chosen is not None:
+        temporary = state.run.path / ".policy.tmp"
+        shutil.copyfile(state.run.path / "runs" / state.name(state.chosen) / "policy.safetensors", temporary)
+        os.replace(temporary, state.run.policy_path)
+
+
+def _write_card(run: Run, record: dict[str, Any], measured: dict[str, Any]) -> None:
+    write_atomically(run.path / "card.md", compression.card(record, measured).encode())
+    document = {key: value for key, value in record.items() if key != "returns"} | {"measured": measured}
+    write_atomically(run.path / "card.json", json.dumps(document, indent=2, allow_nan=False).encode())
 
 
 def _record(state: Search) -> dict[str, Any]:
     """What result.json holds; docs/compress.md lists it."""
-    config, teacher = state.config, state.teacher
-    chosen = next((width for width in state.confirmed if state.keeps("confirm", width)), None)
-    theirs, size = state.games["teacher"].summary(), teacher.policy.size()
+    config, teacher, chosen = state.config, state.teacher, state.chosen
+    confirmed = {each.name: each for each in state.confirmations}
+    theirs, size = state.games["teacher"], teacher.policy.size()
     record: dict[str, Any] = {
         "status": "done",
         "kind": "compress",
         "reached": chosen is not None,
-        "stopped": "budget" if state.open else "decided",
-        "keep": config.keep,
-        "confidence": config.confidence,
+        "stopped": state.stopped,
+        "why": state.reason,
+        "floor": chosen is not None and chosen.place == 0,
+        **{key: getattr(config, key) for key in ("keep", "confidence", "minimise", "max_parameters", "budget")},
         "measure": "point-win rate" if state.points else "return above random play",
-        "max_parameters": config.max_parameters,
-        "budget": config.budget,
         "seconds": state.spent,
+        "game_seconds": state.rates["game"],
         "env": teacher.env.id,
         "sticky": teacher.env.sticky,
         "teacher": state.run.config["teacher"],
-        "teacher_score": theirs["mean"],
-        "teacher_point_win_rate": theirs["point_win_rate"],
-        "teacher_size": size._asdict() | {"width": teacher.policy.config.width},
-        "teacher_games": {key: theirs[key] for key in ("mean", "ci95", "distinct", "episodes", "point_win_rate")},
+        "teacher_score": theirs.summary()["mean"],
+        "teacher_point_win_rate": theirs.summary()["point_win_rate"],
+        "teacher_size": size._asdict() | {"network": str(teacher.policy)},
+        "teacher_games": _told(theirs),
         "teacher_latency": evaluation.latency(teacher.policy),
         "random_score": None if state.points else state.games["random"].summary()["mean"],
         "trials": [
-            _trial(state, width, parameters)
-            for width, parameters in state.ladder
-            if width in state.errors or state.verdict(width) is not None
+            _trial(state, trial)
+            for place in range(len(state.shapes))
+            for trial in (Trial(place, way) for way in range(state.tried(place)))
         ],
     }
+    made_by = provenance(state.runtime)
     if chosen is None:
-        return record
-    loaded = load_policy(state.run.path / "runs" / state.run_name(chosen))
+        return record | made_by
+    loaded = load_policy(state.run.path / "runs" / state.name(chosen))
     trained = read_json(loaded.path.with_name("result.json"))
-    found, games = state.share("confirm", chosen), state.games[f"confirm {chosen}"].summary()
-    assert found is not None
-    record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")}
-    record |= evaluation.latency(loaded.policy) | {"share": found[0], "share_low": found[1]}
+    found, games = confirmed[state.name(chosen)], state.games[f"confirm {state.name(chosen)}"].summary()
+    record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")} | made_by
+    record |= {"shape": state.shapes[chosen.place].name, "network": str(loaded.policy), "way": chosen.way + 1}
+    record |= evaluation.latency(loaded.policy) | {"share": found.share, "share_low": found.low}
     keys = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")
-    return record | {"score": games["mean"]} | {key: games[key] for key in keys}
+    games["worst"] = min(games["returns"])
+    return record | {"score": games["mean"]} | {key: games[key] for key in (*keys, "worst")}
 
 
-def _trial(state: Search, width: str, parameters: int) -> dict[str, Any]:
-    trial: dict[str, Any] = {"width": width, "parameters": parameters, "run": f"runs/{state.run_name(width)}"}
-    trial |= {"error": state.errors.get(width), "will_do": state.verdict(width)}
-    for kind in ("screen", "confirm"):
-        found = state.share(kind, width) if kind == "screen" or width in state.confirmed else None
-        if found is None:
-            trial[kind] = None
-            continue
-        games = state.games[f"{kind} {width}"].summary()
-        trial[kind] = {key: games[key] for key in ("mean", "ci95", "distinct", "episodes", "point_win_rate")}
-        trial[kind] |= {"share": found[0], "share_low": found[1] if math.isfinite(found[1]) else None}
-    return trial
+def _told(played: Evaluation) -> dict[str, Any]:
+    games = played.summary()
+    keys = ("mean", "ci95", "distinct", "episodes", "point_win_rate")
+    return {key: games[key] for key in keys} | {"worst": min(games["returns"])}
+
+
+def _trial(state: Search, trial: Trial) -> dict[str, Any]:
+    name, shape, config = state.name(trial), state.shapes[trial.place], state.ways[trial.way]
+    record: dict[str, Any] = {"shape": shape.name, "way": trial.way + 1, "parameters": shape.size.parameters}
+    record |= {"cost": shape.cost, "run": f"runs/{name}", "error": state.errors.get(name), "screen": None}
+    record |= {key: getattr(config, key) for key in ("total_timesteps", "lead", "objective", "seed")}
+    screened = state.screened(trial)
+    if screened is not None:
+        low = screened[1] if math.isfinite(screened[1]) else None
+        record["screen"] = _told(state.games[f"screen {name}"]) | {"share": screened[0], "share_low": low}
+        record["screen"]["promising"] = state.needed(trial) is not None
+    confirmed = next((each for each in state.confirmations if each.name == name), None)
+    if confirmed is None:
+        return record | {"confirm": None}
+    found = {"share": confirmed.share, "share_low": confirmed.low, "passed": confirmed.passed}
+    return record | {"confirm": _told(state.games[f"confirm {name}"]) | found}
 
 
 def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
     """Writes what the search found, the page last; what is there already is left alone. Returns result.json.
 
-    Of a search that reached nothing, card and page only. The film is cut where it would take longer than the share of
-    the budget that is kept for all this.
+    Of a search that reached nothing, card and page only. Film and measurements are cut where they would take longer
+    than the share of the budget that is kept for all this.
     """
     record = result(run)
     assert record is not None
-    until = time.monotonic() + 60 * FINISHING * record["budget"]
     if (run.path / "report.html").exists():
         return record
+    until = time.monotonic() + 60 * FINISHING * record["budget"]
     for name in ("policy.onnx", "game.mp4"):  # of a call that was stopped here
         (run.path / name).unlink(missing_ok=True)
-    exported, moving, missing = None, None, None
+    measured, moving, missing = {}, None, None
     if record["reached"]:
-        chosen = next(trial for trial in record["trials"] if trial["width"] == record["width"])
-        temporary = run.path / ".policy.tmp"
-        shutil.copyfile(run.path / chosen["run"] / "policy.safetensors", temporary)
-        os.replace(temporary, run.policy_path)
-        student = load_policy(run.policy_path)
-        exported = onnx.export(student, run.path / "policy.onnx", threads=runtime.cores, quiet=runtime.quiet)
         own = run.path / "teacher"
+        student = load_policy(run.policy_path)
         teacher = load_policy(own if own.exists() else Path(run.config["teacher"]))
+        # A half of the time, for four times as many games of both.
+        episodes = int(min(DISTURBED, (until - time.monotonic()) / 16 / record["game_seconds"]))
+        measured["student"] = measure(student, run.path / "policy.onnx", episodes, runtime)
+        with TemporaryDirectory() as folder:
+            measured["teacher"] = measure(teacher, Path(folder, "policy.onnx"), episodes, runtime)
         try:
             pair = [("teacher", teacher), ("student", student)]
             film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, until=until, quiet=runtime.quiet)
             moving = (run.path / "game.mp4").read_bytes()
         except InputError as error:  # a task that draws no pictures: the student stands without
             missing = str(error)
-    write_atomically(run.path / "card.md", compression.card(record, exported).encode())
-    page = compression.page(record, exported, moving, missing)
+    _write_card(run, record, measured)
+    page = compression.page(record, measured, moving, missing)
     write_atomically(run.path / "report.html", page.encode())
     return record
+
+
+def measure(loaded: LoadedPolicy, out: Path, episodes: int, runtime: Runtime) -> dict[str, Any]:
+    """What the card tells of a policy's files: of the ONNX at `out`, which plays the games, and of C that is not kept.
+
+    Returns:
+        `onnx` and `c`, as their exports have them, or None; `why` not, by name.
+    """
+    found: dict[str, Any] = {"why": {}}
+    with TemporaryDirectory() as folder:
+        for name, path, games in (("onnx", out, episodes), ("c", Path(folder, "policy.c"), 0)):
+            try:
+                done = export(loaded, path, episodes=games, threads=runtime.cores, quiet=runtime.quiet)
+                found[name] = done["models"]["float32"] | {"path": path.name}
+            except InputError as error:  # a network that has no such file, or no compiler is there
+                found[name] = None
+                found["why"][name] = str(error)
+    return found
 
 
 def result(run: Run) -> dict[str, Any] | None:

@@ -1,10 +1,11 @@
-"""The search: distil a few widths, screen them, bracket, bisect, confirm the smallest that will do."""
+"""The search, from top to bottom: distil shapes, screen them, confirm one, go on downward until the budget is spent."""
 
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,24 +13,97 @@ import numpy as np
 
 from potstill import evaluation, telemetry
 from potstill.compress.budget import TimeUp, deadline, training_seconds
-from potstill.compress.config import CompressConfig, ladder, student_config
-from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
+from potstill.compress.config import CompressConfig
+from potstill.compress.confirmation import NOTHING, Sample, keeps, measure, share, share_low
+from potstill.compress.shapes import shapes, ways
+from potstill.distill import DistillConfig
 from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
-from potstill.evaluation import Evaluation
+from potstill.evaluation import Evaluation, Start
+from potstill.load import Origin
 from potstill.networks import resolve_device
 from potstill.policies import load_policy
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
 from potstill.storage.runs import Run
 from potstill.study.execute import execute
-from potstill.study.grid import Grid
+from potstill.study.plan import RunSpec
 from potstill.tasks import task_of
 from potstill.training.runtime import Runtime
 
 SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: no student is confirmed by those it saw
-FINISHING = 0.1  # share of the budget kept for ONNX, film and page
+FINISHING = 0.1  # share of the budget kept for ONNX, card, film and page
 SLACK = 1.1  # on every estimate of time: what is begun and does not end in time is cut, and lost to this call
+ANYTIME = 1 / 3  # share of the budget after which a first answer is to be there
+MORE = 4  # times the games of a screening, where they leave it open
+COUNTS = (1, 2, 4, 8, 16)  # times the games of a confirmation
+
+
+class Trial(NamedTuple):
+    """A shape, distilled in one way."""
+
+    place: int  # of the shape, from the cheapest
+    way: int
+
+
+class Confirmation(NamedTuple):
+    """What a student's fresh games came to, when they had been played."""
+
+    name: str  # of the trial
+    share: float
+    low: float  # not below -99, for JSON has no infinity
+    risk: float  # the error rate it was given
+    passed: bool
+
+
+class News(NamedTuple):
+    """What a step of the search found."""
+
+    kind: str  # teacher, random, train, screen, confirm, time or end
+    words: str
+
+
+def steps(state: "Search") -> Iterator[News]:
+    """Looks for the cheapest student. Whenever it yields, `state` holds what was found so far.
+
+    The teacher plays. Then, round by round, as many trials as there are cores are trained and screened. The cheapest
+    that promises to do is confirmed: at once where nothing is confirmed yet, else when no shape is left to bisect. So
+    it goes on downward until the budget is spent or nothing is left to try.
+
+    Raises:
+        InputError: the teacher is no better than random play, or there is no time for its games.
+    """
+    try:
+        yield News("teacher", _scored("teacher", state.play("teacher", state.config.confirm_games)))
+        if not state.points:
+            yield News("random", _scored("random play", state.play("random", state.config.games)))
+    except TimeUp:
+        raise InputError(
+            f"a budget of {state.config.budget:g} minutes is too short: the teacher's games alone take longer here"
+        ) from None
+    if state.samples("teacher")[0].value <= state.random.value:
+        raise InputError("the teacher is no better than random play: there is nothing to keep")
+    while True:
+        trials, bisecting = state.next_trials()
+        hope = state.hope()
+        if hope is not None and (state.chosen is None or not (trials and bisecting)):
+            try:
+                state.confirm(hope)
+            except TimeUp:
+                state.stopped = "budget"
+                break
+            yield News("confirm", state.told(hope))
+        elif trials:
+            yield News("train", f"training {' and '.join(map(state.label, trials))}")
+            try:
+                for trial in state.train(trials):
+                    state.screen(trial)
+                    yield News("screen", state.told(trial))
+            except TimeUp:
+                yield News("time", "time is up for this round: what it began is kept for a larger budget")
+        else:
+            break
+    yield News("end", state.reason)
 
 
 class Search:
@@ -44,54 +118,230 @@ class Search:
         self.run, self.config, self.runtime = run, config, runtime
         self.teacher_path = own if own.exists() else Path(run.config["teacher"])
         self.teacher = load_policy(self.teacher_path)
-        self.ladder = ladder(self.teacher.policy, config.max_parameters)
+        self.shapes, self.ways = shapes(self.teacher.policy, config), ways(config.base)
         self.points = has_points(self.teacher.env)
         self.games: dict[str, Evaluation] = {}
-        self.errors: dict[str, str] = {}  # by width: why it could not be trained; the next call tries again
-        self.confirmed: list[str] = []  # widths, in this order
+        self._samples: dict[tuple[str, int], Sample] = {}  # by name and number of games
+        self.errors: dict[str, str] = {}  # by trial: why it could not be trained; the next call tries again
+        self.confirmations: list[Confirmation] = []
         self.rates = {"game": 0.0, "training": 1.0}  # seconds a game; seconds a training over what was foreseen
-        self._foreseen: list[float] = []  # seconds to train the smallest and the largest
-        self.open = False  # whether the budget left widths untried that matter
+        self.stopped = "exhausted"  # or budget, where that left something untried
         self.seconds: float = 0.0
+        self._foreseen: list[float] = []  # seconds to train the cheapest and the dearest shape in the first way
         self._began: float = time.monotonic() if began is None else began
         self._path = run.path / "games.json"
         if self._path.exists():
             self._load()
 
+    # What to do next
+
+    def next_trials(self) -> tuple[list[Trial], bool]:
+        """What to train, one to a core, and whether it bisects. Nothing where no time is left for any.
+
+        While nothing will do: first the simplest shape and one in the middle, or of an image the dearest and others
+        below; then the most promising shapes another way, and untried ones from the dearest down. Below one that will
+        do: the untried shapes above the dearest that will not are bisected. Then, for score need not grow with size,
+        shapes below that and further ways are tried, the nearest and the least tried first.
+        """
+        cores, every = self.runtime.cores, len(self.shapes)
+        bound = min((place for place in range(every) if self.will_do(place)), default=every)
+        candidates = [Trial(place, way) for place in range(bound) if (way := self.tried(place)) < len(self.ways)]
+        confirming = self._confirming()
+        games = self.rates["game"] * (self.config.games + (0 if confirming else self.config.confirm_games))
+        seconds = {trial: self.foresee(trial) * self.rates["training"] + games for trial in candidates}
+        fits = [trial for trial in candidates if self.time_for(seconds[trial], confirming)]
+        self.stopped = "budget" if candidates and not fits else "exhausted"
+        untried = [trial for trial in fits if not trial.way]
+        if bound == every and not any(trial.way for trial in candidates):  # the first round
+            early = [t for t in fits if self.spent + SLACK * seconds[t] <= ANYTIME * 60 * self.config.budget] or fits
+            simplest = [trial for trial in early if self.shapes[trial.place].name == "linear"]
+            rest = [trial for trial in early if trial not in simplest]
+            return [*simplest, *(rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest)))], True
+        if bound == every:
+            tried = sorted((t for t in fits if t.way), key=lambda t: (-self._best_share(t.place), -t.place))
+            both = chain.from_iterable(zip_longest(tried, reversed(untried)))
+            return [trial for trial in both if trial is not None][:cores], False
+        low = max((place for place in range(bound) if self.tried(place)), default=-1)
+        if between := [trial for trial in untried if trial.place > low]:
+            return [between[at] for at in spread(len(between), cores, known=True)], True
+        return sorted(fits, key=lambda t: (bound - t.place + t.way, t.way))[:cores], False
+
+    def hope(self) -> Trial | None:
+        """The cheapest student that screened well and is not confirmed yet, where it is cheaper than the chosen one."""
+        chosen = self.chosen
+        places = range(len(self.shapes) if chosen is None else chosen.place)
+        trials = (Trial(place, way) for place in places for way in range(self.tried(place)))
+        return next((trial for trial in trials if self._promises(trial)), None)
+
     @property
-    def spent(self) -> float:
-        """Seconds of this call and earlier ones."""
-        return self.seconds + time.monotonic() - self._began
+    def chosen(self) -> Trial | None:
+        """The cheapest student that is confirmed."""
+        passed = {each.name for each in self.confirmations if each.passed}
+        trials = (Trial(place, way) for place in range(len(self.shapes)) for way in range(len(self.ways)))
+        return next((trial for trial in trials if self.name(trial) in passed), None)
 
-    def until(self, keep: float = 0.0) -> float:
-        """When the search has to be over, as `time.monotonic()` counts, `keep` seconds to spare."""
-        return self._began - self.seconds + 60 * self.config.budget * (1 - FINISHING) - keep
+    @property
+    def reason(self) -> str:
+        """Why the search ended."""
+        if self.stopped == "budget":
+            return f"stopped: the budget of {self.config.budget:g} minutes is spent"
+        if self.chosen is not None and self.chosen.place == 0:
+            return "stopped: the smallest shape of all will do"
+        return f"stopped: every shape that is left was tried in {len(self.ways)} ways"
 
-    def save(self) -> None:
-        games = {name: [list(episode) for episode in played.episodes] for name, played in self.games.items()}
-        document = {"seconds": self.spent, "rates": self.rates, "confirmed": self.confirmed}
-        write_atomically(self._path, json.dumps(document | {"games": games}, allow_nan=False).encode())
+    def tried(self, place: int) -> int:
+        """In how many ways a shape was tried."""
+        names = (self.name(Trial(place, way)) for way in range(len(self.ways)))
+        return sum(f"screen {name}" in self.games or name in self.errors for name in names)
 
-    def play(self, kind: str, width: str = "", keep: float = 0.0) -> Evaluation:
-        """The games of the teacher, of random play, or of a student; played where they are not known yet.
+    def will_do(self, place: int) -> bool:
+        """Whether a shape is confirmed, or promises to be."""
+        passed = {each.name for each in self.confirmations if each.passed}
+        trials = [Trial(place, way) for way in range(self.tried(place))]
+        return any(self.name(trial) in passed or self._promises(trial) for trial in trials)
+
+    def _promises(self, trial: Trial) -> bool:
+        known = {each.name for each in self.confirmations}
+        return self.name(trial) not in known and self.needed(trial) is not None
+
+    def _best_share(self, place: int) -> float:
+        found = (self.screened(Trial(place, way)) for way in range(self.tried(place)))
+        return max((each[0] for each in found if each is not None), default=-math.inf)
+
+    # How it is decided
+
+    @property
+    def risk(self) -> float:
+        """Error risk of the next confirmation. That of one that passed is handed on: all keep to 1 - confidence.
+
+        Source: the fallback procedure of Wiens 2003, as Tian and Ramdas 2021, "Online control of the familywise error
+        risk", section 3, have it, with weights 1/2, 1/4, 1/8 ...
+        """
+        risk = 0.0
+        for number in range(len(self.confirmations) + 1):
+            kept = risk if number and self.confirmations[number - 1].passed else 0.0
+            risk = math.ldexp(1.0 - self.config.confidence, -number - 1) + kept
+        return risk
+
+    @property
+    def random(self) -> Sample:
+        return NOTHING if self.points else self._sample("random")
+
+    def samples(self, name: str, count: int = 0) -> tuple[Sample, Sample, Sample]:
+        """What student, teacher and random play score, after `count` games of the first two if they go on like these.
+
+        Where games repeat themselves, more would tell no more.
+        """
+        return self._sample(name, count), self._sample("teacher", count), self.random
+
+    def keeps(self, name: str, risk: float, count: int = 0) -> bool:
+        return keeps(self.config.keep, *self.samples(name, count), 1.0 - risk)
+
+    def shares(self, name: str, risk: float, count: int = 0) -> tuple[float, float]:
+        """The share of the teacher's score that these games kept, and its lower bound."""
+        samples = self.samples(name, count)
+        return share(*samples), share_low(*samples, 1.0 - risk)
+
+    def screened(self, trial: Trial) -> tuple[float, float] | None:
+        """The share, and the bound that a confirmation would find if its games went like these; None before them."""
+        name = f"screen {self.name(trial)}"
+        if name not in self.games:
+            return None
+        return self.shares(name, self.risk, self.needed(trial) or self.config.confirm_games)
+
+    def needed(self, trial: Trial) -> int | None:
+        """After how many games a confirmation would pass, if they went like the screening; None where it would not."""
+        name = f"screen {self.name(trial)}"
+        if name not in self.games:
+            return None
+        first, risk = self.config.confirm_games, self.risk
+        most = max(first, ANYTIME * 60 * self.config.budget / (2 * self.rates["game"] or 1e-9))  # in time, of both
+        return next((n * first for n in COUNTS if n * first <= most and self.keeps(name, risk, n * first)), None)
+
+    def _sample(self, name: str, count: int = 0) -> Sample:
+        played = self.games[name]
+        key = name, len(played.episodes)
+        if key not in self._samples:  # the search asks again and again
+            self._samples[key] = measure(played, self.points)
+        known = self._samples[key]
+        if known.df + 1 < key[1] or count <= key[1]:
+            return known
+        return Sample(known.value, known.error * math.sqrt(key[1] / count), count - 1.0)
+
+    # What is done: each step is kept, and known to the next call
+
+    def train(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Distils students side by side, one per core. Returns those that are not known to be screened.
+
+        Raises:
+            TimeUp: they did not end with time to spare for a confirmation, and are saved.
+        """
+        began, folder = time.monotonic(), self.run.path / "runs"
+        foreseen = max(self.foresee(trial) for trial in trials)
+        specs = [
+            RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), Origin(self.teacher_path))
+            for t in trials
+        ]
+        begun = any((folder / spec.name).exists() for spec in specs)  # by an earlier call: the clock tells nothing
+        for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(self._confirming())):
+            if ended.error is not None:
+                self.errors[ended.spec.name] = ended.error
+        if not all(self.name(trial) in self.errors or self.trained(trial) for trial in trials):
+            raise TimeUp
+        if not begun:
+            self.rates["training"] = (time.monotonic() - began) / foreseen
+        self.save()
+        return list(trials)
+
+    def screen(self, trial: Trial) -> None:
+        """Plays a student's first games, and more where they leave it open whether it will do. Raises TimeUp."""
+        name, keep = f"screen {self.name(trial)}", self._confirming()
+        if self.name(trial) in self.errors:
+            return
+        for times in (1, MORE):
+            self.play(name, times * self.config.games, keep)
+            value, low = self.shares(name, self.risk)
+            might = 2 * value - low >= self.config.keep or not math.isfinite(low)
+            if self.needed(trial) is not None or not might:
+                return
+
+    def confirm(self, trial: Trial) -> None:
+        """Plays fresh games, as many as it should take, of the student and, up to that number, of the teacher.
+
+        Raises:
+            TimeUp: there is no time for them.
+        """
+        count, risk = self.needed(trial), self.risk
+        assert count is not None
+        if not self.time_for(0.0, self._confirming()):
+            raise TimeUp
+        self.play("teacher", count)
+        name = f"confirm {self.name(trial)}"
+        self.play(name, count)
+        value, low = self.shares(name, risk)
+        self.confirmations.append(Confirmation(self.name(trial), value, max(low, -99.0), risk, self.keeps(name, risk)))
+        self.save()
+
+    def play(self, name: str, count: int, keep: float = 0.0) -> Evaluation:
+        """At least `count` games of `teacher`, of `random` play, or `screen` or `confirm` of a trial, known ones first.
 
         Raises:
             TimeUp: they did not end with `keep` seconds to spare.
         """
-        name = f"{kind} {width}".strip()
-        if name in self.games:
-            return self.games[name]
-        path = self.run.path / "runs" / self.run_name(width) if width else self.teacher_path
+        kind, _, trial = name.partition(" ")
+        known = self.games.get(name)
+        before = [] if known is None else known.episodes
+        if known is not None and len(before) >= count:
+            return known
+        path = self.run.path / "runs" / trial if trial else self.teacher_path
         loaded = load_policy(path, str(resolve_device(self.runtime.device)))
-        episodes = self.config.games if kind in ("screen", "random") else self.config.confirm_games
-        began = time.monotonic()
-        start = evaluation.Start(self.teacher.env.max_frames) if kind == "random" else None  # to the end of any game
+        began, episodes = time.monotonic(), count - len(before)
         games = evaluation.play(
             loaded.policy,
             loaded.env,
             episodes=episodes,
-            seed=SEEDS[kind],
-            start=start,
+            seed=SEEDS[kind] + 10 * len(before),
+            start=Start(self.teacher.env.max_frames) if kind == "random" else None,  # to the end of any game
             threads=self.runtime.cores,
             alone=loaded.alone,
         )
@@ -104,214 +354,108 @@ class Search:
                 self.run.touch_lock()
         if kind != "random":
             self.rates["game"] = max(self.rates["game"], (time.monotonic() - began) / episodes)
+        so_far.episodes[:0] = before
         self.games[name] = so_far
         self.save()
         return so_far
 
-    def train(self, widths: Sequence[str], foreseen: float, keep: float = 0.0) -> None:
-        """Distils students side by side, one per core.
-
-        Raises:
-            TimeUp: they did not end with `keep` seconds to spare, and are saved.
-        """
-        began, folder = time.monotonic(), self.run.path / "runs"
-        specs = self._grid(widths).specs()
-        begun = any((folder / spec.name).exists() for spec in specs)  # by an earlier call: the clock tells nothing
-        for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(keep)):
-            if ended.error is not None:
-                self.errors[ended.spec.config.network.width] = ended.error
-        if not all(width in self.errors or self.trained(width) for width in widths):
-            raise TimeUp
-        if not begun:
-            self.rates["training"] = (time.monotonic() - began) / foreseen
-        self.save()
-
-    def trained(self, width: str) -> bool:
-        path = self.run.path / "runs" / self.run_name(width)
-        return path.exists() and Run.open(path).status == "done"
-
-    def level(self, number: int) -> float:
-        """Confidence of confirmation `number`, from 0: their error rates add up to 1 - confidence at most."""
-        return 1.0 - math.ldexp(1.0 - self.config.confidence, -number - 1)
-
-    def share(self, kind: str, width: str) -> tuple[float, float] | None:
-        """The share a student keeps and its lower bound; None where it has not played.
-
-        Of a confirmation, the bound is at the level it was given. Of a screening, it is the bound that the first
-        confirmation would find if its games went like these.
-        """
-        played = self.games.get(f"{kind} {width}")
-        if played is None:
-            return None
-        student, level = measure(played, self.points), self.level(0)
-        if kind == "confirm":
-            level = self.level(self.confirmed.index(width))
-        elif student.df + 1 == len(played.episodes):  # every game a new one: more would tell more
-            more = self.config.confirm_games
-            student = Sample(student.value, student.error * math.sqrt(len(played.episodes) / more), more - 1.0)
-        others = measure(self.games["teacher"], self.points), self.random
-        return share(student, *others), share_low(student, *others, level)
+    # Time
 
     @property
-    def random(self) -> Sample:
-        return NOTHING if self.points else measure(self.games["random"], points=False)
+    def spent(self) -> float:
+        """Seconds of this call and earlier ones."""
+        return self.seconds + time.monotonic() - self._began
 
-    def keeps(self, kind: str, width: str) -> bool:
-        found = self.share(kind, width)
-        return found is not None and found[1] >= self.config.keep - 1e-9
+    def until(self, keep: float = 0.0) -> float:
+        """When the search has to be over, as `time.monotonic()` counts, `keep` seconds to spare."""
+        return self._began - self.seconds + 60 * self.config.budget * (1 - FINISHING) - keep
 
-    def verdict(self, width: str) -> bool | None:
-        """Whether a width will do as far as is known; None where it has not been tried, or could not be."""
-        if width in self.confirmed:
-            return self.keeps("confirm", width)
-        return self.keeps("screen", width) if f"screen {width}" in self.games else None
+    def time_for(self, seconds: float, keep: float) -> bool:
+        return self.spent + SLACK * seconds + keep <= 60 * self.config.budget * (1 - FINISHING)
 
-    def bracket(self) -> tuple[list[str], str | None]:
-        """The widths still undecided, above the largest that will not do, and the smallest that will; None if none."""
-        widths = [width for width, _ in self.ladder if width not in self.errors]
-        verdicts = [self.verdict(width) for width in widths]
-        high = verdicts.index(True) if True in verdicts else len(verdicts)
-        low = max((place for place in range(high) if verdicts[place] is False), default=-1)
-        return widths[low + 1 : high], widths[high] if high < len(widths) else None
+    def foresee(self, trial: Trial) -> float:
+        """Seconds to train, before this machine's speed is counted in; none where an earlier call has done it.
 
-    def affordable(self, undecided: Sequence[str], known: bool) -> tuple[list[str], float]:
-        """The widths to train next, one per core, and the seconds foreseen; fewer or lower where time is short.
-
-        Args:
-            known: whether a larger width will do.
+        Those of the cheapest and the dearest shape are measured; in between they grow with the parameters.
         """
-        for places, count in product(range(len(undecided), 0, -1), range(self.runtime.cores, 0, -1)):
-            widths = [undecided[place] for place in spread(places, count, known)]
-            playing = self.rates["game"] * (self.config.games * len(widths) + self.config.confirm_games)
-            foreseen = max(self.foresee(width) for width in widths)
-            if self.time_for(foreseen * self.rates["training"] + playing):
-                return widths, foreseen
-        return [], 0.0
-
-    def time_for(self, seconds: float) -> bool:
-        return self.spent + SLACK * seconds <= 60 * self.config.budget * (1 - FINISHING)
-
-    def foresee(self, width: str) -> float:
-        """Seconds to train a width before this machine's speed is counted in, none where an earlier call has done it.
-
-        Those of the smallest and the largest are measured; in between they grow with the parameters.
-        """
-        ends = (self.ladder[0], self.ladder[-1])
-        if not self._foreseen:
-            configs = (student_config(self.config, self.teacher, end) for end, _ in ends)
-            self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in configs]
-        if self.trained(width):
+        if self.trained(trial):
             return 0.0
-        return float(np.interp(dict(self.ladder)[width], [size for _, size in ends], self._foreseen))
+        ends = [self.shapes[0], self.shapes[-1]]
+        if not self._foreseen:
+            configs = (self.distillation(Trial(place, 0)) for place in (0, len(self.shapes) - 1))
+            self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in configs]
+        sizes = [end.size.parameters for end in ends]
+        seconds = float(np.interp(self.shapes[trial.place].size.parameters, sorted(sizes), sorted(self._foreseen)))
+        return seconds * self.ways[trial.way].total_timesteps / self.ways[0].total_timesteps
 
-    def run_name(self, width: str) -> str:
-        return self._grid([width]).specs()[0].name
+    def _confirming(self) -> float:
+        """Seconds kept for the confirmation that is due."""
+        hope = self.hope()
+        count = None if hope is None else self.needed(hope)
+        if count is None:
+            return 0.0
+        return SLACK * self.rates["game"] * (count + max(0, count - len(self.games["teacher"].episodes)))
 
-    def _grid(self, widths: Sequence[str]) -> Grid:
-        base = student_config(self.config, self.teacher, widths[0])
-        return Grid((self.teacher_path,), None, tuple(widths), (base.lead,), (base.seed,), base)
+    # Names, and what is kept
+
+    def name(self, trial: Trial) -> str:
+        """Of its run directory and its games."""
+        return f"{self.shapes[trial.place].name}_way-{trial.way + 1}"
+
+    def label(self, trial: Trial) -> str:
+        shape = self.shapes[trial.place]
+        return f"{shape.name}, {shape.size.parameters:,} parameters, way {trial.way + 1}"
+
+    def distillation(self, trial: Trial) -> DistillConfig:
+        return replace(self.ways[trial.way], network=self.shapes[trial.place].network)
+
+    def trained(self, trial: Trial) -> bool:
+        path = self.run.path / "runs" / self.name(trial)
+        return path.exists() and Run.open(path).status == "done"
+
+    def told(self, trial: Trial) -> str:
+        """What is known of a trial, in one line."""
+        name, label = self.name(trial), self.label(trial)
+        if name in self.errors:
+            return f"{label}: failed: {self.errors[name]}"
+        confirmed = next((each for each in self.confirmations if each.name == name), None)
+        if confirmed is not None:
+            found, word = (confirmed.share, confirmed.low), "confirmed" if confirmed.passed else "not confirmed"
+        else:
+            screened = self.screened(trial)
+            assert screened is not None
+            found, word = screened, "too little" if self.needed(trial) is None else "promising"
+        bound = f"at least {found[1]:.1%}" if math.isfinite(found[1]) else "no telling how little"
+        return f"{label}: keeps {found[0]:.1%}, {bound}: {word}"
+
+    def save(self) -> None:
+        games = {name: [list(episode) for episode in played.episodes] for name, played in self.games.items()}
+        document = {"seconds": self.spent, "rates": self.rates, "games": games}
+        document["confirmations"] = [each._asdict() for each in self.confirmations]
+        write_atomically(self._path, json.dumps(document, allow_nan=False).encode())
 
     def _load(self) -> None:
         try:
             document = read_json(self._path)
-            self.seconds, self.rates = (
-                float(document["seconds"]),
-                {key: float(value) for key, value in document["rates"].items()},
-            )
-            self.confirmed = list(document["confirmed"])
+            self.seconds = float(document["seconds"])
+            self.rates = {key: float(value) for key, value in document["rates"].items()}
+            self.confirmations = [Confirmation(**row) for row in document["confirmations"]]
             for name, rows in document["games"].items():
                 seed = SEEDS[name.partition(" ")[0]]
-                played = Evaluation(self.teacher.env, "greedy", seed, 0, [Episode(*row) for row in rows])
-                self.games[name] = played
+                self.games[name] = Evaluation(self.teacher.env, "greedy", seed, 0, [Episode(*row) for row in rows])
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self._path} is damaged: choose another --out") from error
-
-
-class News(NamedTuple):
-    """What a step of the search found."""
-
-    kind: str  # teacher, random, train, screen, confirm or time
-    width: str
-    words: str
-
-
-def steps(state: Search) -> Iterator[News]:
-    """Looks for the smallest student. When it ends, `state` holds what was found.
-
-    Each round trains as many widths as there are cores. When nothing is undecided, or no time is left, the smallest
-    that screened well is confirmed; if that fails, the search goes on above it.
-
-    Raises:
-        InputError: the teacher is no better than random play, or there is no time for its games.
-    """
-    try:
-        yield News("teacher", "", _scored("teacher", state.play("teacher")))
-        if not state.points:
-            yield News("random", "", _scored("random play", state.play("random")))
-    except TimeUp:
-        raise InputError(
-            f"a budget of {state.config.budget:g} minutes is too short: the teacher's games alone take longer here"
-        ) from None
-    if measure(state.games["teacher"], state.points).value <= state.random.value:
-        raise InputError("the teacher is no better than random play: there is nothing to keep")
-    while True:
-        undecided, chosen = state.bracket()
-        confirming = SLACK * state.config.confirm_games * state.rates["game"]
-        widths, foreseen = state.affordable(undecided, known=chosen is not None)
-        if widths:
-            yield News("train", "", f"training width {' and '.join(widths)}")
-            keep = confirming if chosen is not None else 0.0
-            try:
-                state.train(widths, foreseen, keep)
-                for width in widths:
-                    if width not in state.errors:
-                        state.play("screen", width, keep)
-                    yield News("screen", width, _tried(state, width))
-                continue
-            except TimeUp:
-                yield News("time", "", "time is up for this round: what it began is kept for a larger budget")
-                undecided, chosen = state.bracket()
-        state.open = bool(undecided)
-        if chosen is None:
-            return
-        try:
-            if not state.time_for(confirming / SLACK):
-                raise TimeUp
-            state.play("confirm", chosen)
-        except TimeUp:
-            state.open = True
-            return
-        state.confirmed.append(chosen)
-        state.save()
-        yield News("confirm", chosen, _tried(state, chosen, "confirm"))
-        if state.keeps("confirm", chosen):
-            return
-
-
-def _scored(who: str, played: Evaluation) -> str:
-    summary = played.summary()
-    low, high = summary["ci95"] or (math.nan, math.nan)
-    return f"{who}: {summary['mean']:.2f} ({low:.2f} to {high:.2f}) in {summary['distinct']} distinct games"
-
-
-def _tried(state: Search, width: str, kind: str = "screen") -> str:
-    label = f"width {width}, {dict(state.ladder)[width]:,} parameters"
-    if width in state.errors:
-        return f"{label}: failed: {state.errors[width]}"
-    found = state.share(kind, width)
-    assert found is not None
-    enough = {"screen": ("promising", "too little"), "confirm": ("confirmed", "not confirmed")}[kind]
-    bound = f"at least {found[1]:.1%}" if math.isfinite(found[1]) else "no telling how little"
-    return f"{label}: keeps {found[0]:.1%}, {bound}: {enough[not state.keeps(kind, width)]}"
 
 
 def spread(places: int, count: int, known: bool) -> list[int]:
     """Up to `count` of so many places to try, from 0.
 
-    Evenly where something larger is known to do: each part left is about as large. Else the last is among them, for
-    nothing would do if that did not, and the others lie evenly in the upper two thirds below: the smallest seldom do.
+    Evenly where something larger is known to do: each part left is about as large. Else the last is among them, and
+    the others lie evenly in the upper two thirds below: the smallest seldom do.
     """
     count = min(count, places)
+    if count < 1:
+        return []
     if known:
         return [round((places + 1) * (i + 1) / (count + 1)) - 1 for i in range(count)]
     below = (places - 1) // 3 if places - 1 - (places - 1) // 3 >= count - 1 else 0
@@ -320,3 +464,9 @@ def spread(places: int, count: int, known: bool) -> list[int]:
 
 def has_points(env: EnvConfig) -> bool:
     return env.atari and task_of(env).two_sided
+
+
+def _scored(who: str, played: Evaluation) -> str:
+    summary = played.summary()
+    low, high = summary["ci95"] or (math.nan, math.nan)
+    return f"{who}: {summary['mean']:.2f} ({low:.2f} to {high:.2f}) in {summary['distinct']} distinct games"

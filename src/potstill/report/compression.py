@@ -60,12 +60,12 @@ code { overflow-wrap: anywhere; }
 {% elif no_film -%}
 <p class="note">No film: {{ no_film }}.</p>
 {% endif %}
-<h2>Widths tried</h2>
+<h2>What was tried</h2>
 {% if figure %}{{ figure }}{% endif %}
 <div class="wide"><table>
 <tr>{% for cell in trials[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in trials[1:] -%}
-<tr{% if row[0] == chosen %} class="chosen"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr{% if row[:2] == chosen %} class="chosen"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor -%}
 </table></div>
 <p class="note">{{ method }}</p>
@@ -79,59 +79,56 @@ code { overflow-wrap: anywhere; }
 
 
 def claim(record: dict[str, Any]) -> str:
-    """What was found, in one or two sentences, and how surely."""
+    """What was found, in one or two sentences, how surely, and why the search ended."""
     keep, sure = f"{100 * record['keep']:g} %", f"{100 * record['confidence']:g} %"
-    what = f"the teacher's {record['measure']}"
+    what, why = f"the teacher's {record['measure']}", f" {record['why'][:1].upper()}{record['why'][1:]}"
     if record["reached"]:
         part = 100 * record["parameters"] / record["teacher_size"]["parameters"]
         digits = 0 if part >= 10 else 1 if part >= 1 else 2
-        text = (
-            f"With {sure} confidence, the student of width {record['width']} keeps at least {keep} of {what}"
-            f" (measured {100 * record['share']:.1f} %, at least {_floor(record['share_low'])} %), with"
-            f" {record['parameters']:,} parameters, {part:.{digits}f} % of the teacher's."
+        why += (
+            "."
+            if record["stopped"] != "budget"
+            else ": a smaller one may do as well; the same command with more goes on."
         )
-        if record["stopped"] == "budget":
-            text += " The budget ended the search before all smaller widths were settled: one of them may do as well."
-        return text
+        return (
+            f"With {sure} confidence, the student {record['shape']} keeps at least {keep} of {what}"
+            f" (measured {100 * record['share']:.1f} %, at least {_floor(record['share_low'])} %), with"
+            f" {record['parameters']:,} parameters, {part:.{digits}f} % of the teacher's.{why}"
+        )
     bound = f" of at most {record['max_parameters']:,} parameters" if record["max_parameters"] else ""
     text = f"Not reached: no student{bound} was shown to keep {keep} of {what} with {sure} confidence."
     shares = [(trial["confirm"] or trial["screen"] or {}).get("share", 0.0) for trial in record["trials"]]
     if any(shares):
         best = record["trials"][shares.index(max(shares))]
-        text += f" The nearest is width {best['width']}, measured at {100 * max(shares):.1f} %."
-    if record["stopped"] == "budget":
-        text += f" The budget of {record['budget']:g} minutes ended the search; the same command with more goes on."
-    return text
+        text += f" The nearest is {best['shape']}, measured at {100 * max(shares):.1f} %."
+    return text + why + ("; the same command with more goes on." if record["stopped"] == "budget" else ".")
 
 
-def card(record: dict[str, Any], exported: dict[str, Any] | None) -> str:
+def card(record: dict[str, Any], measured: dict[str, Any]) -> str:
     """Markdown for the folder the student lies in.
 
     Args:
         record: result.json of a compression.
-        exported: what `onnx.export` returned; None where no student was found.
+        measured: of `teacher` and `student`, what `outcome.measure` returned; empty where there is no student.
     """
-    parts = [f"# {_title(record)}", claim(record), _markdown(_facts(record, exported)), _reading(record)]
-    parts += ["## Widths tried", _markdown(_trials(record)), _method(record), "## Made by"]
+    parts = [f"# {_title(record)}", claim(record), _markdown(_facts(record, measured)), _reading(record)]
+    parts += ["## What was tried", _markdown(_trials(record)), _method(record), "## Made by"]
     parts += ["\n".join(f"- {key}: `{value.replace('`', ' ')}`" for key, value in _origin(record))]
-    if exported is not None:
+    if measured:
         parts += ["## Files"]
         parts += [
-            "- `policy.safetensors`: for `potstill evaluate`, `watch`, `distill`\n"
+            "- `policy.safetensors`: for `potstill evaluate`, `watch`, `distill`, `export`\n"
             "- `policy.onnx`: raw observations in, logits and action out; the normalisation is inside\n"
-            "- `report.html`: this card with the figure and the film"
+            "- `card.json`: this card for programs; `report.html`: with the figure and the film"
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def page(
-    record: dict[str, Any], exported: dict[str, Any] | None, film: bytes | None, no_film: str | None = None
-) -> str:
+def page(record: dict[str, Any], measured: dict[str, Any], film: bytes | None, no_film: str | None = None) -> str:
     """One HTML page that loads nothing.
 
     Args:
-        record: result.json of a compression.
-        exported: what `onnx.export` returned; None where no student was found.
+        record, measured: as of `card`.
         film: an MP4.
         no_film: why there is none.
     """
@@ -140,13 +137,13 @@ def page(
         title=_title(record),
         claim=claim(record),
         reached=record["reached"],
-        facts=_facts(record, exported),
+        facts=_facts(record, measured),
         reading=_reading(record),
         film=base64.b64encode(film).decode() if film else None,
         no_film=no_film,
         figure=Markup(svg) if (svg := _figure(record)) else None,  # drawn here, without names
         trials=_trials(record),
-        chosen=record.get("width") if record["reached"] else None,
+        chosen=[record["shape"], str(record["way"])] if record["reached"] else None,
         method=_method(record),
         origin=_origin(record),
     )
@@ -159,49 +156,68 @@ def _title(record: dict[str, Any]) -> str:
     return f"{task}: no smaller network found"
 
 
-def _facts(record: dict[str, Any], exported: dict[str, Any] | None) -> list[list[str]]:
-    """Teacher beside student: a heading and a row per figure."""
+def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
+    """Teacher beside student: a heading and a row per figure. What was not measured is a dash."""
     size, games, speed = record["teacher_size"], record["teacher_games"], record["teacher_latency"]
-    columns = [size | games | speed]
+    columns = {"teacher": size | games | speed}
     if record["reached"]:
-        columns.append(record | {"mean": record["score"]})
-    shown: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("width", lambda c: c["width"]),
-        ("parameters", lambda c: f"{c['parameters']:,}"),
-        ("multiply-adds", lambda c: f"{c['macs']:,}"),
-        ("bytes", lambda c: f"{c['bytes']:,}"),
-        ("score, greedy", _score),
-        ("games, distinct", lambda c: f"{c['episodes']}, {c['distinct']}"),
-        ("latency, PyTorch", lambda c: f"{c['latency_ms']:.2f} ms (95th percentile {c['latency_p95_ms']:.2f})"),
-    ]
-    if record["measure"] == "point-win rate":
-        shown.insert(5, ("point-win rate", lambda c: f"{100 * c['point_win_rate']:.1f} %"))
-    rows = [["", "teacher", *(["student"] if record["reached"] else [])]]
-    rows += [[name, *(write(column) for column in columns)] for name, write in shown]
-    if exported is not None:
-        model = exported["models"]["float32"]
-        speed = f"{model['latency_ms']:.2f} ms (95th percentile {model['latency_p95_ms']:.2f})"
-        rows += [["policy.onnx, bytes", "", f"{model['bytes']:,}"], ["latency, onnxruntime", "", speed]]
+        columns["student"] = record | {"mean": record["score"]}
+    columns = {who: column | measured.get(who, {}) for who, column in columns.items()}
+    shown: dict[str, Callable[[dict[str, Any]], str]] = {
+        "network": lambda c: c["network"].partition(";")[0],
+        "parameters": lambda c: f"{c['parameters']:,}",
+        "multiply-adds": lambda c: f"{c['macs']:,}",
+        "bytes": lambda c: f"{c['bytes']:,}",
+        "score, greedy": _score,
+        "point-win rate": lambda c: f"{100 * c['point_win_rate']:.1f} %",
+        "worst game": lambda c: f"{c['worst']:.2f}",
+        "games, distinct": lambda c: f"{c['episodes']}, {c['distinct']}",
+        "score, action noise": lambda c: _score(c["onnx"]["action_noise"]),
+        "score, observation noise": lambda c: _score(c["onnx"]["observation_noise"]),
+        "score, a step of delay": lambda c: _score(c["onnx"]["delay"]),
+        "games of each": lambda c: str(c["onnx"]["delay"]["episodes"]),
+        "ONNX, bytes": lambda c: f"{c['onnx']['bytes']:,}",
+        "C, bytes of flash": lambda c: f"{c['c']['flash']:,}",
+        "C, bytes of stack": lambda c: f"{c['c']['stack']:,}",
+        "latency, PyTorch": _latency,
+        "latency, onnxruntime": lambda c: _latency(c["onnx"]),
+        "latency, C": lambda c: _latency(c["c"]),
+    }
+
+    if record["measure"] != "point-win rate":
+        del shown["point-win rate"]
+
+    def cell(write: Callable[[dict[str, Any]], str], column: dict[str, Any]) -> str:
+        try:
+            return write(column)
+        except (KeyError, TypeError):  # it was not measured, or is None
+            return "-"
+
+    rows = [[name, *(cell(write, column) for column in columns.values())] for name, write in shown.items()]
     if record["random_score"] is not None:
-        rows.append(["random play, score", f"{record['random_score']:.2f}", *([""] if record["reached"] else [])])
-    return rows
+        rows.append(["random play, score", f"{record['random_score']:.2f}", *["-"] * (len(columns) - 1)])
+    return [["", *columns], *(row for row in rows if set(row[1:]) != {"-"})]
 
 
 def _trials(record: dict[str, Any]) -> list[list[str]]:
-    """A heading and a row per width tried."""
-    rows = [["width", "parameters", "score", "kept", "lower bound", "games", "outcome"]]
+    """A heading and a row per student tried."""
+    rows = [["shape", "way", "parameters", "score", "kept", "lower bound", "games", "outcome"]]
     for trial in record["trials"]:
         games = trial["confirm"] or trial["screen"]
-        head = [trial["width"], f"{trial['parameters']:,}"]
-        if trial["error"] is not None:
+        head = [trial["shape"], str(trial["way"]), f"{trial['parameters']:,}"]
+        if games is None:
             rows.append([*head, "", "", "", "", f"failed: {trial['error']}"])
             continue
-        outcome = {True: "promising", False: "too little"}[trial["will_do"]]
+        outcome = "promising" if trial["screen"]["promising"] else "too little"
         if trial["confirm"]:
-            outcome = "confirmed" if trial["will_do"] else "not confirmed"
+            outcome = "confirmed" if games["passed"] else "not confirmed"
         low = "" if games["share_low"] is None else f"{_floor(games['share_low'])} %"
         rows.append([*head, _score(games), f"{100 * games['share']:.1f} %", low, str(games["episodes"]), outcome])
     return rows
+
+
+def _latency(measured: dict[str, Any]) -> str:
+    return f"{measured['latency_ms']:.3f} ms (95th percentile {measured['latency_p95_ms']:.3f})"
 
 
 def _score(games: dict[str, Any]) -> str:
@@ -226,7 +242,8 @@ def _method(record: dict[str, Any]) -> str:
     return (
         f"{scale} A student is screened with few games and confirmed with fresh ones. The lower bound is one-sided and"
         " takes the games of both into account; of a screening it is what a confirmation would find if its games went"
-        " alike, and claims nothing."
+        f" alike, and claims nothing. What was minimised: {record['minimise']}. Ways, in order: as asked;"
+        " longer; other states; another target; two further seeds."
     )
 
 
@@ -237,9 +254,9 @@ def _origin(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _figure(record: dict[str, Any]) -> str:
-    """Share kept against parameters as SVG, a dot per width with its lower bound; empty where none was tried."""
+    """Share kept against parameters as SVG, a dot per student with its lower bound; empty where none was tried."""
     found = [(trial, trial["confirm"] or trial["screen"]) for trial in record["trials"]]
-    found = [(trial, games) for trial, games in found if games]
+    found = sorted(((t, games) for t, games in found if games), key=lambda pair: pair[0]["parameters"])
     if not found:
         return ""
     with rc_context(STYLE):
@@ -260,13 +277,13 @@ def _figure(record: dict[str, Any]) -> str:
         ax.set_xscale("log")
         sizes = [trial["parameters"] for trial, _ in found]
         ax.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
-        labels = [f"{short(trial['parameters'])}\n{trial['width']}" for trial, _ in found]
+        labels = [f"{short(trial['parameters'])}\n{trial['shape']}" for trial, _ in found]
         ax.set_xticks(sizes, [label if place in _apart(sizes) else "" for place, label in enumerate(labels)])
         ax.set_xticks([], minor=True)
         ax.set_ylim(floor, max(1.08, *(games["share"] + 0.06 for _, games in found)))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         ax.set_ylabel("kept of the teacher's score")
-        ax.set_xlabel("parameters, and width")
+        ax.set_xlabel("parameters, and shape")
         for height, words, colour, side in (
             (1.0, "teacher", "black", "bottom"),
             (record["keep"], f"wanted: {100 * record['keep']:g} %", ORANGE, "top"),

@@ -1,0 +1,88 @@
+"""What is tried: networks smaller than the teacher's, and the ways to distil one."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import NamedTuple
+
+from potstill import evaluation
+from potstill.compress.config import CompressConfig
+from potstill.distill import DistillConfig
+from potstill.errors import InputError
+from potstill.networks import NetworkConfig, Policy, Size, parse_width
+
+UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
+WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
+LONGER = 3  # times the steps of the first way
+
+
+class Shape(NamedTuple):
+    """A network that is smaller than the teacher's."""
+
+    name: str  # such as linear, 8, 16-8 (units of hidden layers) or width-1_8
+    network: NetworkConfig
+    size: Size
+    cost: float  # what is minimised
+
+
+def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
+    """Networks that cost less than a policy's, the cheapest first, about half an octave apart.
+
+    Of an image they are widths of the policy's family. Of numbers they are no hidden layer, one, two equal ones, or
+    two of which the second is half as large.
+
+    Raises:
+        InputError: there is none.
+    """
+    found: dict[str, Shape] = {}  # by its layers: the smallest widths round to the same network
+    for name, network in _networks(policy, config.base.network):
+        student = Policy(replace(network, critic="shared"), **policy.spaces)
+        size = student.size()
+        found.setdefault(str(student), Shape(name, network, size, _cost(student, size, config)))
+    theirs = policy.size()
+    cost = _cost(policy, theirs, config)
+    smaller = sorted((s for s in found.values() if s.cost < cost), key=lambda s: (s.cost, s.size.parameters))
+    if not smaller:
+        raise InputError("the teacher is the smallest of its family already")
+    allowed = [s for s in smaller if config.max_parameters is None or s.size.parameters <= config.max_parameters]
+    if not allowed:
+        least = min(shape.size.parameters for shape in smaller)
+        raise InputError(f"max-parameters {config.max_parameters:,}: the smallest student has {least:,}")
+    return allowed
+
+
+def _cost(policy: Policy, size: Size, config: CompressConfig) -> float:
+    if config.minimise == "latency":
+        return evaluation.latency(policy)["latency_ms"]
+    return float(getattr(size, config.minimise))
+
+
+def _networks(policy: Policy, asked: NetworkConfig) -> list[tuple[str, NetworkConfig]]:
+    largest = policy.size().parameters
+    if asked.family == "auto" and not asked.options and policy.layout == "flat" and ":" not in policy.family:
+        known = [option for option in policy.config.options if option in ("activation=relu", "activation=tanh")]
+        layers = [(n,) for n in UNITS] + [(n, m) for n in UNITS if n > 1 for m in (n // 2, n)]
+        names = [",".join(map(str, units)) for units in layers if math.prod(units) < largest]
+        plain = replace(asked, width="1", family="mlp")
+        deep = [(f"mlp-{name.replace(',', '-')}", replace(plain, options=(f"layers={name}", *known))) for name in names]
+        return [("linear", replace(plain, family="linear")), *deep]
+    if asked.family == "auto":
+        asked = replace(asked, family=policy.family, options=asked.options or policy.config.options)
+    most = max(Fraction(1), parse_width(policy.config.width))
+    return [(f"width-{str(w).replace('/', '_')}", replace(asked, width=str(w))) for w in WIDTHS if w <= most]
+
+
+def ways(base: DistillConfig) -> list[DistillConfig]:
+    """How a shape is distilled, one way after another until one will do: as asked for, then longer, from other states,
+    towards another target, from other seeds."""
+    longer = replace(base, total_timesteps=LONGER * base.total_timesteps)
+    other = replace(longer, lead="student" if base.lead == "mixed" else "mixed", noise=0.0)
+    target = "forward-kl" if base.objective == "greedy-cross-entropy" else "greedy-cross-entropy"
+    return [
+        base,
+        longer,
+        other,
+        replace(longer, objective=target),
+        replace(other, objective=target, seed=base.seed + 1),
+        replace(longer, seed=base.seed + 2),
+    ]
