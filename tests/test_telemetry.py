@@ -11,7 +11,7 @@ import torch
 
 from potstill import telemetry
 from potstill.errors import InputError
-from potstill.telemetry import Metrics, Progress, last, read, sinks, until
+from potstill.telemetry import Metrics, Progress, last, read, read_thinned, sinks, until
 
 
 @pytest.fixture
@@ -134,6 +134,25 @@ def test_the_last_record_is_read_from_the_end_however_long_the_file(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.parametrize("count", [1, 10, 11, 35])
+def test_a_file_that_is_too_large_to_keep_in_memory_is_read_thinned_and_written_on(tmp_path, monkeypatch, count):
+    path = tmp_path / "m"
+    monkeypatch.setattr(telemetry, "LIMIT", 5)
+    with Metrics(path) as metrics:
+        for step in range(1, count + 1):
+            metrics.write({"step": step})
+        kept = metrics.written
+    with pytest.raises(InputError, match="at most 5 are read"):
+        read(path)
+    steps = [record["step"] for record in read_thinned(path, 10)]
+    assert (
+        steps == {1: [1], 10: [*range(1, 11)], 11: [1, 3, 5, 7, 9, 11], 35: [3, 7, 11, 15, 19, 23, 27, 31, 35]}[count]
+    )
+    with Metrics(path, kept) as metrics:
+        metrics.write({"step": 99})
+    assert read_thinned(path, 1) == [{"step": 99}]
+
+
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
     full = open("/dev/full", "ab", buffering=0)  # noqa: SIM115  # Metrics closes it
     monkeypatch.setattr(telemetry, "open_append", lambda path: full)

@@ -3,12 +3,11 @@
 A folder holds run directories, or a study's records: one JSON file per run, `<run>.json`, beside `study.json`.
 """
 
-import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,11 +225,9 @@ def as_record(path: Path) -> dict[str, Any]:
     record = _read_run(path)
     del record["path"], record["ci95_low"], record["ci95_high"]
     record.pop("config_hash", None)  # of the directory, which names places
-    points = _curve(path / "metrics.jsonl", record)
-    every = max(1, math.ceil(len(points) / CURVE_POINTS))
-    kept = points[::-1][::every][::-1]  # the last one is always there
+    points = _curve(path / "metrics.jsonl", record, partial(telemetry.read_thinned, most=CURVE_POINTS))
     keys = ("step", "seconds", "score", "agreement")
-    return record | {"curve": [{key: point[key] for key in keys if key in point} for point in kept]}
+    return record | {"curve": [{key: point[key] for key in keys if key in point} for point in points]}
 
 
 def runs_table(folder: Path) -> pl.DataFrame:
@@ -440,13 +437,15 @@ def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
-def _curve(metrics: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+def _curve(
+    metrics: Path, record: dict[str, Any], read: Callable[[Path], list[dict[str, Any]]] = telemetry.read
+) -> list[dict[str, Any]]:
     """The metrics beside a run's result, none where there is no file. Raises InputError where they are not its own."""
     if not metrics.is_file():
         return []
     if "metrics_digest" in record and telemetry.digest(metrics) != record["metrics_digest"]:
         raise InputError(f"{metrics} is not the one that the run beside it wrote: restore it from a copy")
-    return telemetry.read(metrics)
+    return read(metrics)
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:

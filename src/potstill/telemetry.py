@@ -2,12 +2,13 @@
 
 import errno
 import importlib
+import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -21,10 +22,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from potstill.errors import InputError, printable, reason
-from potstill.storage.files import open_append, open_regular, parse_json, read_bytes
+from potstill.storage.files import open_append, open_regular, parse_json
 
-LIMIT = 1 << 28  # bytes of a metrics.jsonl that are read at once: 600,000 records
-TAIL = 1 << 16  # bytes read for its last record: ours have some hundred
+LIMIT = 1 << 28  # bytes of a metrics.jsonl whose records are all kept in memory: 600,000 of them
+TAIL = 1 << 16  # bytes read for its last record, and of any: ours have some hundred
 
 
 class Sink(Protocol):
@@ -97,7 +98,11 @@ class Metrics:
         try:
             with open(path, "xb") as copy:
                 self._file.seek(0)
-                copy.write(self._file.read(self._size) + self._unsaved)
+                left = self._size
+                while left and (block := self._file.read(min(left, 1 << 20))):
+                    copy.write(block)
+                    left -= len(block)
+                copy.write(self._unsaved)
         except OSError as error:
             raise InputError(f"cannot write {path}: {reason(error)}") from error
 
@@ -120,21 +125,37 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, oldest first. A torn last line is dropped.
 
     Raises:
-        InputError: no such file, or a bad line before the last, by its number.
+        InputError: no such file, a larger one than `LIMIT`, or a bad line before the last, by its number.
     """
-    lines = read_bytes(path, LIMIT).split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = parse_json(line)
-            if type(record["step"]) is not int:
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # what follows the last newline: nothing, or a line cut short
-                break
-            raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step'") from error
-        records.append(record)
-    return records
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > LIMIT:
+            raise InputError(f"{path} has {size:,} bytes; at most {LIMIT:,} are read")
+    return list(stream(path))
+
+
+def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
+    """As `read`, for a file of any size: every n-th record and the last, at most `most` of them."""
+    count = sum(1 for _ in stream(path))
+    every = max(1, math.ceil(count / most))
+    return [record for number, record in enumerate(stream(path), start=1) if (count - number) % every == 0]
+
+
+def stream(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read`, one record after the other."""
+    with open_regular(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(TAIL)
+            try:
+                record = parse_json(line)
+                if type(record["step"]) is not int:
+                    raise TypeError
+            except (ValueError, KeyError, TypeError) as error:
+                if len(line) < TAIL and not line.endswith(
+                    b"\n"
+                ):  # after the last newline: nothing, or a line cut short
+                    return
+                raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step'") from error
+            yield record
 
 
 def last(path: Path) -> dict[str, Any] | None:
@@ -151,7 +172,7 @@ def last(path: Path) -> dict[str, Any] | None:
 
 def until(path: Path, step: int) -> dict[str, Any]:
     """What `Metrics` is to keep of a file up to an agent step. Raises InputError as `read`."""
-    records = read(path) if path.exists() else []
+    records = stream(path) if path.exists() else ()
     return {"bytes": sum(len(_line(record)) for record in records if record["step"] <= step), "digest": ""}
 
 

@@ -9,15 +9,19 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import Empty, Queue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import quote
 
 from potstill import __version__
 from potstill.errors import InputError, printable, reason
 from potstill.policies import LoadedPolicy, load_policy
-from potstill.storage.files import read_json
+from potstill.storage.files import JSON_LIMIT, parse_json, read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,7 +31,10 @@ POLICY, RESULT, CONFIG, CARD, FILM = "policy.safetensors", "result.json", "confi
 #: What `pull` downloads, and the most bytes of each: a width-1 Nature-CNN takes 7 MB.
 MAX_BYTES = {POLICY: 1 << 30, RESULT: 1 << 24, CONFIG: 1 << 24, CARD: 1 << 20}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".zip")
-TIMEOUT = 30.0  # seconds for the Hub to say what a repository holds
+TIMEOUT = 30.0  # seconds for the Hub to say what a repository holds, or anything more
+SLOWEST = 10_000.0  # bytes a second of a download that is still waited for
+REDIRECTS = 5  # of one answer, at most
+T = TypeVar("T")
 
 
 def push(
@@ -111,20 +118,24 @@ def pull(repo_id: str, out: Path, revision: str = "main") -> tuple[LoadedPolicy,
     api, out = _api(repo_id, "pull"), Path(out)
     if os.path.lexists(out):
         raise InputError(f"{out} exists: choose another --out")
+    place = f"api/models/{repo_id}/revision/{quote(revision, safe='')}?blobs=true"
     with _one_line(api, repo_id, revision):
-        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT)
-        sizes = {file.rfilename: file.size for file in info.siblings or []}
-        commit = str(info.sha)
+        document = parse_json(_within(TIMEOUT, lambda: b"".join(_get(api, place, JSON_LIMIT))))
+        sizes, commit = {file["rfilename"]: file.get("size") for file in document["siblings"]}, document["sha"]
+        if re.fullmatch("[0-9a-f]{40}", commit) is None or not all(isinstance(name, str) for name in sizes):
+            raise ValueError("no commit, or a file without a name")
     names = _expected(repo_id, sizes)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+
+    def download(name: str) -> int:
+        with open(temporary / name, "xb") as file:
+            return sum(map(file.write, _get(api, f"{repo_id}/resolve/{commit}/{name}", sizes[name])))
+
     try:
         temporary.mkdir(parents=True)
-        with _one_line(api, repo_id, revision):
-            for name in names:
-                api.hf_hub_download(repo_id, name, revision=commit, local_dir=temporary)
-        shutil.rmtree(temporary / ".cache")  # huggingface_hub's notes on the download
         for name in names:
-            size = (temporary / name).stat().st_size
+            with _one_line(api, repo_id, revision):
+                size = _within(TIMEOUT + sizes[name] / SLOWEST, partial(download, name))
             if size != sizes[name]:
                 raise InputError(f"{repo_id}: {name} came with {size:,} bytes instead of {sizes[name]:,}: try again")
         for name in {RESULT, CONFIG} & set(names):
@@ -142,6 +153,55 @@ def pull(repo_id: str, out: Path, revision: str = "main") -> tuple[LoadedPolicy,
     return loaded, commit
 
 
+def _get(api: "HfApi", place: str, most: int) -> Iterator[bytes]:
+    """The answer to a GET at the Hub, in pieces as they come, at most `most` bytes in all.
+
+    Redirects are followed here, for httpx2 would read their bodies, of whatever length.
+    """
+    from httpx2 import Response
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    client, headers = get_session(), build_hf_headers(library_name="potstill", library_version=__version__)
+    headers["Accept-Encoding"] = "identity"
+    request = client.build_request("GET", f"{api.endpoint}/{place}", headers=headers, timeout=TIMEOUT)
+    for _ in range(REDIRECTS):
+        with closing(client.send(request, stream=True, follow_redirects=False)) as answer:
+            if answer.next_request is not None:
+                request = answer.next_request
+                continue
+            if answer.status_code != 200:
+                hf_raise_for_status(Response(answer.status_code, headers=answer.headers, request=answer.request))
+                raise InputError(f"{api.endpoint} answers {answer.status_code}, which the Hub does not")
+            for piece in answer.iter_raw():
+                most -= len(piece)
+                if most < 0:
+                    raise InputError(f"{api.endpoint} sends more than it may: nothing of it is kept")
+                yield piece
+            return
+    raise InputError(f"{api.endpoint} leads from place to place, more than {REDIRECTS} times")
+
+
+def _within(seconds: float, do: Callable[[], T]) -> T:
+    """What `do` returns or raises; InputError where it has not come to that after so many seconds, drop by drop."""
+    done: Queue[tuple[T | None, BaseException | None]] = Queue()
+
+    def attempt() -> None:
+        try:
+            done.put((do(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    Thread(target=attempt, daemon=True).start()
+    try:
+        value, error = done.get(timeout=seconds)
+    except Empty:
+        raise InputError(f"the Hub has not sent all in {seconds:.0f} seconds: try again later") from None
+    if error is not None:
+        raise error
+    return cast(T, value)
+
+
 def _api(repo_id: str, command: str) -> "HfApi":
     try:
         from huggingface_hub import HfApi
@@ -155,7 +215,7 @@ def _api(repo_id: str, command: str) -> "HfApi":
     return HfApi(library_name="potstill", library_version=__version__)
 
 
-def _expected(repo_id: str, sizes: Mapping[str, int | None]) -> list[str]:
+def _expected(repo_id: str, sizes: Mapping[str, Any]) -> list[str]:
     """The files to download of those that a repository lists; InputError where they cannot be a policy of ours."""
     if odd := [name for name in sizes if name.startswith("/") or "\\" in name or ".." in name.split("/")]:
         raise InputError(
@@ -170,8 +230,8 @@ def _expected(repo_id: str, sizes: Mapping[str, int | None]) -> list[str]:
         raise InputError(f"{repo_id} has no {POLICY}: it was not pushed by potstill")
     for name in (names := [name for name in MAX_BYTES if name in sizes]):
         size = sizes[name]
-        if size is None or size > MAX_BYTES[name]:
-            told = "an unknown number of" if size is None else f"{size:,}"
+        if type(size) is not int or not 0 <= size <= MAX_BYTES[name]:
+            told = f"{size:,}" if type(size) is int else "an unknown number of"
             raise InputError(f"{repo_id}: {name} has {told} bytes; at most {MAX_BYTES[name]:,} are downloaded")
     return names
 
