@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: venv study report test clean
+.PHONY: venv study report docs test clean
 
 venv: .venv/.installed
 
@@ -20,10 +20,14 @@ report: venv
 	.venv/bin/potstill report data/results/first/pong data/results/first/minatar-breakout data/results/first/minatar-space-invaders
 	.venv/bin/python scripts/front_page.py
 
+# The site in site/index.html: opens from the folder, needs no network.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+
 test: venv
 	scripts/check
 
 # Runs are results, not build products: they stay.
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist src/*.egg-info
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,8 @@
-"""Do the documents tell the truth? Relative links lead somewhere; commands and their flags exist in `--help`.
+"""Do the documents tell the truth, and plainly? Links lead somewhere; commands and their flags exist in `--help`.
 
 A command counts where it stands as one: at the start of an inline code span, or of a line in a fenced shell block.
-Flags are checked in the fenced blocks, which a reader copies.
+Flags are checked in the fenced blocks, which a reader copies. README, CONTRIBUTING and docs/ are for those who learned
+English later: no sentence is longer than 35 words, and no word only decorates.
 """
 
 import os
@@ -25,6 +26,16 @@ COMMAND = re.compile(
     r"|make (?P<target>[\w-]+))"
 )
 FLAG = re.compile(r"(?<!\S)--?[a-z][\w-]*")
+LONGEST = 35  # words of a sentence
+BLOCK = re.compile(
+    r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|\n(?=\|)|(?<!\\)\|"
+)  # paragraphs, items, rows and cells of tables
+SENTENCE = re.compile(r"(?<=[.!?])[*_\"')\]]*\s+(?=[\W\d]*[A-Z`])")
+DECORATION = re.compile(
+    r"\b(?:simply|just|easily|obviously|clearly|basically|actually|very|really|quite|seamless\w*|robust\w*|powerful\w*"
+    r"|leverag\w+|utili[sz]\w+|state-of-the-art|cutting-edge|blazing\w*|etc)\b",
+    re.IGNORECASE,
+)
 
 
 @cache
@@ -75,12 +86,27 @@ def broken_command(line: str, check_flags: bool) -> list[str]:
     return [f"{found[0]} has no {flag}" for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)]
 
 
+def hard_to_read(prose: str) -> list[str]:
+    """What a reader whose second language it is would stumble over. `prose` holds no fenced blocks."""
+    text = re.sub(r"<!--(?s:.*?)-->|^#.*$", "", prose, flags=re.MULTILINE)
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", SPAN.sub("`code`", text))
+    found = []
+    for block in BLOCK.split(text):
+        for sentence in SENTENCE.split(" ".join(block.split())):
+            words = [word for word in sentence.split() if re.search(r"\w", word)]
+            if len(words) > LONGEST:
+                found.append(f"{len(words)} words in one sentence: {' '.join(words[:8])} ...")
+    return found + [f"the word {word!r} only decorates" for word in DECORATION.findall(text)]
+
+
 def errors(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     prose = FENCE.sub("", text)
     shell = "\n".join(body for language, body in FENCE.findall(text) if language in ("", "sh", "bash", "console"))
     lines = [line.strip() for line in shell.replace("\\\n", " ").splitlines()]
     found = broken_links(page, SPAN.sub("", prose))
+    if (page.name in ("README.md", "CONTRIBUTING.md") and page.parent == ROOT) or ROOT / "docs" in page.parents:
+        found += hard_to_read(prose)
     found += [error for span in SPAN.findall(prose) for error in broken_command(span, check_flags=False)]
     return found + [error for line in lines for error in broken_command(line, check_flags=True)]
 
@@ -91,7 +117,7 @@ def check() -> int:
         p for p in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)
     ]
     found = [f"{page.relative_to(ROOT)}: {error}" for page in pages for error in errors(page)]
-    print("\n".join(found) if found else f"{len(pages)} pages: links and commands hold")
+    print("\n".join(found) if found else f"{len(pages)} pages: links and commands hold, no sentence is too long")
     return 1 if found else 0
 
 

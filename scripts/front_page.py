@@ -34,7 +34,7 @@ IMAGES = ROOT / "docs" / "images"
 STUDIES = {"first/pong": "Pong", "first/minatar-breakout": "Breakout", "first/minatar-space-invaders": "Space Invaders"}
 PLAYS = {"greedy": "score", "sampled": "score_sampled"}
 PILOTED = 5  # runs of each arm of a pilot, without which no test is told
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "data/results/first/README.md")
 BLOCK = "<!-- {name}: of the records, by scripts/front_page.py -->\n\n{text}\n\n<!-- end of {name} -->"
 
 
@@ -113,83 +113,76 @@ def growths(told: dict[str, Scores]) -> Table:
 
 
 def answers(told: dict[str, Scores]) -> str:
-    """The three questions, and what the records say of each, in whole sentences."""
+    """The three questions, and what the records say of each: whole sentences, with units and a comparison."""
     pong, breakout, invaders = told.values()
     lead = {play: [_lead(scores, play) for scores in told.values()] for play in PLAYS}
     spoken = {
-        play: ", ".join(f"{game} {up} of {of}" for game, (up, of) in zip(told, lead[play], strict=True))
+        play: _and([f"{up} of {of} on {game}" for game, (up, of) in zip(told, lead[play], strict=True)])
         for play in PLAYS
     }
-    rise, soft = (
-        {arm: _and([f"{gain:.0f}" for *_, gain in invaders.growth(arm, play)]) for arm in ("rl", "distill-student")}
-        for play in PLAYS
-    )
+    rise = {arm: [f"{gain:.0f}" for *_, gain in invaders.growth(arm)] for arm in ("rl", "distill-student")}
     return f"""\
-**1. Does learning from reward need a bigger network than learning from a teacher? Not known yet.** In the first study
-reinforcement learning (RL) had 1 million agent steps on MinAtar and 2 million on Pong, and a critic as small as the
-actor. There it trails its students: on Breakout, played greedily, an RL network of {33323:,} parameters scores
-{breakout.mean("rl", 33323):.1f}, about as much as a student of {2189:,}
-({breakout.mean("distill-student", 2189):.1f}); with actions sampled they have
-{breakout.mean("rl", 33323, "sampled"):.1f} and {breakout.mean("distill-student", 2189, "sampled"):.1f}.
-Whether the network's size, the critic or the number of steps is the cause is open. {pilots(pong, breakout)}
+**1. Does learning from reward need a bigger network than learning from a teacher? Not known yet.** With a critic as
+small as the actor, and 1 to 2 million steps, RL trails its students. On Breakout a student of {2189:,} parameters
+scores {breakout.mean("distill-student", 2189):.1f} bricks, and RL needs {33323:,} parameters for
+{breakout.mean("rl", 33323):.1f}. {pilots(pong, breakout)} Whether the size, the critic or the steps are the cause is
+open.
 
 **2. Can a student beat RL of its own size? On average it did, but three runs cannot show it.** Played greedily, the
-students' mean score is above RL's at these numbers of sizes: {spoken["greedy"]}. With actions sampled:
-{spoken["sampled"]}. At Pong's {1964:,} parameters students have {pong.both("distill-student", 1964)},
-RL has {pong.both("rl", 1964)}. An exact test of three runs against three cannot go below p = 0.10, whatever the
-difference is, so the second study has five.
+students' mean score is above RL's at {spoken["greedy"]} sizes. With sampled actions it is at {spoken["sampled"]}. An
+exact test of three runs against three cannot go below p = 0.10.
 
-**3. How do both scale with size? Not by one law.** On Space Invaders, played greedily, a doubling of the parameters
-gains a student {rise["distill-student"]} points and an RL network {rise["rl"]} points, from the smallest of the four
-sizes to the largest. With actions sampled a student gains {soft["distill-student"]}, RL {soft["rl"]}. So from some size
-on a larger network gains less. On Pong nearly all of the gain lies below 7,200 parameters, for both.
+**3. How do both scale with size? From some size on, a larger network gains less.** On Space Invaders the sizes run from
+611 to 33,532 parameters. Each doubling gains a student {_and(rise["distill-student"])} points, from the smallest sizes
+to the largest. It gains RL {_and(rise["rl"])} points. On Pong nearly all of the gain lies below 7,200 parameters."""
 
-**A small network can hold what it cannot find.** On Breakout, with {2189:,} parameters, a student that has a value head
-scores {breakout.both("distill-value", 2189)}. After 0.5 million more steps of PPO it has
-{breakout.both("finetune", 2189)}. PPO from scratch has {breakout.both("rl-long", 2189)} after 2 million steps. Three
-runs each."""
+
+def headline(pong: Scores, size: int = 7197, expert: int = 424019) -> str:
+    """What a student of one size keeps of its teachers' points."""
+    students = [run for run in pong.records if (run["arm"], run["parameters"]) == ("distill-student", size)]
+    score, taught = mean(run["score"] for run in students), mean(run["teacher_score"] for run in students)
+    return (
+        f"On Pong a student of {size:,} parameters scores **{score:.1f} points**. Its teacher is"
+        f" {expert / size:.0f} times larger and scores {taught:.1f}. Random play scores about -20.5, and a perfect game"
+        " is 21."
+    )
 
 
 def pilots(pong: Scores, breakout: Scores) -> str:
-    """What RL scores beside a larger critic: by the pilots of the second study, before those by first looks."""
+    """What RL scores beside a larger critic, by the pilots of the second study."""
     wide, long = read("pilot-pong"), read("pilot-breakout")
     told = []
     if wide.runs("rl-split", 1964):
         told.append(
-            f"On Pong, with {1964:,} parameters and 2 million steps, RL beside a critic of width 1/4 scores"
-            f" {_against(wide, 'rl-split', pong, 'rl', 1964)}; the students there have"
-            f" {pong.both('distill-student', 1964)}."
+            f"In a pilot on Pong, with {1964:,} parameters, a larger critic moves RL from"
+            f" {_against(wide, 'rl-split', pong, 'rl', 1964)}; students score"
+            f" {pong.mean('distill-student', 1964):.1f}."
         )
     if long.runs("rl-split", 8471) and long.runs("rl", 8471):
         told.append(
-            f"On Breakout, with {8471:,} parameters and 8 million steps, RL beside a full-size critic scores"
-            f" {_against(long, 'rl-split', long, 'rl', 8471)}; the first study's students have"
-            f" {breakout.both('distill-student', 8471)}."
+            f"On Breakout, with {8471:,} parameters and 8 million steps, it moves RL from"
+            f" {_against(long, 'rl-split', long, 'rl', 8471)}; students score"
+            f" {breakout.mean('distill-student', 8471):.1f}."
         )
-    counts = [len(wide.runs("rl-split", 1964)), *(len(long.runs(arm, 8471)) for arm in ("rl", "rl-split"))]
-    if told and min(counts) < PILOTED:
-        told.insert(0, "The pilots of the second study, of five runs each, are under way and prove nothing yet.")
-    return " ".join(told) or (
-        "First looks, of one or two runs each, say that it is not the size alone. On Breakout, with 8,471 parameters"
-        " and 8 million steps, RL scores 27.7 greedy beside a full-size critic and 19.4 beside a small one; students"
-        f" there have {breakout.both('distill-student', 8471)}. On Pong, with 1,964 parameters, 2 million steps and a"
-        " critic of width 1/4, two runs of RL score 16.1 and 11.5 greedy; students there have"
-        f" {pong.both('distill-student', 1964)}."
-    )
+    return " ".join(told)
 
 
 def _against(x: Scores, arm: str, y: Scores, other: str, size: int) -> str:
-    """Two arms of one size: the scores of both, and the exact test of their difference, greedy and sampled."""
-    tests = " and ".join(
-        f"{permutation_test(x.runs(arm, size, play), y.runs(other, size, play), default_rng(0)):.3f} {play}"
-        for play in PLAYS
-    )
+    """Two arms of one size: greedy scores of both, and the exact test of their difference, once both are whole."""
     counts = len(x.runs(arm, size)), len(y.runs(other, size))
-    test = f"; exact permutation test, p = {tests}" if min(counts) >= PILOTED else f" of {PILOTED} so far"
-    return (
-        f"{x.both(arm, size)}, beside a critic as small as the actor {y.both(other, size)} ({counts[0]} and"
-        f" {counts[1]} runs{test})"
-    )
+    if min(counts) >= PILOTED:
+        said = f"exact test, p = {permutation_test(x.runs(arm, size), y.runs(other, size), default_rng(0)):.3f}"
+    else:
+        said = f"{min(counts)} of {PILOTED} runs so far"
+    return f"{y.mean(other, size):.1f} to {x.mean(arm, size):.1f} points ({said})"
+
+
+def held(breakout: Scores) -> str:
+    """What a small network holds after a teacher, and what it finds without one."""
+    return f"""\
+On Breakout, with {2189:,} parameters, a student that has a value head scores {breakout.both("distill-value", 2189)}.
+After 0.5 million more steps of PPO it has {breakout.both("finetune", 2189)}. PPO from scratch has
+{breakout.both("rl-long", 2189)} after 2 million steps. Each is the mean of three runs, in bricks."""
 
 
 def _and(words: Sequence[str]) -> str:
@@ -205,11 +198,12 @@ def _lead(scores: Scores, play: str) -> tuple[int, int]:
 def blocks(told: dict[str, Scores]) -> dict[str, str]:
     """Each text, by its name."""
     runs = {f"runs of {game}": markdown(tables.scores(scores.records)) for game, scores in told.items()}
-    return {
-        "answers": re.sub(r"(?<!\n)\n(?!\n)", " ", answers(told)),
-        "side by side": markdown(side_by_side(told)),
-        "growth per doubling": markdown(growths(told)),
-    } | runs
+    whole = {"headline": headline(told["Pong"]), "answers": answers(told), "held": held(told["Breakout"])}
+    return (
+        {name: re.sub(r"(?<!\n)\n(?!\n)", " ", text) for name, text in whole.items()}
+        | {"side by side": markdown(side_by_side(told)), "growth per doubling": markdown(growths(told))}
+        | runs
+    )
 
 
 def put(page: str, name: str, text: str) -> str:

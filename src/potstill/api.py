@@ -202,7 +202,8 @@ def distill(
         settings: fields of `DistillConfig`, `NetworkConfig`, `Runtime` and `EvalConfig` by name, such as `width="1/8"`.
 
     Raises:
-        As `train`.
+        InputError: as `train`.
+        DivergedError: as `train`.
     """
     config, runtime, evaluation = _filled(
         settings, config or DistillConfig(), runtime or Runtime(), evaluation or EvalConfig()
@@ -228,7 +229,8 @@ def resume(
         settings: fields of `Runtime` and `EvalConfig` by name; what decides the outcome is the run's own.
 
     Raises:
-        As `train`; InputError where the run is finished too.
+        InputError: as `train`, and where the run is finished.
+        DivergedError: as `train`.
     """
     runtime, evaluation = _filled(settings, runtime or Runtime(), evaluation or EvalConfig())
     return _execute(runs.Run.open(Path(path)), runtime, evaluation, Path(data) if data is not None else None)
@@ -351,7 +353,9 @@ def compress(
     """Looks for the smallest student that keeps a share of its teacher's score.
 
     Args:
-        teacher, env, statistics: as `distill`.
+        teacher: as `distill`.
+        env: as `distill`.
+        statistics: as `distill`.
         out: folder of the result. Where it was begun before, it goes on. Default: a new one under distill_run/.
         settings: fields of `CompressConfig`, `DistillConfig` and `Runtime` by name, such as `keep=0.95, budget=15`
             (minutes).

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import chdir, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +34,8 @@ from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 CARTPOLE = as_sb3(TASKS["cartpole"].env)
-EXAMPLE = Path(__file__).parents[2] / "examples" / "play_onnx.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "play_onnx.py"
 RUNTIME = ["--device", "cpu", "--threads", "1"]
 SEARCH = ["--keep", "0.5", "--games", "8", "--confirm-games", "16", "--max-parameters", "10", "--budget", "3"]
 SEARCH += ["--total-timesteps", "4096", "--num-envs", "8", "--batch-size", "64", "--warmup-steps", "256"]
@@ -58,24 +61,32 @@ def compress(*words):
         return call("compress", *words)
 
 
+def documented() -> list[list[str]]:
+    """The five commands of docs/howto/export.md, word by word."""
+    page = (ROOT / "docs" / "howto" / "export.md").read_text()
+    block = re.search(r"## From a zip to C in five commands\n+```sh\n(.*?)```", page, re.DOTALL)
+    return [shlex.split(line) for line in block[1].splitlines()]
+
+
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """SB3's own PPO learns CartPole for a few seconds; then the commands of the README, one after another."""
+    """SB3's own PPO learns CartPole for a few seconds; then the documents' commands, with shorter games and runs."""
     folder, before = tmp_path_factory.mktemp("road"), signal.getsignal(signal.SIGTERM)
-    file = folder / "model.zip"
     options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "device": "cpu", "seed": 0}
-    PPO("MlpPolicy", "CartPole-v1", **options).learn(6_144).save(file)
-    task = ["--env", "cartpole"]
-    done = {
-        "import-sb3": call("import-sb3", file, *task, "--out", folder / "imported"),
-        "evaluate": call("evaluate", file, *task, "--episodes", 8, "--json", *RUNTIME),
-        "compress": compress(file, *task, "--out", folder / "small", *SEARCH),
-        "c": call("export", folder / "small", "--out", folder / "policy.c", "--episodes", 0, "--threads", 1),
-        "export": call(
-            "export", folder / "small", "--out", folder / "small.onnx", "--json", "--episodes", 1, "--threads", 1
-        ),
-    }
-    yield SimpleNamespace(folder=folder, done=done)
+    PPO("MlpPolicy", "CartPole-v1", **options).learn(6_144).save(folder / "model.zip")
+    evaluate, search, export, compiler, player = documented()
+    with chdir(folder):
+        done = {
+            "import-sb3": call("import-sb3", "model.zip", "--env", "cartpole", "--out", folder / "imported"),
+            "evaluate": call(*evaluate[1:], "--episodes", 8, "--json", *RUNTIME),
+            "compress": compress(*search[2:], *SEARCH),
+            "c": call(*export[1:], "--episodes", 0, "--threads", 1),
+            "onnx": call("export", "small", "--out", "small.onnx", "--json", "--episodes", 1, "--threads", 1),
+        }
+        subprocess.run(compiler, check=True)
+        words = [sys.executable, ROOT / player[1], *player[2:], "--games", "3"]
+        played = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ).stdout
+    yield SimpleNamespace(folder=folder, done=done, played=played)
     signal.signal(signal.SIGTERM, before)
     torch.set_num_threads(1)
 
@@ -95,7 +106,7 @@ def test_the_small_network_keeps_its_share_on_the_teachers_own_task(road):
     assert found.policy.size().parameters == record["parameters"] <= 10 < teacher.policy.size().parameters
     scored = json.loads(road.done["evaluate"][1])
     assert record["teacher_score"] == pytest.approx(scored["mean"], rel=0.5)  # other games of the same policy
-    assert record["teacher"] == str(road.folder / "model.zip")
+    assert record["teacher"] == "model.zip"
 
 
 def test_the_example_plays_the_small_network_as_pytorch_does(road):
@@ -112,13 +123,9 @@ def test_the_example_plays_the_small_network_as_pytorch_does(road):
 
 
 def test_the_compiled_c_plays_as_the_onnx_file_does(road):
-    compiler = ["cc", "-std=c99", "-O2", "-shared", "-fPIC", "policy.c", "-o", "policy.so", "-lm"]
-    subprocess.run(compiler, cwd=road.folder, check=True)
-    words = [sys.executable, EXAMPLE.with_name("play_c.py"), road.folder / "policy.so", "CartPole-v1", "--games", "3"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ)
     play = runpy.run_path(str(EXAMPLE))["play"]
     scores = [play(str(road.folder / "small.onnx"), seed) for seed in range(3)]
-    assert done.stdout == f"mean {sum(scores) / 3:g} of {scores}\n"
+    assert road.played == f"mean {sum(scores) / 3:g} of {scores}\n"
 
 
 def test_the_example_is_a_command_that_prints_the_mean(road):

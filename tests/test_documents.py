@@ -1,0 +1,84 @@
+"""README's Python runs, the checks of the documents find what they are for, and the site says what the code says."""
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import potstill
+from potstill.cli import COMMANDS
+from potstill.results import COLUMNS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def checks():
+    return runpy.run_path(str(ROOT / "scripts" / "check_docs.py"))
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    yield runpy.run_path(str(ROOT / "scripts" / "site.py"))
+    sys.modules.pop("check_docs", None)
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    small = "total_timesteps=2_048, threads=1, episodes=4"
+    code = code.replace("total_timesteps=60_000", small).replace('"1/8")', f'"1/8", {small})')
+    code = code.replace("episodes=100", "episodes=4, threads=1").replace('onnx")', 'onnx", episodes=0, threads=1)')
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert isinstance(names["student"], type(names["teacher"]))
+    assert names["score"]["episodes"] == 4
+    assert (tmp_path / "student.onnx").stat().st_size > 0
+    teacher, student = capsys.readouterr().out.splitlines()[0].split()
+    assert int(student) < int(teacher) / 8
+
+
+def test_a_sentence_that_is_too_long_and_a_word_that_decorates_are_told(checks):
+    hard = checks["hard_to_read"]
+    limit = checks["LONGEST"]
+    assert hard("word " * limit + ".\n") == []
+    assert hard("word " * (limit + 1) + ".\n")[0].startswith(f"{limit + 1} words in one sentence: word word")
+    assert hard(f"{'word ' * 20}. Then {'word ' * 20}.\n") == []
+    assert hard(f"- {'word ' * 20}\n- {'word ' * 20}\n\n| {'word ' * 20} | {'word ' * 20} |\n") == []
+    assert hard(f"# {'word ' * 40}\n\n<!-- {'word ' * 40} -->\n") == []
+    assert hard("This is simply `just` so.\n") == ["the word 'simply' only decorates"]
+
+
+def test_the_readme_has_no_commits_and_no_machines():
+    text = (ROOT / "README.md").read_text()
+    assert not re.search(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{7,40}\b|Xeon|EPYC", text)
+
+
+def test_the_reference_has_every_command_and_every_column(site):
+    shown, table = site["command_line"](), site["columns"]()
+    for name in [name for name in COMMANDS if name != "study"] + ["study run", "study tune"]:
+        assert f"## potstill {name}\n\n```text\nusage: potstill {name}" in shown
+    assert [row.split("`")[1] for row in table.splitlines()[2:]] == list(COLUMNS)
+
+
+def test_the_python_reference_has_everything_public():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    told = set(re.findall(r"^::: potstill(?:\.\w+)*\.(\w+)$", page, re.MULTILINE))
+    assert set(potstill.__all__) - told == set()
+
+
+def test_a_page_that_loads_from_elsewhere_stops_the_build(site):
+    class Page:
+        class file:
+            src_path = "index.md"
+
+    own = '<script src="assets/a.js"></script><a href="https://example.org">a link</a>'
+    assert site["on_post_page"](own, page=Page) == own
+    with pytest.raises(SystemExit, match=r"index\.md loads https://example\.org/a\.js"):
+        site["on_post_page"]('<script src="https://example.org/a.js"></script>', page=Page)
