@@ -288,19 +288,32 @@ def convergence_of(records: Iterable[dict[str, Any]]) -> dict[str, Convergence]:
     """Whether each RL run had learned what it would, by the run's name; those without a learning curve are left out.
 
     Args:
-        records: as `read_runs` gives them. `<arm>-long` is the same arm at twice the budget.
+        records: as `read_runs` gives them. What a run of the same arm, width and seed gained with twice the agent steps
+            counts: a larger branch, or one of `<arm>-long`.
     """
     done = [record for record in records if record["status"] == "done" and record.get("method") == "rl"]
-    scores = {tuple(map(record.get, ("arm", "width", "seed", "branch"))): record.get("score") for record in done}
+    kin: dict[Any, list[dict[str, Any]]] = {}
+    for record in done:
+        kin.setdefault(_kind(record), []).append(record)
     certificates: dict[str, Convergence] = {}
     for record in done:
         points = [point for point in record.get("curve") or [] if point.get("score") is not None]
-        longer = scores.get((f"{record.get('arm')}-long", *map(record.get, ("width", "seed", "branch"))))
-        gain = longer - record["score"] if longer is not None and record.get("score") is not None else None
+        gains = [
+            other["score"] - record["score"]
+            for other in kin[_kind(record)]
+            if None not in (other.get("score"), record.get("score"))
+            and 1.9 < (other.get("env_steps") or 0) / (record.get("env_steps") or 1) < 2.1
+        ]
+        gain = gains[0] if gains else None
         with suppress(InputError):  # too short a curve, or none
             steps, curve = [point["step"] for point in points], [point["score"] for point in points]
             certificates[record["run"]] = convergence(steps, curve, gain)
     return certificates
+
+
+def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What runs of several budgets have in common."""
+    return str(record.get("arm")).removesuffix("-long"), record.get("width"), record.get("seed")
 
 
 def _is_run(path: Path) -> bool:

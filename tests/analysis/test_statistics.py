@@ -128,8 +128,7 @@ def test_one_run_says_nothing_about_others():
     assert (value, low, high) == (20, -math.inf, math.inf)
     apart = difference(runs(20), runs(0, 1, 2), rng())
     assert apart.interval()[1:] == (-math.inf, math.inf)
-    assert apart.p_value() == 1
-    assert probability_of_improvement(runs(20), runs(0, 1, 2)) == (1, 0, 1)
+    assert probability_of_improvement(runs(20), runs(0, 1, 2)) == 1
 
 
 def test_runs_that_all_score_the_same_have_an_interval_of_no_width():
@@ -197,10 +196,7 @@ def test_degrees_of_freedom_are_welch_s():
     assert welch([0, 0], [4, 2]) == 2
 
 
-def test_p_value_and_interval_are_read_off_the_resamples():
-    estimate = Estimate(0.5, np.arange(-1.0, 98.0))  # 99 of them, two not above 0
-    assert estimate.p_value() == pytest.approx(2 * 3 / 100)
-    assert estimate.p_value(null=-2) == pytest.approx(2 / 100)
+def test_an_interval_is_read_off_the_resamples():
     assert Estimate(0.0, np.linspace(-1, 1, 2001)).interval() == pytest.approx((0, -0.95, 0.95))
 
 
@@ -216,41 +212,7 @@ def test_equivalence_is_the_90_percent_interval_within_the_margin():
 
 
 def test_improvement_counts_pairs_and_half_the_ties():
-    assert probability_of_improvement(runs(3, 4), runs(1, 3)).value == pytest.approx(3.5 / 4)
-
-
-@given(POINTS, POINTS)
-def test_the_probabilities_of_either_side_sum_to_one_and_so_do_their_bounds(a, b):
-    one, other = probability_of_improvement(runs(*a), runs(*b)), probability_of_improvement(runs(*b), runs(*a))
-    assert one.value + other.value == pytest.approx(1)
-    assert one.low + other.high == pytest.approx(1, abs=1e-6)
-    assert 0 <= one.low <= one.value <= one.high <= 1
-
-
-def test_five_wins_of_five_are_not_certainty():
-    value, low, high = probability_of_improvement(runs(6, 7, 8, 9, 10), runs(1, 2, 3, 4, 5))
-    assert (value, high) == (1, 1)
-    # Newcombe's method 5 at its lower bound, with Student's t of 8 degrees of freedom.
-    variance = low * (1 - low) * (1 + 4 * ((1 - low) / (2 - low) + low / (1 + low))) / 25
-    assert (1 - low) / math.sqrt(variance) == pytest.approx(2.3060, abs=1e-4)
-    assert 0.5 < low < 0.7
-
-
-def test_runs_that_repeat_their_teacher_count_as_one():
-    single, repeated = ([[np.array([s])] * n for s in (1.0, 4.0, 6.0)] for n in (1, 5))
-    other = runs(2, 3, 5, 5, 7)
-    assert probability_of_improvement(repeated, other) == pytest.approx(probability_of_improvement(single, other))
-
-
-@pytest.mark.parametrize("probability", [0.5, 0.75, 0.9])
-def test_its_interval_holds_the_truth_in_at_least_93_of_100_studies(probability):
-    seeded, held = rng(), 0
-    shift = stats.norm.ppf(probability) * math.sqrt(2 * 1.1)  # a run's variance is 1 + 1 / 10
-    for _ in range(1_000):
-        x, y = study(seeded, 1, 5, mean=shift), study(seeded, 1, 5)
-        _, low, high = probability_of_improvement(x, y)
-        held += low <= probability <= high
-    assert held >= 930
+    assert probability_of_improvement(runs(3, 4), runs(1, 3)) == pytest.approx(3.5 / 4)
 
 
 def test_holm_s_steps():

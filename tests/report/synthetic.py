@@ -115,7 +115,11 @@ def study(
         for width in widths
         for seed in range(seeds)
     ]
-    longer = [run | {"arm": "rl-long", "run": f"rl-long-{run['run']}"} for run in records if run["arm"] == "rl"]
+    longer = [
+        run | {"arm": "rl-long", "run": f"rl-long-{run['run']}", "env_steps": 2 * run["env_steps"]}
+        for run in records
+        if run["arm"] == "rl"
+    ]
     return records + (longer if extended else [])
 
 

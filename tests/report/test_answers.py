@@ -129,17 +129,18 @@ def test_a_difference_of_greedy_play_alone_is_told_as_one():
 def test_both_answers_say_what_is_left_of_them_where_rl_has_twice_the_budget():
     records = study(RL_AND_STUDENT, extended=False)
     assert ask(records).longer is None
-    assert not any("twice" in note for reply in replies(ask(records)) for note in reply.notes)
+    assert not any("agent steps for RL" in note for reply in replies(ask(records)) for note in reply.notes)
     students = [run for run in records if run["arm"] == "distill-student"]
-    caught_up = [run | {"arm": "rl-long", "run": f"long-{run['run']}", "teacher": None} for run in students]
+    long = {"arm": "rl-long", "teacher": None, "env_steps": 3_000_000}
+    caught_up = [run | long | {"run": f"long-{run['run']}"} for run in students]
     answers = ask(records + caught_up)
     ratio = next(each for each in answers.longer.ratios if each.target == 10)
     assert ratio.size.low == pytest.approx(1)
     assert ratio.size.interval[0] < 1 < ratio.size.interval[1]
     assert all(each.score.value == pytest.approx(0) for each in answers.longer.differences)
     first, second, _ = replies(answers)
-    assert first.verdict == "Open"  # the answer itself stays that of the study's own budget
-    note = next(note for note in first.notes if "twice the budget" in note)
+    assert first.verdict == "The budget"
+    note = next(note for note in first.notes if "With 3.0M agent steps for RL" in note)
     assert f"{ratio_text(ratio)} times at 10 points ({span(*ratio.size.interval)})" in note
     assert any("higher at 0 of 6 sizes" in note for note in second.notes)
 
@@ -172,7 +173,8 @@ def test_students_that_need_more_are_said_to():
 
 def test_an_overhead_is_not_claimed_where_rl_had_less_of_two_budgets():
     short = {"env_steps": 500_000, "gradient_steps": 9_000}
-    records = [run | (short if run["arm"] == "rl" else {}) for run in settled(study(RL_AND_STUDENT))]
+    changed = {"rl": short, "rl-long": short | {"env_steps": 1_000_000}}
+    records = [run | changed.get(run["arm"], {}) for run in settled(study(RL_AND_STUDENT))]
     answers = ask(records)
     reply = replies(answers)[0]
     assert reply.verdict == "Not claimed"
@@ -366,28 +368,64 @@ def test_an_ablation_is_compared_with_the_arm_it_changes_over_the_teachers_that_
     assert found["other"].base is None
 
 
-def shifted(runs, arm, by):
-    return [
-        run | {"arm": arm, "run": f"{arm}-{run['run']}", "returns": [score + by for score in run["returns"]]}
-        for run in runs
+def branched(records, scores):
+    """Records of RL with branches: by share, what is added to the score of the whole budget."""
+    made = []
+    for run in (run for run in records if run["arm"] in ("rl", "rl-split")):
+        for share, less in scores.items():
+            games = [score + less for score in run["returns"]]
+            facts = {"run": f"{run['run']}_branch-{share}", "branch": f"1/{share}", "env_steps": 12e6 / share}
+            facts |= {"returns": games, "score": run["score"] + less, "score_sampled": run["score_sampled"] + less}
+            made.append(run | facts)
+    whole = [run | ({"env_steps": 12_000_000} if run["arm"] in ("rl", "rl-split") else {}) for run in records]
+    return whole + made
+
+
+WIDE = ("1/16", "1/8", "1/4")
+
+
+def test_answers_are_of_the_budget_at_which_rl_has_as_many_steps_as_student_and_teacher_together():
+    records = branched(study(RL_AND_STUDENT, WIDE, extended=False), {8: -4.0, 4: -2.0, 2: -1.0})
+    answers = ask(records)  # students: 1.5M, and as many of their teachers'
+    assert [(at.play, at.steps) for at in answers.at_budgets] == [
+        (play, steps) for play in ("greedy", "sampled") for steps in (1.5e6, 3e6, 6e6, 12e6)
     ]
+    assert {run["env_steps"] for group in answers.of("rl") for run in group.runs} == {3e6}
+    assert answers.at("rl", "greedy").steps == 3e6
+    assert answers.longer.steps == 12e6
+    assert answers.at("rl", "greedy").ratios == tuple(r for r in answers.ratios if r.reward == "rl")
+    assert answers.at("rl", "greedy").differences == answers.differences
+    assert {certificate.convergence.gain for certificate in answers.certificates} >= {None, 1.0, 2.0}
 
 
-def test_ways_to_distil_are_compared_with_the_usual_one_over_the_teachers_that_both_have():
-    records = study(RL_AND_STUDENT)
-    students = [run for run in records if run["arm"] == "distill-student"]
-    left = students[0]["teacher"]
-    lower = shifted([run for run in students if run["teacher"] != left and run["width"] != "1/4"], "ppd", -2)
-    few = shifted([run for run in students if (run["width"], run["teacher"]) == ("1/8", left)][:1], "finetune", 1)
-    found = {(each.arm, each.width): each for each in ask(records + lower + few).ways}
-    widths = {run["width"] for run in students}
-    assert set(found) == {("ppd", width) for width in widths - {"1/4"}} | {("finetune", "1/8")}
-    assert all(each.score == pytest.approx((-2, -2, -2)) for (arm, _), each in found.items() if arm == "ppd")
-    assert all(each.p < 0.01 for (arm, _), each in found.items() if arm == "ppd")  # corrected over its sizes
-    assert found["finetune", "1/8"].p is None  # a single run
-    assert not np.isfinite(found["finetune", "1/8"].score.low)
+def test_with_more_steps_rl_needs_less_size_and_the_steps_after_which_it_passes_are_told():
+    records = branched(study({"rl": 1.0, "distill-student": 1.0}, WIDE, extended=False), {8: -4.0, 4: -2.0, 2: -1.0})
+    answers = ask(records)
+    first, *later = [at for at in answers.at_budgets if at.play == "greedy"]
+    assert first.shrunk == ()
+    shrunk = [dict(at.shrunk)[10].low for at in later]
+    assert all(size < 1 for size in shrunk)
+    for each in (each for each in answers.passings if each.play == "greedy"):
+        assert each.spent == 3e6
+        assert each.steps.interval[1] > 6e6  # alike at 12M alone
+    assert tables.passings(answers).rows[0][5].text == "3.0M"
+    assert len(tables.ratios_by_budget(answers).rows) == 8
+    assert [row[4] for row in tables.laws(answers).rows if float(row[3]) < 0.05] in ([], ["does not fit"] * 2)
 
 
-def test_without_a_second_way_to_distil_there_is_nothing_to_compare():
-    assert ask(study(RL_AND_STUDENT)).ways == ()
-    assert ask(study({"rl": 1.0})).ways == ()
+def test_the_scores_of_the_plan_are_those_at_which_sizes_are_compared():
+    answers = ask(study(RL_AND_STUDENT, WIDE, extended=False), targets=(3.0, 12.0))
+    assert {ratio.target for ratio in answers.ratios} == {3.0, 12.0}
+
+
+@pytest.mark.parametrize(
+    ("split", "whole", "verdict"),
+    [(RATIO, 1.0, "The critic"), (1.0, RATIO, "The budget"), (1.0, 1.0, "Yes, at this budget")],
+)
+def test_the_first_answer_tells_size_from_critic_and_from_budget(split, whole, verdict):
+    widths = ("1/32", "1/16", "1/8", "1/4")
+    arms = {"rl": 1.0, "distill-student": RATIO, "rl-split": split}
+    quarter = [run for run in branched(study(arms, widths, extended=False), {4: 0.0}) if "branch" in run]
+    grown = {arm: whole if arm != "distill-student" else RATIO for arm in arms}
+    records = [run for run in branched(study(grown, widths, extended=False), {}) if "branch" not in run]
+    assert replies(ask(records + quarter))[0].verdict == verdict

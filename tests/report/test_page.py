@@ -17,9 +17,16 @@ from potstill.report import page, scaling_figures, tables
 from potstill.report.answers import answer
 
 FEW = {"rl": 1.0, "distill-student": 3.0}
-DRAWN = ("iqm_by_size", "size_ratios", "differences", "improvements", "learning_costs", "cost_fronts")
+DRAWN = ("iqm_by_size", "size_ratios", "differences", "budgets", "learning_costs", "cost_fronts")
 DRAWN += ("bad_starts", "covariate_shift", "growth")
-SECTIONS = ("Sizes and scores", "Size needed for a score", "Difference at equal size", "Growth with size", "Learning")
+SECTIONS = (
+    "Sizes and scores",
+    "Size needed for a score",
+    "Difference at equal size",
+    "Growth with size",
+    "Learning",
+    "Score and size needed by budget",
+)
 SECTIONS += ("Cost of deployment", "Bad starts", "Covariate shift", "Scores of single games", "All runs", "Methods")
 
 
@@ -73,18 +80,6 @@ def test_an_ablation_stands_below_the_protocols_arm_of_its_method_and_size():
     assert [(row[0], row[1].text) for row in table.rows] == [("distill-student", "1/8"), ("reverse-kl", "1/8")]
     assert table.rows[0][2:4] == table.rows[1][2:4]  # the same games, so the same scores
     assert table.rows[1][5] == "+0.0 (+0.0 to +0.0)"
-
-
-def test_ways_to_distil_have_a_section_where_there_are_two():
-    usual = few()
-    taught = [run for run in usual if run["arm"] == "distill-student" and run["width"] == "1/8"]
-    other = [run | {"arm": "ppd", "run": f"other-{run['run']}"} for run in taught]
-    both = answer(usual + other, resamples=200)
-    assert [(row[0], row[1].text, row[2]) for row in tables.ways(both).rows] == [
-        ("proximal policy distillation", "1/8", "+0.0")
-    ]
-    assert "<h3>Ways to distil</h3>" in rendered(usual + other)
-    assert "Ways to distil" not in rendered(usual)
 
 
 def test_nothing_is_asked_of_a_network_and_names_are_used_once(html):

@@ -1,19 +1,20 @@
 """How score goes with size: the size a score takes, ratios of such sizes, convergence, the Pareto front."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from potstill.analysis.statistics import (
     Arm,
     Curve,
     FloatArray,
     Interval,
+    bootstrap,
     percentiles,
     resample_curve,
     welch,
@@ -57,6 +58,19 @@ class Convergence:
     """Score that the extension of the budget added; None where there was none."""
 
 
+class BudgetLaw(NamedTuple):
+    """S(N, D) = S_inf(N) (1 - (D / D0(N))^-b), as `budget_law` fits it."""
+
+    sizes: dict[int, tuple[float, float]]
+    """By size N, S_inf in points and D0 in agent steps."""
+    power: float
+    """b."""
+    lack: float
+    """F of the lack of fit."""
+    p: float
+    """Of that test: below 0.05 the law does not hold, and neither do its numbers."""
+
+
 def isotonic(scores: ArrayLike) -> FloatArray:
     """Nearest non-decreasing curve in least squares, each size weighing the same; (..., S) -> (..., S).
 
@@ -75,13 +89,13 @@ def isotonic(scores: ArrayLike) -> FloatArray:
     return fitted
 
 
-def size_bounds(sizes: ArrayLike, scores: ArrayLike, target: float) -> tuple[FloatArray, FloatArray]:
+def size_bounds(sizes: ArrayLike, scores: ArrayLike, target: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Bounds of N(p), the smallest size whose score is p, from the isotonic curve, linear in log size between sizes.
 
     Args:
-        sizes: (S,) parameters (or bytes, or multiply-adds), increasing.
+        sizes: (S,) parameters (or bytes, or agent steps), increasing.
         scores: (..., S), in points.
-        target: p, in points.
+        target: p, in points, one or (...,).
 
     Returns:
         (...,) lower and upper bound, in the units of `sizes`. Equal where the curve crosses p; (largest, inf) where it
@@ -91,42 +105,17 @@ def size_bounds(sizes: ArrayLike, scores: ArrayLike, target: float) -> tuple[Flo
         InputError: sizes that are not positive and increasing, or not one for each score.
     """
     sizes, curve = _sizes(sizes, np.shape(scores)[-1]), isotonic(scores)
-    reached = curve >= target
+    mark = np.asarray(target, dtype=np.float64)
+    reached = curve >= mark[..., None]
     right = np.argmax(reached, axis=-1)  # the first that reaches it
     left = np.maximum(right - 1, 0)
     y0, y1 = (np.take_along_axis(curve, at[..., None], axis=-1)[..., 0] for at in (left, right))
     inside = reached[..., -1] & (right > 0)
-    share = np.divide(target - y0, y1 - y0, out=np.zeros_like(y0), where=inside)
+    share = np.divide(mark - y0, y1 - y0, out=np.zeros_like(y0), where=inside)
     exact = np.where(share == 1, sizes[right], sizes[left] * (sizes[right] / sizes[left]) ** share)
     low = np.where(reached[..., -1], np.where(inside, exact, 0.0), sizes[-1])
     high = np.where(reached[..., -1], np.where(inside, exact, sizes[0]), np.inf)
     return low, high
-
-
-def size_to_reach(
-    sizes: ArrayLike,
-    groups: Sequence[Arm],
-    target: float,
-    rng: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 10_000,
-) -> Bounded:
-    """N(p) of an arm: the smallest size whose interquartile mean reaches `target`.
-
-    Args:
-        sizes: (S,) parameters of the deployed actor, increasing.
-        groups: S arms, one per size; see `resample_curve` for what they share.
-        target: p, in points.
-        rng: decides everything drawn.
-        level: of the interval.
-        resamples: B.
-
-    Raises:
-        InputError: as `size_bounds` and `resample_curve`.
-    """
-    curve = resample_curve(groups, rng, resamples)
-    drawn = curve.values + widen(curve.deviations, _crossing_df(curve, target), rng)
-    return _bounded(size_bounds(sizes, curve.values, target), size_bounds(sizes, drawn, target), level)
 
 
 def size_ratio(
@@ -168,6 +157,71 @@ def size_ratio(
         _ratio(*(size_bounds(sizes, curve.values, target) for curve in curves)),
         _ratio(*(size_bounds(sizes, scores, target) for scores in drawn)),
         level,
+    )
+
+
+def steps_to_pass(
+    steps: ArrayLike, rl: Sequence[Arm], student: Arm, rng: np.random.Generator, resamples: int = 10_000
+) -> Bounded:
+    """D*(N): the agent steps after which RL scores what a student of its size does.
+
+    Args:
+        steps: (D,) budgets of RL, increasing.
+        rl: D arms, one per budget. Branches of the same runs are drawn together where each run is a "teacher" of its
+            own.
+        student: of two runs or more.
+        rng: decides everything drawn.
+        resamples: B.
+
+    Raises:
+        InputError: as `size_bounds` and `resample_curve`.
+    """
+    curve, mark = resample_curve(rl, rng, resamples), bootstrap(student, rng, resamples)
+    drawn = curve.values + widen(curve.deviations, _crossing_df(curve, mark.value), rng)
+    return _bounded(size_bounds(steps, curve.values, mark.value), size_bounds(steps, drawn, mark.resamples), 0.95)
+
+
+def budget_law(scores: Mapping[int, Mapping[float, ArrayLike]]) -> BudgetLaw | None:
+    """Fits S(N, D) = S_inf(N) (1 - (D / D0(N))^-b), one b for all sizes, by least squares, and tests its lack of fit.
+
+    The test holds what the law leaves of the means against the spread of runs at one size and budget. Branches of one
+    run are counted as independent, so that p is approximate.
+
+    Args:
+        scores: by size, by agent steps, the runs' scores.
+
+    Returns:
+        None where there are too few budgets or runs to tell.
+
+    Source of the test: Draper and Smith 1998, "Applied Regression Analysis", section 2.1.
+    """
+    sizes = list(scores)
+    cells = [
+        (at, steps, np.asarray(runs, dtype=np.float64))
+        for at, n in enumerate(sizes)
+        for steps, runs in scores[n].items()
+    ]
+    at, steps = np.array([cell[0] for cell in cells]), np.array([cell[1] for cell in cells])
+    means, counts = (np.array([f(runs) for *_, runs in cells], dtype=np.float64) for f in (np.mean, len))
+    of_law, of_runs = len(cells) - 2 * len(sizes) - 1, int(counts.sum()) - len(cells)
+    pure = sum(float(((runs - runs.mean()) ** 2).sum()) for *_, runs in cells)
+    if of_law < 1 or of_runs < 1 or not any(np.ptp(runs) for *_, runs in cells):
+        return None
+
+    def rest(guess: FloatArray) -> FloatArray:
+        limits, starts = guess[: len(sizes)], guess[len(sizes) : -1]
+        law = limits[at] * (1 - np.exp(-np.exp(guess[-1]) * (np.log(steps) - starts[at])))
+        return np.asarray(np.sqrt(counts) * (law - means))
+
+    first = [means[at == i].max() * 1.2 for i in range(len(sizes))]
+    first += [math.log(steps[at == i].min() / 2) for i in range(len(sizes))]
+    fitted = optimize.least_squares(rest, [*first, math.log(0.5)], x_scale="jac", max_nfev=5_000)
+    lack = 2 * float(fitted.cost) / of_law / (pure / of_runs)
+    return BudgetLaw(
+        {n: (float(fitted.x[i]), math.exp(fitted.x[len(sizes) + i])) for i, n in enumerate(sizes)},
+        math.exp(fitted.x[-1]),
+        lack,
+        float(stats.f.sf(lack, of_law, of_runs)),
     )
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 from potstill.errors import InputError
 
@@ -45,11 +44,6 @@ class Estimate:
         """Percentile interval: (1 - level) / 2 of the resamples lie beyond either bound."""
         low, high = percentiles(self.resamples, self.resamples, level)
         return Interval(self.value, low, high)
-
-    def p_value(self, null: float = 0.0) -> float:
-        """Two-sided: twice the share of resamples beyond `null`, at least 2 / (B + 1)."""
-        beyond = min((self.resamples <= null).sum(), (self.resamples >= null).sum())
-        return min(1.0, 2 * (1 + int(beyond)) / (1 + len(self.resamples)))
 
     def equivalent(self, margin: float, level: float = 0.05) -> bool:
         """Whether the number lies surely between -margin and margin.
@@ -145,44 +139,16 @@ def difference(x: Arm, y: Arm, rng: np.random.Generator, paired: bool = False, r
     return _estimate(one - other, of_one - of_other, joint, rng)
 
 
-def probability_of_improvement(x: Arm, y: Arm, level: float = 0.95) -> Interval:
+def probability_of_improvement(x: Arm, y: Arm) -> float:
     """P(X > Y) + P(X = Y) / 2: how often a run of `x` scores above one of `y`; runs by their means over episodes.
-
-    The interval is Newcombe's score interval, because where every run of one arm beats every run of the other (common
-    with five) a bootstrap, rliable's among them, says [1, 1]. Runs that share a teacher count as fewer: by the design
-    effect 1 + (runs per teacher - 1) * intraclass correlation (Kish 1965). We take Student's t with the effective
-    number of runs less 2 where he takes the normal quantile. Arms are taken as independent, which is too wide rather
-    than too narrow where they share teachers or seeds.
-
-    Args:
-        x, y: see `Arm`; same units.
-        level: of the interval.
-
-    Returns:
-        Probabilities. The bounds are 0 and 1 where an arm has but one outermost unit.
 
     Raises:
         InputError: as `bootstrap`.
 
-    Source: Agarwal et al. 2021; Newcombe 2006, "Confidence intervals for an effect size measure based on the
-    Mann-Whitney statistic. Part 2", method 5.
+    Source: Agarwal et al. 2021.
     """
-    groups = [[np.array([run.mean() for run in runs]) for runs in _outermost(arm)] for arm in (x, y)]
-    one, other = (np.concatenate(arm) for arm in groups)
-    value = float(((one[:, None] > other).mean() + (one[:, None] >= other).mean()) / 2)
-    if min(len(arm) for arm in groups) == 1:
-        return Interval(value, 0.0, 1.0)
-    m, n = (_effective_runs(arm) for arm in groups)
-    t = float(stats.t.ppf((1 + level) / 2, m + n - 2))
-
-    def outside(p: float) -> float:
-        inner = 1 + ((m + n) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))
-        return float((p - value) ** 2 - t**2 * p * (1 - p) * inner / (m * n))
-
-    # At 0 and 1 `outside` has a second root, which is not meant.
-    low = optimize.brentq(outside, 0.0, min(value, 1 - 1e-12)) if value > 0 else 0.0
-    high = optimize.brentq(outside, max(value, 1e-12), 1.0) if value < 1 else 1.0
-    return Interval(value, float(low), float(high))
+    one, other = (np.array([run.mean() for runs in _outermost(arm) for run in runs]) for arm in (x, y))
+    return float(((one[:, None] > other).mean() + (one[:, None] >= other).mean()) / 2)
 
 
 def permutation_test(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, limit: int = 200_000) -> float:
@@ -377,19 +343,3 @@ def _outermost(arm: Arm) -> list[list[FloatArray]]:
         if not np.isfinite(run).all():
             raise InputError("a score is not a finite number: leave failed runs out, and say so")
     return [[run] for run in checked[0]] if len(checked) == 1 else checked
-
-
-def _effective_runs(groups: Sequence[FloatArray]) -> float:
-    """How many independent runs those in groups are worth; the intraclass correlation is Fisher's, from variances."""
-    counts = np.array([len(group) for group in groups])
-    total, k = int(counts.sum()), len(groups)
-    if total == k:
-        return float(total)
-    means = np.array([group.mean() for group in groups])
-    grand = float(counts @ means) / total
-    between = float(counts @ (means - grand) ** 2) / (k - 1)
-    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / (total - k)
-    size = (total - float((counts**2).sum()) / total) / (k - 1)  # runs per teacher, for unequal counts
-    spread = between + (size - 1) * within
-    correlation = max(0.0, (between - within) / spread) if spread > 0 else 1.0
-    return total / (1 + (total / k - 1) * correlation)

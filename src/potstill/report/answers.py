@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from potstill.errors import InputError
+from potstill.report.budgets import AtBudget, Law, Passing, at_budgets, laws, passings
 from potstill.report.comparisons import (
     Ablation,
     Budget,
-    Comparison,
     Difference,
     Growth,
     Ratio,
@@ -16,12 +16,20 @@ from potstill.report.comparisons import (
     differences,
     front,
     growths,
-    longer,
     ratios,
-    sampled,
-    ways,
 )
-from potstill.report.groups import Certificate, Group, Record, Scale, certificates_of, groups_of, scale_of, student_arm
+from potstill.report.groups import (
+    Certificate,
+    Group,
+    Record,
+    Scale,
+    budget_of,
+    certificates_of,
+    groups_of,
+    headline,
+    scale_of,
+    student_arm,
+)
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,15 @@ class Answers:
     certificates: tuple[Certificate, ...]
     ratios: tuple[Ratio, ...]
     differences: tuple[Difference, ...]
-    ways: tuple[Difference, ...]
-    """The other distilled arms less `student`."""
     budgets: tuple[Budget, ...]
     growths: tuple[Growth, ...]
     front: dict[str, tuple[bool, ...]]
     """Of each cost, which of `groups` no other beats in cost and score; False for a group without that cost."""
     ablations: tuple[Ablation, ...]
-    sampled: Comparison | None
-    """With actions sampled: as much an answer as the greedy one. None where that was not played."""
-    longer: Comparison | None
-    """None where RL was not given twice the budget."""
+    at_budgets: tuple[AtBudget, ...]
+    """RL against `student` by play, critic and budget; the groups above are those of one budget, and greedy."""
+    passings: tuple[Passing, ...]
+    laws: tuple[Law, ...]
     notes: tuple[str, ...]
     """What was left out of a computation, and why."""
 
@@ -57,19 +63,38 @@ class Answers:
     def arms(self) -> list[str]:
         return list(dict.fromkeys(group.arm for group in self.groups))
 
+    def at(self, reward: str, play: str, whole: bool = False) -> AtBudget | None:
+        """RL of this critic in this play against the students, at the budget that answers are of, or at the largest."""
+        found = [at for at in self.at_budgets if (at.reward, at.play) == (reward, play)]
+        groups = self.of(reward)
+        steps = budget_of(groups[0].runs[0]) if groups else 0.0
+        return found[-1] if whole and found else next((at for at in found if at.steps == steps), None)
+
+    @property
+    def sampled(self) -> AtBudget | None:
+        """With actions sampled: as much an answer as the greedy one. None where that was not played."""
+        return self.at("rl", "sampled")
+
+    @property
+    def longer(self) -> AtBudget | None:
+        """RL at its largest budget; None where that is the one that answers are about."""
+        whole = self.at("rl", "greedy", whole=True)
+        return whole if whole != self.at("rl", "greedy") else None
+
     @property
     def student(self) -> str | None:
         """The distilled arm that the answers are about: the student-led one, else the first there is."""
         return student_arm(self.arms)
 
 
-def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) -> Answers:
+def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000, targets: Sequence[float] = ()) -> Answers:
     """Everything the report says of the runs of one task.
 
     Args:
         records: of `results.read_runs`, all of one task; failed and unfinished ones count as missing.
         seed: decides everything drawn. Each number has a generator of its own: an arm more changes no other's.
         resamples: of every bootstrap.
+        targets: scores at which sizes are compared, as the plan fixed them; empty takes the task's.
 
     Raises:
         InputError: records of several tasks.
@@ -80,11 +105,12 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
     task = tasks[0] if tasks else "unknown task"
     notes: list[str] = []
     certificates = tuple(certificates_of(records))
-    scale = scale_of(task, records)
-    groups = tuple(groups_of(records, certificates, scale, seed, resamples))
+    scale = scale_of(task, records, targets)
+    groups = tuple(groups_of(headline(records), certificates, scale, seed, resamples))
     by_arm = {
         arm: [group for group in groups if group.arm == arm] for arm in dict.fromkeys(group.arm for group in groups)
     }
+    each = tuple(at_budgets(records, certificates, scale, seed, resamples))
     return Answers(
         task,
         tuple(records),
@@ -93,12 +119,12 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000) ->
         certificates,
         tuple(ratios(by_arm, scale, seed, resamples, notes)),
         tuple(differences(by_arm, scale, seed, resamples)),
-        tuple(ways(by_arm, scale, seed, resamples)),
         tuple(budgets(by_arm)),
         tuple(growths(by_arm, seed, resamples)),
         {cost: front(groups, cost) for cost in ("latency_ms", "bytes", "macs")},
         tuple(ablations(groups, scale, seed, resamples)),
-        sampled(records, scale, seed, resamples),
-        longer(records, by_arm, scale, seed, resamples),
+        each,
+        tuple(passings(each, seed, resamples)),
+        tuple(laws(each)),
         tuple(dict.fromkeys(notes)),
     )

@@ -21,13 +21,9 @@ from potstill.analysis.statistics import (
 from potstill.arms import REWARD, STUDENTS
 from potstill.report.groups import (
     Group,
-    Record,
     Scale,
     generator,
-    groups_of,
     name,
-    number,
-    student_arm,
     units_of,
 )
 
@@ -54,10 +50,10 @@ class Difference:
     parameters: int
     score: Interval
     p: float | None
-    """Of the permutation test of the difference of means (of ways, of the paired bootstrap), Holm-corrected over the
-    arm's sizes; None where a group has one outermost unit: no test."""
+    """Of the permutation test of the difference of means, Holm-corrected over the arm's sizes; None where a group has
+    one outermost unit: no test."""
     equivalent: bool
-    improvement: Interval
+    improvement: float
     """Probability that a run of the arm scores above one of RL."""
     lower_bound: bool
     """RL's group is a lower bound, so the difference to it is an upper one."""
@@ -96,13 +92,6 @@ class Ablation(NamedTuple):
     """Their difference over the teachers that both have, which are paired; None where one has a single run."""
 
 
-class Comparison(NamedTuple):
-    """The distilled arm that the answers are about against RL, played or trained in another way than theirs."""
-
-    ratios: tuple[Ratio, ...]
-    differences: tuple[Difference, ...]
-
-
 def ratios(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int, notes: list[str]) -> Iterable[Ratio]:
     """How many times the size RL needs for each of the task's scores, on curves of the sizes that both arms have.
 
@@ -112,38 +101,61 @@ def ratios(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int
     """
     for reward in (arm for arm in REWARD if arm in arms):
         for student in (arm for arm in STUDENTS if arm in arms):
-            curves = [_curve(arms[name], notes) for name in (reward, student)]
-            sizes = sorted(set.intersection(*({group.parameters for group in curve.groups} for curve in curves)))
-            if len(sizes) < 2:
-                continue
-            rl, distilled = (
-                [games for group, games in zip(curve.groups, curve.games, strict=True) if group.parameters in sizes]
-                for curve in curves
+            called = ("ratio", reward, student)
+            found = size_ratios(arms[reward], arms[student], scale.targets, seed, called, resamples, notes)
+            yield from (Ratio(reward, student, target, size) for target, size in found)
+
+
+def size_ratios(
+    rl: Sequence[Group],
+    others: Sequence[Group],
+    targets: Sequence[float],
+    seed: int,
+    called: tuple[object, ...],
+    resamples: int,
+    notes: list[str],
+) -> Iterable[tuple[float, Bounded]]:
+    """By score, the size that `rl` needs over the one that `others` need; `called` tells its draws from others'."""
+    curves = [_curve(groups, notes) for groups in (rl, others)]
+    sizes = sorted(set.intersection(*({group.parameters for group in curve.groups} for curve in curves)))
+    if len(sizes) < 2:
+        return
+    x, y = (
+        [games for group, games in zip(curve.groups, curve.games, strict=True) if group.parameters in sizes]
+        for curve in curves
+    )
+    for target in targets:
+        rng = generator(seed, *called, target)
+        yield target, scaling.size_ratio(sizes, x, y, target, rng, resamples=resamples)
+
+
+def differences(
+    arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int, reward: str = "rl"
+) -> Iterable[Difference]:
+    """Each arm less RL, of the arm `reward`, at each size that both have; tests are corrected over these."""
+    baseline = {group.parameters: group for group in arms.get(reward, [])}
+    for arm in (arm for arm in (*REWARD, *STUDENTS) if arm in arms and arm != reward):
+        pairs = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
+        tested = [min(x.units, y.units) > 1 for x, y in pairs]
+        p = [
+            permutation_test(_means(x.games), _means(y.games), generator(seed, "p", "difference", arm, x.parameters))
+            for (x, y), yes in zip(pairs, tested, strict=True)
+            if yes
+        ]
+        corrected = iter(holm(p).tolist())
+        for (x, y), yes in zip(pairs, tested, strict=True):
+            rng = generator(seed, "difference", arm, x.parameters)
+            found = difference(x.games, y.games, rng, resamples=resamples)
+            yield Difference(
+                arm,
+                x.width,
+                x.parameters,
+                scale.within(found.interval(), difference=True),
+                next(corrected) if yes else None,
+                yes and found.equivalent(scale.margin),
+                probability_of_improvement(x.games, y.games),
+                y.lower_bound,
             )
-            for target in scale.targets:
-                rng = generator(seed, "ratio", reward, student, target)
-                size = scaling.size_ratio(sizes, rl, distilled, target, rng, resamples=resamples)
-                yield Ratio(reward, student, target, size)
-
-
-def differences(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
-    """Each arm less RL from scratch, at every size that both have."""
-    baseline = {group.parameters: group for group in arms.get("rl", [])}
-    for arm in (arm for arm in (*REWARD[1:], *STUDENTS) if arm in arms):
-        shared = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
-        pairs = [_Pair(x, x.games, y.games, lower_bound=y.lower_bound) for x, y in shared]
-        yield from _compared(pairs, "difference", scale, seed, resamples)
-
-
-def ways(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
-    """Each other distilled arm less the one that the answers are about, at every size that both have, over the teachers
-    that both have, which are paired."""
-    usual = student_arm(arms)
-    baseline = {group.parameters: group for group in arms[usual]} if usual is not None else {}
-    for arm in (arm for arm in STUDENTS if arm in arms and arm != usual):
-        shared = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
-        pairs = [_Pair(x, *games, paired=len(games[0]) > 1) for x, y in shared if (games := _with_shared(x, y))[0]]
-        yield from _compared(pairs, "way", scale, seed, resamples)
 
 
 def budgets(arms: dict[str, list[Group]]) -> Iterable[Budget]:
@@ -180,37 +192,6 @@ def growths(arms: dict[str, list[Group]], seed: int, resamples: int) -> Iterable
             yield Growth(arm, (small.parameters, large.parameters), Interval(*(each / doublings for each in gain)))
 
 
-def longer(
-    records: Sequence[Record], arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int
-) -> Comparison | None:
-    """The same ratios and differences with the runs of rl-long in the place of RL's; None without such runs."""
-    doubled = list(
-        groups_of([run | {"arm": "rl"} for run in records if run.get("arm") == "rl-long"], (), scale, seed, resamples)
-    )
-    return _comparison(doubled, arms.get(student_arm(arms) or "", []), scale, seed, resamples)
-
-
-def sampled(records: Sequence[Record], scale: Scale, seed: int, resamples: int) -> Comparison | None:
-    """The same ratios and differences with actions sampled, by the mean of each run's games; None where RL or the
-    students were not played so."""
-    played = [
-        run | {"score": run["score_sampled"], "returns": None}
-        for run in records
-        if number(run, "score_sampled") is not None
-    ]
-    groups = list(groups_of(played, (), scale, seed, resamples))
-    student = student_arm({group.arm for group in groups})
-    rl, students = ([group for group in groups if group.arm == arm] for arm in ("rl", student))
-    return _comparison(rl, students, scale, seed, resamples)
-
-
-def _comparison(rl: list[Group], students: list[Group], scale: Scale, seed: int, resamples: int) -> Comparison | None:
-    if not (rl and students):
-        return None
-    pair = {"rl": rl, students[0].arm: students}
-    return Comparison(tuple(ratios(pair, scale, seed, resamples, [])), tuple(differences(pair, scale, seed, resamples)))
-
-
 def ablations(groups: Sequence[Group], scale: Scale, seed: int, resamples: int) -> Iterable[Ablation]:
     """Every arm that the protocol does not know, with the one it is a change of."""
     bases = {_place(group): group for group in groups if group.arm in ("rl", "distill-student")}
@@ -232,42 +213,6 @@ def front(groups: Sequence[Group], cost: str) -> tuple[bool, ...]:
     best = scaling.pareto_front([value for _, value in known], [groups[i].score.value for i, _ in known])
     best_groups = {i for (i, _), yes in zip(known, best, strict=True) if yes}
     return tuple(i in best_groups for i in range(len(groups)))
-
-
-class _Pair(NamedTuple):
-    group: Group
-    games: Arm
-    others: Arm  # those of what it is compared with, at the same size
-    paired: bool = False  # by teacher
-    lower_bound: bool = False
-
-
-def _compared(pairs: Sequence[_Pair], what: str, scale: Scale, seed: int, resamples: int) -> Iterable[Difference]:
-    """One arm's differences, the tests corrected over its sizes; `what` tells their draws from others."""
-    found = [
-        difference(x, y, generator(seed, what, group.arm, group.parameters), paired, resamples)
-        for group, x, y, paired, _ in pairs
-    ]
-    tested = [min(units_of(pair.games), units_of(pair.others)) > 1 for pair in pairs]
-    p = [
-        each.p_value()
-        if paired
-        else permutation_test(_means(x), _means(y), generator(seed, "p", what, group.arm, group.parameters))
-        for each, (group, x, y, paired, _), yes in zip(found, pairs, tested, strict=True)
-        if yes
-    ]
-    corrected = iter(holm(p).tolist())
-    for (group, x, y, _, lower_bound), each, yes in zip(pairs, found, tested, strict=True):
-        yield Difference(
-            group.arm,
-            group.width,
-            group.parameters,
-            scale.within(each.interval(), difference=True),
-            next(corrected) if yes else None,
-            yes and each.equivalent(scale.margin),
-            probability_of_improvement(x, y),
-            lower_bound,
-        )
 
 
 def _with_shared(x: Group, y: Group) -> tuple[Arm, Arm]:

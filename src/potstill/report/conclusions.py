@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from potstill.arms import REWARD, STUDENTS
 from potstill.report.answers import Answers
+from potstill.report.budgets import PLAYS
 from potstill.report.comparisons import ENOUGH, Difference, Ratio
 from potstill.report.figures import short
 from potstill.report.groups import learning_curve, name, steps_to_reach
@@ -117,16 +118,24 @@ def _overhead(question: str, answers: Answers) -> Reply:
             f" {name(student)} reaches them beyond the sizes measured, or too near their ends. {_wanted(answers)}",
         )
     soft = [ratio for ratio in answers.sampled.ratios if _bounded(ratio)] if answers.sampled else []
-    plays = [[each.size.interval for each in found] for found in ([told, soft] if answers.sampled else [told])]
-    above, below = [any(low > 1 for low, _ in f) for f in plays], [any(high < 1 for _, high in f) for f in plays]
-    holding = any(0 < low <= 1 <= high < math.inf for found in plays for low, high in found)
     budgets = [budget for budget in answers.budgets if budget.student == student]
     fair = sum(budget.no_less for budget in budgets)
     unfair = sum(budget.alone is not None and budget.alone[1] <= 1 / ENOUGH for budget in budgets)
     open_ = any(group.lower_bound for group in answers.of("rl"))
-    if all(above) and not any(below) and not holding:
-        verdict = "Open" if open_ else "Yes" if fair >= 2 else "Not claimed"
-    elif all(below) and not any(above) and not holding:
+    plays = [told, soft] if answers.sampled else [told]
+    larger = [found for reward in REWARD[1:] if (found := _plays(answers, reward))]
+    whole = [found for reward in REWARD if (found := _plays(answers, reward, whole=True))]
+    if _beyond(plays, 1):
+        if any(map(_level, larger)):
+            verdict = "The critic"
+        elif all(map(_level, whole)):
+            verdict = "The budget"
+        elif not all(_beyond(found, 1) for found in larger):
+            verdict = "Not shown"
+        else:
+            at_this = "Yes, at this budget" if answers.longer else "Open"
+            verdict = at_this if open_ else "Yes" if fair >= 2 else "Not claimed"
+    elif _beyond(plays, -1):
         verdict = "No: a smaller one" if unfair >= 2 else "Not claimed"
     else:
         verdict = "Not shown"
@@ -144,8 +153,12 @@ def _overhead(question: str, answers: Answers) -> Reply:
         notes.append(
             "RL is not shown to have converged: with more steps, or a larger critic, its ratio may be smaller."
         )
-    if again := answers.longer and _ratios([r for r in answers.longer.ratios if _bounded(r)], " times at ", answers):
-        notes.append(f"With twice the budget for RL, greedy: {again}.")
+    for reward in REWARD[1:]:
+        at = answers.at(reward, "greedy")
+        if at and (again := _ratios([r for r in at.ratios if _bounded(r)], " times at ", answers)):
+            notes.append(f"{_capital(name(reward))} after {short(at.steps)} agent steps, greedy: {again}.")
+    if answers.longer and (again := _ratios([r for r in answers.longer.ratios if _bounded(r)], " times at ", answers)):
+        notes.append(f"With {short(answers.longer.steps)} agent steps for RL, greedy: {again}.")
     notes += [_wanted(answers)] * (len(told) < len(ours))
     notes.append(
         f"Of three budgets (agent steps, gradient steps, multiply-adds) RL had no less than the student of {fair}, the"
@@ -209,11 +222,13 @@ def _equal_size(question: str, answers: Answers) -> Reply:
     ]
     if (least := _least(answers, tested)) >= LEVEL:
         notes.append(f"With so few runs no test can show a difference: its p is {min(least, 1.0):.2f} at least.")
-    if again := [each for each in answers.longer.differences if each.p is not None] if answers.longer else []:
+    longer = answers.longer
+    if longer and (again := [each for each in longer.differences if each.p is not None]):
         above_long = sum(_significant(each) and each.score.value > 0 for each in again)
         notes.append(
-            f"With twice the budget for RL the student scores higher at {above_long} of {len(again)} sizes; the"
-            f" differences are {', '.join(f'{each.score.value:+.1f}' for each in again)} from the smallest on."
+            f"With {short(longer.steps)} agent steps for RL the student scores higher at {above_long} of {len(again)}"
+            f" sizes; the differences, from the smallest on, are"
+            f" {', '.join(f'{each.score.value:+.1f}' for each in again)}."
         )
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
@@ -237,6 +252,30 @@ def _least(answers: Answers, tested: list[Difference]) -> float:
 
 def _bounded(ratio: Ratio) -> bool:
     return ratio.size.interval != (0.0, math.inf)
+
+
+def _plays(answers: Answers, reward: str, whole: bool = False) -> list[list[Ratio]]:
+    """The ratios of RL of this critic to the students that have a bound, in each way of playing."""
+    each = [at for play in PLAYS if (at := answers.at(reward, play, whole))]
+    return [[ratio for ratio in at.ratios if _bounded(ratio)] for at in each]
+
+
+def _beyond(plays: list[list[Ratio]], side: int) -> bool:
+    """Whether each play has an interval above 1 (`side` 1) or below (-1), and none has one on the other side, or one of
+    two ends that holds 1."""
+    spans = [[ratio.size.interval for ratio in found] for found in plays]
+    there, other = (
+        [any(low > 1 if sign > 0 else high < 1 for low, high in found) for found in spans] for sign in (side, -side)
+    )
+    holding = any(0 < low <= 1 <= high < math.inf for found in spans for low, high in found)
+    return all(there) and not any(other) and not holding
+
+
+def _level(plays: list[list[Ratio]]) -> bool:
+    """Whether each play has an interval that lies below 1, or has two ends and holds 1, and none one above."""
+    spans = [[ratio.size.interval for ratio in found] for found in plays]
+    level = all(any(high < 1 or 0 < low <= 1 <= high < math.inf for low, high in found) for found in spans)
+    return level and not any(low > 1 for found in spans for low, _ in found)
 
 
 def _ratios(found: Iterable[Ratio], at: str, answers: Answers) -> str:

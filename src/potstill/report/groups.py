@@ -128,8 +128,9 @@ def learning_curve(record: Record) -> list[tuple[float, float]]:
     return [(step, score) for step, score in points if step is not None and score is not None]
 
 
-def scale_of(task: str, records: Sequence[Record]) -> Scale:
-    """What the task's entry says; what it leaves open, of what the teachers score over a random policy."""
+def scale_of(task: str, records: Sequence[Record], targets: Sequence[float] = ()) -> Scale:
+    """What the plan says (`targets`), or the task's entry; what they leave open, of what the teachers score over random
+    play."""
     known = task_of(task)
     best = [value for record in records if (value := number(record, "teacher_score")) is not None]
     best = best or [value for record in records if (value := number(record, "score")) is not None] or [1.0]
@@ -138,7 +139,7 @@ def scale_of(task: str, records: Sequence[Record]) -> Scale:
     # As fractions of the teacher's score over a random policy's. In Pong half a point is an eightieth of that.
     shares = tuple(float(f"{low + part * span:.3g}") for part in (0.25, 0.5, 0.75, 0.9))
     margin = known.margin if known.margin is not None else span / 80
-    return Scale(known.targets or shares, margin, known.two_sided, known.limits)
+    return Scale(tuple(targets) or known.targets or shares, margin, known.two_sided, known.limits)
 
 
 def generator(seed: int, *names: object) -> np.random.Generator:
@@ -154,6 +155,36 @@ def certificates_of(records: Sequence[Record]) -> Iterable[Certificate]:
             yield Certificate(str(run["run"]), str(run.get("width")), run.get("seed"), found.get(run["run"]))
 
 
+def budget_of(run: Record) -> float:
+    """Agent steps of a run, to two figures: a rollout more or less is none; 0 where they are not known."""
+    return float(f"{number(run, 'env_steps') or 0.0:.2g}")
+
+
+def by_budget(records: Sequence[Record], arm: str) -> dict[float, list[Record]]:
+    """An arm's runs by their agent steps, few to many, branches and longer runs of the same arm among them."""
+    found: dict[float, list[Record]] = {}
+    for run in records:
+        if scored(run) and LONG.get(str(run.get("arm")), run.get("arm")) == arm:
+            found.setdefault(budget_of(run), []).append(run | {"arm": arm})
+    return dict(sorted(found.items()))
+
+
+def headline(records: Sequence[Record]) -> list[Record]:
+    """The records that answers are of: of an arm with branches those of one budget, the least at which it had as many
+    agent steps as a student and its teacher together, else the largest; of other arms all."""
+    taught = [run for run in records if run.get("arm") in STUDENTS]
+    both = [(number(run, "env_steps"), number(run, "teacher_env_steps")) for run in taught]
+    spent = [own + teacher for own, teacher in both if own is not None and teacher is not None]
+    needed = 0.95 * float(median(spent)) if spent else math.inf
+    branched = {str(run.get("arm")) for run in records if run.get("branch") is not None}
+    chosen = {arm: list(by_budget(records, arm)) for arm in branched}
+    budgets = {
+        arm: next((steps for steps in found if steps >= needed), found[-1] if found else 0.0)
+        for arm, found in chosen.items()
+    }
+    return [run for run in records if budgets.get(str(run.get("arm")), budget_of(run)) == budget_of(run)]
+
+
 def groups_of(
     records: Sequence[Record], certificates: Sequence[Certificate], scale: Scale, seed: int, resamples: int
 ) -> Iterable[Group]:
@@ -161,7 +192,7 @@ def groups_of(
     converged = {certificate.run for certificate in certificates if certificate.verdict == "converged"}
     by_size: dict[tuple[str, int], list[Record]] = {}
     for record in records:
-        if scored(record) and record.get("arm") not in LONG:
+        if scored(record) and record.get("arm") not in LONG:  # as `by_budget` renames them
             by_size.setdefault((str(record.get("arm")), int(record["parameters"])), []).append(record)
     order = sorted(by_size, key=lambda at: (order_of(at[0]), at[1]))
     for arm, parameters in order:

@@ -23,7 +23,7 @@ from potstill.report import conclusions, tables
 from potstill.report import scaling_figures as drawn
 from potstill.report.answers import Answers, answer
 from potstill.report.figures import STYLE, WIDTH, score_distributions
-from potstill.report.groups import Record, name
+from potstill.report.groups import Record
 from potstill.report.tables import Table
 from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table
 from potstill.storage.checkpoints import write_atomically
@@ -42,6 +42,13 @@ class Study(NamedTuple):
     """Of study.json; empty where there is none."""
     films: list[tuple[str, bytes]]
     """Name and content of each .mp4 in the folder that is small enough."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Those at which its plan compares sizes; empty where it leaves them to the task."""
+        scores = self.document.get("scores")
+        known = scores if isinstance(scores, list) else []
+        return tuple(float(score) for score in known if type(score) in (int, float) and math.isfinite(score))
 
 
 class Section(NamedTuple):
@@ -111,7 +118,7 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
         planned = study.document.get("planned") if len(tasks) == 1 else None
         for task in tasks:
             records = [record for record in study.records if (record.get("env") or tasks[0]) == task]
-            each.append((answer(records, seed, resamples), planned if isinstance(planned, int) else None))
+            each.append((answer(records, seed, resamples, study.scores), planned if isinstance(planned, int) else None))
     records = [record for study in studies for record in study.records]
     statuses = [str(record.get("status")) for record in records]
     environment = Environment(
@@ -168,8 +175,17 @@ def _sections(answers: Answers) -> Iterable[Section]:
         f" within {answers.scale.margin:.2g} of no difference. The"
         " probability is that of a run of the arm scoring above one of RL. <=: RL is not shown to have converged, so"
         " the difference may be smaller.",
-        [drawn.differences, drawn.improvements],
+        [drawn.differences],
         [tables.differences(answers)],
+    )
+    yield _of(
+        answers,
+        "Score and size needed by budget",
+        "RL beside each critic after so many agent steps, against students. Ratios are of RL's size over the student's"
+        " at a score; in brackets RL's size over that at the budget before. S(N, D) = S_inf (1 - (D / D0)^-b) is told"
+        " where its lack of fit is not significant.",
+        [drawn.budgets],
+        [tables.ratios_by_budget(answers), tables.passings(answers), tables.laws(answers)],
     )
     yield _of(
         answers,
@@ -216,15 +232,6 @@ def _sections(answers: Answers) -> Iterable[Section]:
     yield Section(
         "Scores of single games", "A mean can hide games lost: P(score < 0) stands on top.", figures, (), lacks
     )
-    if answers.ways:
-        yield _of(
-            answers,
-            "Ways to distil",
-            f"Each other distilled arm less {name(answers.student or '')}, at equal size, over the teachers that"
-            " both have, which are paired; otherwise as the differences to RL above. None of the three questions, and"
-            " asked after the runs: what it shows is to be shown again.",
-            side=[tables.ways(answers)],
-        )
     if answers.ablations:
         yield Section(
             "Ablations",

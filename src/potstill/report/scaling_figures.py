@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from potstill.arms import ARMS, STUDENTS, look_of
@@ -26,6 +27,9 @@ from potstill.report.drawing import (
 )
 from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.groups import Group, number
+
+RHO = (0.05, 200.0)
+"""Ratios of sizes that a figure has room for."""
 
 
 def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
@@ -122,25 +126,72 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
     return figure
 
 
-def improvements(answers: Answers, width: float = WIDTH) -> Figure:
-    """Probability that a run of an arm scores above one of RL from scratch at the same size."""
-    found = [each for each in answers.differences if each.p is not None]
-    if not found:
-        raise InputError("no size at which RL from scratch and another arm both have two runs")
-    arms = list(dict.fromkeys(each.arm for each in found))
+def budgets(answers: Answers, width: float = WIDTH) -> Figure:
+    """Score against agent steps, greedy above and sampled below; beside each, rho against RL's agent steps."""
+    if not answers.at_budgets:
+        raise InputError("no size at which both RL and a distilled network have a finished run")
+    sizes = sorted({group.parameters for at in answers.at_budgets for group in at.groups})
+    colours = {size: colormaps["viridis"](0.9 * i / max(len(sizes) - 1, 1)) for i, size in enumerate(sizes)}
+    rewards = list(dict.fromkeys(at.reward for at in answers.at_budgets))
+    dashes: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
+    lines = dict(zip(rewards, dashes, strict=False))
+    plays = list(dict.fromkeys(at.play for at in answers.at_budgets))
+    target = answers.scale.targets[len(answers.scale.targets) // 2]
     with rc_context(STYLE):
-        title = f"Probability of scoring above RL, {task(answers)}"
-        figure, (ax,) = canvas(title, "a run of the arm against a run of RL, equal size; 95 % intervals", width, 3.8)
-        ax.axhline(0.5, color="black", linewidth=1.0, zorder=1)
-        for each in found:
-            look = look_of(each.arm)
-            x = each.parameters * dodge(arms.index(each.arm), len(arms))
-            interval(ax, x, each.improvement.low, each.improvement.high, look.colour)
-            ax.plot([x], [each.improvement.value], look.marker, color=look.colour, markersize=6, zorder=3)
-        ax.set_ylim(-0.04, 1.04)
-        size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
-        ax.set_ylabel("probability")
-        legend(figure, key_of(arms), width)
+        columns = 2 if width > NARROW else 1
+        note = (
+            "left: medians of RL's runs, a colour per size; dots: students, at their own and their teachers' steps;"
+            f" right: RL's size over the student's at a score of {target:g}, band: 95 %, open where no size bounds it"
+        )
+        rows = 2 * len(plays) // columns
+        figure, axes = canvas(
+            f"Score and size needed by budget, {task(answers)}", note, width, 1.5 + 2.3 * rows, rows, columns
+        )
+        for place, play in enumerate(plays):
+            left, right = axes[2 * place : 2 * place + 2]
+            mine = [at for at in answers.at_budgets if at.play == play]
+            for student in mine[0].students if mine else ():
+                own, teacher = (student.middle(key) for key in ("env_steps", "teacher_env_steps"))
+                if own is not None and student.parameters in colours:
+                    y = student.middle("score") or 0.0
+                    left.plot([own + (teacher or 0.0)], [y], "o", color=colours[student.parameters])
+            for reward in rewards:
+                curve = [at for at in mine if at.reward == reward]
+                for size in sizes:
+                    points = [(at.steps, g.middle("score")) for at in curve for g in at.groups if g.parameters == size]
+                    if points:
+                        left.plot(
+                            *zip(*points, strict=True), lines[reward], color=colours[size], marker=".", linewidth=1.5
+                        )
+                told = [(at.steps, r.size) for at in curve for r in at.ratios if r.target == target]
+                look = look_of(reward)
+                for steps, ratio in told:
+                    low, high = (min(max(end, RHO[0]), RHO[1]) for end in ratio.interval)
+                    right.plot(
+                        [steps] * 2, [low, high], color=look.colour, linewidth=7, alpha=0.25, solid_capstyle="butt"
+                    )
+                known = [(steps, ratio.low) for steps, ratio in told if ratio.low == ratio.high]
+                if known:
+                    right.plot(*zip(*known, strict=True), lines[reward], color=look.colour, marker=look.marker)
+            right.axhline(1.0, color="black", linewidth=1.0, zorder=1)
+            right.set_yscale("log")
+            right.set_ylim(*RHO)
+            left.set_ylabel(f"score, {play}")
+            right.set_ylabel(f"ratio of sizes, {play}")
+            for ax in (left, right):
+                ax.set_xscale("log")
+                ax.xaxis.set_minor_locator(NullLocator())
+                ax.yaxis.set_minor_locator(NullLocator())
+                ticks = sorted({at.steps for at in mine})
+                ax.set_xticks(ticks, [short(tick) for tick in ticks])
+                ax.set_xlabel("agent steps (log scale)")
+            right.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        key = [Line2D([], [], color=colours[size], label=f"{short(size)} parameters") for size in sizes]
+        key += [
+            Line2D([], [], color=look_of(r).colour, linestyle=lines[r], label=look_of(r).short.replace("\n", " "))
+            for r in rewards
+        ]
+        legend(figure, key, width)
     return figure
 
 

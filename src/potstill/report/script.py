@@ -41,9 +41,10 @@ def main_of_study(draw: Callable[[Answers], Figure], argv: Sequence[str] | None 
     """
 
     def make(source: Path, arms: list[str] | None) -> Figure:
-        records = read_study(source).records
-        _check_arms(arms, {str(record.get("arm")) for record in records})
-        return draw(answer([record for record in records if arms is None or record.get("arm") in arms]))
+        study = read_study(source)
+        _check_arms(arms, {str(record.get("arm")) for record in study.records})
+        records = [record for record in study.records if arms is None or record.get("arm") in arms]
+        return draw(answer(records, targets=study.scores))
 
     _main(draw, make, "a folder of a study's records", argv)
 

@@ -9,7 +9,8 @@ from potstill.analysis.statistics import Interval
 from potstill.arms import ARMS, LONG, REWARD, STUDENTS
 from potstill.report import conclusions
 from potstill.report.answers import Answers
-from potstill.report.comparisons import BUDGETS, Ablation, Difference
+from potstill.report.budgets import AtBudget, Law
+from potstill.report.comparisons import BUDGETS, Ablation
 from potstill.report.figures import short
 from potstill.report.groups import Group, Record, name, number, scored
 
@@ -130,14 +131,6 @@ def ratios(answers: Answers) -> Table:
 
 
 def differences(answers: Answers) -> Table:
-    return _differences("Differences to RL from scratch", answers.differences)
-
-
-def ways(answers: Answers) -> Table:
-    return _differences(f"Differences to {name(answers.student or '')}", answers.ways)
-
-
-def _differences(title: str, each_of: Sequence[Difference]) -> Table:
     rows = [
         [
             name(each.arm),
@@ -146,12 +139,58 @@ def _differences(title: str, each_of: Sequence[Difference]) -> Table:
             _interval(each.score.low, each.score.high, "+.1f"),
             _number(each.p, ".4f") if each.p is not None else "one run: no test",
             "yes" if each.equivalent else "not shown",
-            f"{each.improvement.value:.2f} ({each.improvement.low:.2f} to {each.improvement.high:.2f})",
+            f"{each.improvement:.2f}",
         ]
-        for each in each_of
+        for each in answers.differences
     ]
     headings = ("arm", "width", "difference", "95 % interval", "p (Holm)", "equivalent", "probability of improvement")
-    return Table(title, headings, rows)
+    return Table("Differences to RL from scratch", headings, rows)
+
+
+def ratios_by_budget(answers: Answers) -> Table:
+    """RL's size over the student's at each score, and over RL's own at the budget before."""
+
+    def told(at: AtBudget, target: float) -> str:
+        size = next(ratio for ratio in at.ratios if ratio.target == target)
+        if size.size.interval == (0.0, math.inf):
+            return "not bounded"
+        before = next((f" [x {bounded}]" for score, bounded in at.shrunk if score == target), "")
+        return f"{conclusions.ratio_text(size)} ({conclusions.span(*size.size.interval)}){before}"
+
+    rows = [
+        [name(at.reward), at.play, _cost(at.steps), *(told(at, target) for target in answers.scale.targets)]
+        for at in answers.at_budgets
+        if at.ratios
+    ]
+    headings = ("RL", "play", "agent steps", *(f"{target:g}" for target in answers.scale.targets))
+    return Table("Ratio of sizes by budget, at each score", headings, rows)
+
+
+def passings(answers: Answers) -> Table:
+    rows = [
+        [
+            name(each.reward),
+            each.play,
+            _width(each.width),
+            _bounded_steps(each.steps.low, each.steps.high),
+            _bounded_steps(*each.steps.interval),
+            _cost(each.spent),
+        ]
+        for each in answers.passings
+    ]
+    headings = ("RL", "play", "width", "passes the student after", "95 % interval", "student's and teacher's steps")
+    return Table("Agent steps after which RL passes a student of its size", headings, rows)
+
+
+def laws(answers: Answers) -> Table:
+    def row(each: Law) -> list[str | Value]:
+        fits = each.law.p >= conclusions.LEVEL
+        limits = ", ".join(f"{limit:.1f} at {short(size)}" for size, (limit, _) in each.law.sizes.items())
+        told = [f"{each.law.power:.2f}", limits] if fits else ["does not fit", "-"]
+        return [name(each.reward), each.play, f"{each.law.lack:.1f}", f"{each.law.p:.3f}", *told]
+
+    headings = ("RL", "play", "F of lack of fit", "p", "b", "S_inf")
+    return Table("S(N, D) = S_inf (1 - (D / D0)^-b)", headings, [row(each) for each in answers.laws])
 
 
 def growths(answers: Answers) -> Table:
@@ -296,6 +335,15 @@ def _signed(value: float) -> str:
 
 def _interval(low: float, high: float, form: str = ".1f") -> str:
     return f"{low:{form}} to {high:{form}}" if math.isfinite(low) and math.isfinite(high) else "one run: none"
+
+
+def _bounded_steps(low: float, high: float) -> str:
+    """'1.2M', 'more than 2.0M', 'before 1.0M', '1.0M to 2.0M'."""
+    if low == high:
+        return short(low)
+    if low == 0:
+        return f"before {short(high)}" if math.isfinite(high) else "not known"
+    return f"{short(low)} to {short(high)}" if math.isfinite(high) else f"more than {short(low)}"
 
 
 def _width(text: str) -> str | Value:

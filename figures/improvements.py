@@ -1,7 +1,0 @@
-"""python figures/improvements.py FOLDER [--arms ARM ...] [--out FILE]"""
-
-from potstill.report.scaling_figures import improvements
-from potstill.report.script import main_of_study
-
-if __name__ == "__main__":
-    main_of_study(improvements)
