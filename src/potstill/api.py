@@ -1,20 +1,25 @@
 """What potstill does, as functions: `train, distill, evaluate, compress, load, study`. The command line calls these."""
 
 import html
+import io
 import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal, cast
 
 import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from potstill import evaluation as games
 from potstill import telemetry
+from potstill.arms import order_of
 from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
 from potstill.configs import filled
@@ -24,11 +29,12 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
 from potstill.load import Place, load, load_all, origin_of, path_of
-from potstill.networks import Policy, resolve_device
+from potstill.networks import Policy, as_options, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
 from potstill.ppo import PPOConfig
 from potstill.report import compression, page
+from potstill.report.groups import share_kept
 from potstill.results import runs_table
 from potstill.storage import runs
 from potstill.study import records
@@ -339,6 +345,9 @@ class Compressed(Run):
         """What was found, in one sentence or two."""
         return compression.claim(self.result)
 
+    def _shown(self) -> Record:
+        return Record(folder=str(self.path), reached=self.reached, found=self.claim)
+
 
 def compress(
     teacher: Place,
@@ -395,8 +404,38 @@ class Study:
         page.write([self.path], Path(path), seed, resamples)
         return Path(path)
 
+    def __rich__(self) -> Table:
+        return overview(self.table())
+
+    def __str__(self) -> str:
+        with (console := Console(width=160, file=io.StringIO())).capture() as told:
+            console.print(self)
+        return told.get()
+
     def _repr_html_(self) -> str:
         return self.table().select("run", "status", "parameters", "score")._repr_html_()
+
+
+def overview(table: pl.DataFrame) -> Table:
+    """A row per arm and size, six columns that fit 80: what is left out stands in the table's file."""
+    groups: dict[tuple[tuple[int, str], int, str], list[dict[str, Any]]] = {}
+    for run in table.iter_rows(named=True):
+        groups.setdefault((order_of(run["arm"]), run["parameters"] or 0, run["width"]), []).append(run)
+    several = max(map(len, groups.values())) > 1
+    output = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    output.add_column("arm", overflow="ellipsis")  # a name has no space to wrap at
+    for heading in ("parameters", "runs", "score", *["range of runs"] * several, "keeps"):
+        output.add_column(heading, justify="right", no_wrap=True)
+    for ((_, arm), parameters, width), group in sorted(groups.items()):
+        scores, teachers = ([run[key] for run in group if run[key] is not None] for key in ("score", "teacher_score"))
+        done = [run["status"] for run in group].count("done")
+        kept = share_kept(mean(scores), mean(teachers)) if scores and teachers else None
+        cells = [f"{parameters:,} ({width})" if parameters else str(width)]
+        cells += [f"{done}" if done == len(group) else f"{done} of {len(group)}"]
+        cells += [f"{mean(scores):.1f}" if scores else "-"]
+        cells += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
+        output.add_row(Text(arm), *map(Text, cells), "-" if kept is None else f"{kept:.0%}")  # Text reads no markup
+    return output
 
 
 def study(
@@ -458,7 +497,7 @@ def _filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:
     if isinstance(named.get("network"), str):  # as --network has it
         named["family"] = named.pop("network")
     if isinstance(named.get("options"), dict):
-        named["options"] = tuple(f"{name}={value}" for name, value in named["options"].items())
+        named["options"] = as_options(named["options"])
     return filled(named, *configs)
 
 

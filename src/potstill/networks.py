@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -80,6 +80,12 @@ def parse_width(text: str, what: str = "width") -> Fraction:
     if not 0 < width <= 16:
         raise InputError(f"{what} must be above 0 and at most 16, not {text}")
     return width
+
+
+def as_options(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keyword arguments of a network as `NetworkConfig.options` has them: by name, key=value, a list as 400,300."""
+    listed = {key: value if isinstance(value, list | tuple) else [value] for key, value in values.items()}
+    return tuple(f"{key}={','.join(map(str, listed[key]))}" for key in sorted(listed))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -395,7 +401,7 @@ class Policy(nn.Module):
         x = (observations.to(self.mean.dtype) - self.mean).to(torch.float32)
         x = (x * self.scale).clamp_(-self.clip, self.clip).to(dtype)
         if self.layout == "flat":
-            return x.reshape(len(x), -1)
+            return x.reshape(x.shape[0], -1)  # by len, an exporter would take the number for a constant
         if self.layout == "last":
             return x.permute(0, 3, 1, 2)
         return x.reshape(-1, *self.input_shape).contiguous(memory_format=torch.channels_last)

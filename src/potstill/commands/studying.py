@@ -5,23 +5,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal
 
 import polars as pl
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional
 
 from potstill import api
-from potstill.arms import order_of
 from potstill.errors import InputError, printable
 from potstill.evaluation import EvalConfig
 from potstill.options import parse, peek
 from potstill.report import figures
-from potstill.report.groups import share_kept
 from potstill.results import curves_table, episodes_table, runs_table, write_tables
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.runs import next_directory, working_in
@@ -63,8 +58,9 @@ def compare(arguments: Sequence[str]) -> None:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
     write_tables(out)
-    _print_table(runs_table(out))
-    done = runs_table(out).filter(status="done").height
+    found = runs_table(out)
+    _print(api.overview(found))
+    done = found.filter(status="done").height
     for draw, table in (
         (figures.size_score, runs_table),
         (figures.learning_curves, curves_table),
@@ -177,7 +173,7 @@ def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> di
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
     if done.ran:
-        _print_table(done.table())
+        _print(done.__rich__())
     else:
         print(f"nothing to do: all runs of {'the plan' if part == WHOLE else 'this part of the plan'} are done")
     print(out)
@@ -242,23 +238,5 @@ def _exit_for(failed: dict[str, str], planned: int) -> None:
         sys.exit(1)
 
 
-def _print_table(table: pl.DataFrame) -> None:
-    """A row per arm and size, six columns that fit 80: what is left out stands in the table's file."""
-    groups: dict[tuple[tuple[int, str], int, str], list[dict[str, Any]]] = {}
-    for run in table.iter_rows(named=True):
-        groups.setdefault((order_of(run["arm"]), run["parameters"] or 0, run["width"]), []).append(run)
-    several = max(map(len, groups.values())) > 1
-    output = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    output.add_column("arm", overflow="ellipsis")  # a name has no space to wrap at
-    for heading in ("parameters", "runs", "score", *["range of runs"] * several, "keeps"):
-        output.add_column(heading, justify="right", no_wrap=True)
-    for ((_, arm), parameters, width), runs in sorted(groups.items()):
-        scores, teachers = ([r[key] for r in runs if r[key] is not None] for key in ("score", "teacher_score"))
-        done = [run["status"] for run in runs].count("done")
-        kept = share_kept(mean(scores), mean(teachers)) if scores and teachers else None
-        cells = [f"{parameters:,} ({width})" if parameters else str(width)]
-        cells += [f"{done}" if done == len(runs) else f"{done} of {len(runs)}"]
-        cells += [f"{mean(scores):.1f}" if scores else "-"]
-        cells += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
-        output.add_row(Text(arm), *map(Text, cells), "-" if kept is None else f"{kept:.0%}")  # Text reads no markup
-    Console(width=None if sys.stdout.isatty() else 160).print(output)
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -26,12 +26,18 @@ class Actor(NamedTuple):
     """A policy as a file needs it."""
 
     policy: Policy
-    layers: list[nn.Module]  # normalised inputs to logits, or to means in units of half the range
+    layers: list[nn.Module]  # normalised inputs to logits, or to means in units of half the range; see `unlisted`
     observations: Array  # (B, *observation shape), raw, of the environment's own dtype
-    actions: list[int]  # the environment's own, by index; empty where actions are continuous
+    actions: list[Any]  # the environment's own, by index; one list a choice of several; empty where continuous
     bounds: Array | None  # (2, d) of continuous actions, in their space's own dtype
     observation_space: Any = None  # of the task, as Gymnasium has them
     action_space: Any = None
+    unlisted: str | None = None  # why `layers` is empty: no list of layers says what is computed
+
+    def check_listed(self) -> None:
+        """Raises InputError where there is no list of layers."""
+        if self.unlisted is not None:
+            raise InputError(f"{self.unlisted}: only an ONNX file is written of it")
 
     @property
     def units(self) -> tuple[Array, Array]:
@@ -55,17 +61,22 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
             if number % 8 == 0:  # neighbours look alike
                 seen.append(transition.observations.copy())
         dtype, space, bounds = envs.observation_dtype, envs.action_space, envs.bounds
-        # Several choices at once, as MultiDiscrete has them, have no file yet.
-        if not isinstance(envs.num_actions, int):
-            raise InputError(f"{loaded.env.id} takes several choices at once: no file of such a policy is written")
-        if bounds is not None and len(space.shape or ()) != 1:
-            raise InputError(f"{loaded.env.id} takes actions of shape {space.shape}: no such file is written")
-        actions = [] if envs.continuous else envs.choices[0].tolist()
+        several = [own.tolist() for own in envs.choices]
+        actions = several if isinstance(envs.num_actions, tuple) else several[0] if several else []
     if "network" in loaded.document:  # a checkpoint of ours, which has a probe
         seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
-    return Actor(
-        policy, layers(policy), np.concatenate(seen).astype(dtype), actions, bounds, envs.observation_space, space
-    )
+    listed, unlisted = [], None
+    try:
+        if isinstance(policy.num_actions, tuple):
+            raise InputError(f"{loaded.env.id} takes several choices at once")
+        if bounds is not None and len(space.shape or ()) != 1:
+            raise InputError(f"{loaded.env.id} takes actions of shape {space.shape}")
+        axes(policy)
+        listed = layers(policy)
+    except InputError as error:
+        unlisted = str(error)
+    shown = np.concatenate(seen).astype(dtype)
+    return Actor(policy, listed, shown, actions, bounds, envs.observation_space, space, unlisted)
 
 
 def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
@@ -73,9 +84,9 @@ def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
     own = policy.critic_trunk if policy.critic_trunk is not None else policy.trunk
     trunk, head = (own, policy.critic) if critic else (policy.trunk, policy.actor)
     if not isinstance(trunk, Trunk):
-        raise InputError(f"no file of a network of your own is written: {policy.family}")
+        raise InputError(f"{policy.family} is a network of your own")
     if trunk.activation not in _ACTIVATIONS:
-        raise InputError(f"no file of a network with {trunk.activation} units is written")
+        raise InputError(f"the network has {trunk.activation} units")
     activation = _ACTIVATIONS[trunk.activation]()
     convs = [layer for conv in trunk.convs for layer in (conv, nn.ReLU())]
     linears = [layer for linear in trunk.linears for layer in (linear, activation)]
@@ -96,7 +107,7 @@ def axes(policy: Policy) -> list[int] | None:
     if policy.layout == "flat" or (policy.layout == "last") != convolved:
         return None
     if len(policy.observation_shape) == 2:
-        raise InputError(f"no file is written that reads images of shape {policy.observation_shape}")
+        raise InputError(f"it reads images of shape {policy.observation_shape}")
     return [0, 3, 1, 2] if convolved else [0, 2, 3, 1]
 
 
@@ -127,7 +138,7 @@ def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[flo
 
     Args:
         outputs: (B, A) logits, or (B, d) means in units of half the range.
-        actions: (B,) indices, or (B, d) as the environment counts.
+        actions: (B,) indices, (B, K) of several choices, or (B, d) as the environment counts.
         name: who computed, for the message.
 
     Returns:
@@ -145,9 +156,13 @@ def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[flo
     difference = np.abs(outputs - expected).max(1)
     _refuse(difference, allowed, f"{name} computes other {what} than PyTorch")
     if actor.bounds is None:
-        short = expected.max(1) - np.take_along_axis(expected, actions[:, None], 1)[:, 0]
-        _refuse(short, 2 * allowed, f"{name} chooses an action that is not PyTorch's greedy one")
-        return float(difference.max()), int((actions != expected.argmax(1)).sum())
+        counts = actor.policy.num_actions if isinstance(actor.policy.num_actions, tuple) else (expected.shape[1],)
+        chosen, tied = actions.reshape(len(expected), -1).T, np.zeros(len(expected), bool)
+        for own, logit in zip(chosen, np.split(expected, np.cumsum(counts)[:-1], 1), strict=True):
+            short = logit.max(1) - np.take_along_axis(logit, own[:, None], 1)[:, 0]
+            _refuse(short, 2 * allowed, f"{name} chooses an action that is not PyTorch's greedy one")
+            tied |= own != logit.argmax(1)
+        return float(difference.max()), int(tied.sum())
     centre, half = actor.units
     greedy = actor.policy.distribution.greedy(logits).numpy()
     _refuse(np.abs((actions - centre) / half - greedy).max(1), allowed, f"{name} computes other actions than PyTorch")

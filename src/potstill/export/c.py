@@ -81,6 +81,7 @@ def export(
     if not re.fullmatch(r"[\w.-]+", out.name, re.ASCII):
         raise InputError(f"{out}: the name of a C file is letters, digits, _, - and .")
     deployed = actor(loaded, threads)
+    deployed.check_listed()
     models: dict[str, dict[str, Any]] = {}
     sources, players, left_out = {}, {}, None
     with TemporaryDirectory() as folder:

@@ -48,6 +48,9 @@ def scores(
     def noisy(actions: Tensor, ages: Array) -> Tensor:
         if actor.bounds is not None:
             return actions + NOISE * torch.randn(actions.shape, generator=generator)
+        if actions.dim() > 1:
+            others = player.distribution.uniform(torch.zeros(len(actions), player.num_logits), generator)
+            return torch.where(torch.rand(len(actions), 1, generator=generator) < NOISE, others, actions)
         others = torch.randint(player.actor.out_features, actions.shape, generator=generator)
         return torch.where(torch.rand(len(actions), generator=generator) < NOISE, others, actions)
 

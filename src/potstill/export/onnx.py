@@ -1,6 +1,9 @@
 """A policy as one ONNX file: raw observations in, logits (or means) and the greedy action out, without PyTorch."""
 
+import io
 import json
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from potstill import __version__
 from potstill.envs import Array
-from potstill.errors import InputError
+from potstill.errors import InputError, first_line
 from potstill.export.actor import Actor, Exported, actor, axes, verify
 from potstill.export.card import latencies, scores
 from potstill.policies import LoadedPolicy, recorded_result
@@ -26,6 +29,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ELU: "Elu",
     nn.LeakyReLU: "LeakyRelu",
 }
+_LAYERS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Hardtanh, *_ACTIVATIONS)
 
 
 def export(
@@ -74,7 +78,8 @@ def export(
     if not OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise InputError(f"--opset is {OPSET} to {onnx.defs.onnx_opset_version()} here, not {opset}")
     deployed = actor(loaded, threads)
-    model = build(deployed, opset)
+    listed = deployed.layers and all(isinstance(layer, _LAYERS) for layer in deployed.layers)
+    model = build(deployed, opset) if listed else trace(deployed, opset)
     known = recorded_result(loaded)
     score = {"mean": known["score"], "ci95": known["ci95"], "episodes": known["episodes"]} if known else None
     data = _serialise(model, loaded, deployed, score)
@@ -218,12 +223,65 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
     return model
 
 
+class _Deployed(nn.Module):
+    """A policy whose outputs are those of the file."""
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        self.policy, self.actor = actor.policy, actor
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        policy, bounds = self.policy, self.actor.bounds
+        logits = policy.logits(policy.prepare(observations))
+        if bounds is None:
+            counts = policy.num_actions
+            chosen = [part.argmax(-1) for part in logits.split(counts, -1)] if isinstance(counts, tuple) else []
+            return logits, torch.stack(chosen, -1) if chosen else logits.argmax(-1)
+        centre, half = (torch.from_numpy(each) for each in self.actor.units)
+        mean = logits.chunk(2, -1)[0] * half + centre
+        low, high = (torch.from_numpy(each) for each in bounds)
+        action = torch.minimum(torch.maximum(mean.to(low.dtype), low), high)
+        return mean, action.reshape(-1, *self.actor.action_space.shape)
+
+
+def trace(actor: Actor, opset: int = OPSET) -> "ModelProto":
+    """As `build`, by PyTorch's own exporter, of a policy that no list of layers describes: a user's own network, or
+    several choices at once, whose `logits` are (N, sum of A) and whose `action` is (N, K).
+
+    Raises:
+        InputError: the exporter does not know what the network does.
+    """
+    import onnx
+
+    outputs = ["logits" if actor.bounds is None else "mean", "action"]
+    buffer, dynamic = io.BytesIO(), {name: {0: "N"} for name in ("observation", *outputs)}
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # that this exporter is the older one; the other needs another package
+            torch.onnx.export(
+                _Deployed(actor),
+                (torch.from_numpy(actor.observations[:2]),),
+                buffer,  # type: ignore[arg-type]  # this exporter takes files, too
+                input_names=["observation"],
+                output_names=outputs,
+                dynamic_axes=dynamic,
+                opset_version=opset,
+                dynamo=False,
+            )
+    except Exception as error:  # of a dozen kinds
+        raise InputError(f"PyTorch's exporter cannot write {actor.policy.family}: {first_line(error)}") from error
+    return onnx.load_from_string(buffer.getvalue())
+
+
 def check(data: bytes, actor: Actor) -> tuple[float, int]:
     """Runs a model in onnxruntime and holds it against PyTorch, as `verify` says."""
-    outputs, actions = _session(data).run(None, {"observation": actor.observations})
+    try:
+        outputs, actions = _session(data).run(None, {"observation": actor.observations})
+    except Exception as error:  # of a dozen kinds: a network of the user's own that holds only for some batches, say
+        raise InputError(f"onnxruntime cannot run the file of {actor.policy.family}: {first_line(error)}") from error
     if actor.bounds is not None:
         centre, half = actor.units
-        outputs = (outputs - centre) / half
+        outputs, actions = (outputs - centre) / half, actions.reshape(len(actions), -1)
     return verify(actor, outputs, actions, "onnxruntime")
 
 

@@ -50,6 +50,7 @@ def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
     except ImportError as error:
         raise InputError(f"export needs {error.name}: pip install 'potstill[sb3]'") from error
     deployed = actor(loaded, threads)
+    deployed.check_listed()
     policy, discrete = deployed.policy, isinstance(deployed.action_space, gymnasium.spaces.Discrete)
     chains = {"pi": _linears(deployed, layers(policy)), "vf": _linears(deployed, layers(policy, critic=True))}
     if discrete and deployed.actions != list(range(int(deployed.action_space.n))):

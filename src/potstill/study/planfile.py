@@ -35,7 +35,7 @@ from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.imports import import_modules
 from potstill.load.callables import is_reference
-from potstill.networks import NetworkConfig, Precision, parse_width
+from potstill.networks import NetworkConfig, Precision, as_options, parse_width
 from potstill.ppo import PPOConfig
 from potstill.storage.files import read_bytes
 from potstill.study.plan import NETWORK, Plan, PlannedArm, make_config
@@ -223,8 +223,7 @@ def _settings(table: Mapping[str, Any], method: Method, here: tuple[str, ...]) -
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key == "network-options":
-            words = _table(table, key, here)
-            settings["options"] = tuple(f"{name}={words[name]}" for name in sorted(words))
+            settings["options"] = as_options(_table(table, key, here))
             continue
         name = "family" if key == "network" else key.replace("-", "_")
         if name not in hints:
