@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float64]
 
 ROOT = Path(__file__).resolve().parent.parent
 GAMES = {"Pong": "first/pong", "Breakout": "first/minatar-breakout", "Space Invaders": "first/minatar-space-invaders"}
+PAGES = ("README.md", "docs/results.md", "data/results/first/README.md")
 PLAYS = {"greedy": "score", "sampled": "score_sampled"}
 ARMS = {"RL": "rl", "RL, twice the steps": "rl-long", "student": "distill-student"}
 
@@ -54,7 +55,7 @@ def rows(text: str, name: str) -> tuple[list[str], list[list[str]]]:
 
 
 def tables(page: str) -> Iterator[tuple[str, str, str]]:
-    """(what, number computed, number on the page) of the two tables of docs/results.md."""
+    """(what, number computed, number on the page) of the two tables of docs/results.md and the records' README."""
     headings, body = rows(page, "side by side")
     for game, size, *cells in body:
         for heading, cell in zip(headings[2:], cells, strict=True):
@@ -94,8 +95,8 @@ def sentences(page: str) -> Iterator[tuple[str, str, str]]:
 
 
 def main() -> int:
-    front, results = (ROOT / "README.md").read_text(), (ROOT / "docs" / "results.md").read_text()
-    found = [*sentences(front + results), *tables(results)]
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    found = [*sentences(pages), *tables(pages)]
     wrong = [what for what, computed, page in found if computed != page]
     for what, computed, page in found:
         print(f"{what}: {computed}; on the page {page}" + ("  <-- differs" if what in wrong else ""))

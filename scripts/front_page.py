@@ -218,9 +218,7 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
     arms = ("rl", "distill-student")
     with rc_context(STYLE):
         note = "line: mean of the runs; dot: a run; RL: a critic as small as the actor, 2M agent steps on Pong, 1M else"
-        figure, axes = canvas(
-            "Students lead in greedy play (above), less in sampled play (below)", note, width, 5.6, 2, len(told)
-        )
+        figure, axes = canvas("Students lead in greedy play, less in sampled", note, width, 5.6, 2, len(told))
         for place, ax in enumerate(axes):
             (game, scores), play = list(told.items())[place % len(told)], list(PLAYS)[place // len(told)]
             for arm in arms:

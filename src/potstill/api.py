@@ -143,13 +143,13 @@ def train(
     """Trains a policy with PPO and evaluates it.
 
     Args:
-        env: a preset such as cartpole or pong, ale/<rom>, a Gymnasium id or module:name; an `EnvSpec`; or a class or
+        env: a preset such as cartpole or pong, `ale/<rom>`, a Gymnasium id or module:name; an `EnvSpec`; or a class or
             function that makes a new environment whenever it is called. Default: that of `start_from` or `teacher`,
             else pong.
         config: all settings. Default: those tuned on this task, or on Pong.
         teacher: a policy to learn from beside the reward: proximal policy distillation.
         start_from: a policy whose weights to begin with: fine-tuning.
-        out: directory of the run; must not exist. Default: a new one under <env>_run/.
+        out: directory of the run; must not exist. Default: a new one under `<env>_run/`.
         settings: fields of `PPOConfig`, `NetworkConfig`, `EnvConfig`, `Runtime` and `EvalConfig` by name, such as
             `total_timesteps=60_000, width="1/8", device="cpu", episodes=20`; `network` and `options`, a dict, of a
             network of your own.

@@ -19,7 +19,7 @@ def test_the_pages_numbers_are_those_computed_again(again, capsys):
 
 
 def test_a_number_that_is_not_the_records_is_told(again, tmp_path):
-    page = (SCRIPT.parents[1] / "docs" / "results.md").read_text()
+    page = "".join((SCRIPT.parents[1] / name).read_text() for name in again["PAGES"])
     assert [what for what, computed, told in again["tables"](page.replace("| 1,964 | -2.2 (5)", "| 1,964 | -2.3 (5)"))
             if computed != told] == ["Pong 1,964 RL, greedy"]  # fmt: skip
     assert any(told == "not there" for _, _, told in again["sentences"]("an empty page"))

@@ -46,7 +46,7 @@ def load(
     Args:
         where: a run directory, an expert directory, a checkpoint (*.safetensors), a Stable-Baselines3 zip, which is
             read without running what it holds, an ONNX file, or code as `load.callables` describes it.
-        env: the task of what does not name it, as the last three do not: a preset, ale/<rom> or a Gymnasium id. Of a
+        env: the task of what does not name it, as the last three do not: a preset, `ale/<rom>` or a Gymnasium id. Of a
             policy of ours that was made with a task from Python, that task again.
         device: cpu, cuda or mps.
         statistics: VecNormalize's file of a zip, or "none". Default: the one beside the zip.
