@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -146,6 +146,10 @@ class Envs:
         observation_space = self.observation_space = self._venv.single_observation_space
         if not isinstance(observation_space, spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
+        self.parts: gymnasium.Space[Any] | None = None  # what observations are flattened from, a Dict for instance
+        for each in [] if config.atari else _wrappers(cast(Any, self._venv).envs[0]):
+            if isinstance(each, FlattenObservation):
+                self.parts = each.env.observation_space
         self.observation_shape = tuple(observation_space.shape)
         self.observation_dtype = observation_space.dtype
         self.layout = _layout(config, self._venv, self.observation_shape, np.dtype(self.observation_dtype))

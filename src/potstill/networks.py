@@ -46,7 +46,7 @@ class NetworkConfig:
     """Width of the critic where it is split."""
     options: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="network-option")] = ()
     """key=value, an argument of the network: of mlp `layers` (units at width 1, such as 400,300) and `activation`
-    (tanh, relu, elu, leaky_relu, silu, gelu); of your own network whatever it takes. May be repeated."""
+    (tanh, relu, elu, leaky_relu, silu, gelu and more); of your own network whatever it takes. May be repeated."""
 
     @staticmethod
     def migrated(data: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +95,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "silu": F.silu,
     "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "selu": F.selu,
+    "mish": F.mish,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "softsign": F.softsign,
 }
 
 

@@ -1,13 +1,20 @@
 """Every algorithm of Stable-Baselines3 and sb3-contrib that potstill reads acts as SB3's own `predict`."""
 
+from collections import OrderedDict
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from potstill.envs import Envs
 from potstill.errors import InputError
+from potstill.load import load
+from potstill.load.check import check_sb3
 from potstill.load.sb3 import load_sb3
 from potstill.tasks import TASKS
 
@@ -138,10 +145,139 @@ def test_a_teacher_without_a_value_refuses_to_teach_one(call, tmp_path):
     assert "the teacher has no value head" in err
 
 
+class Dicts(gymnasium.Env):
+    """Shows a Dict of vectors, its keys not in the order of the alphabet."""
+
+    observation_space = spaces.Dict(
+        OrderedDict(
+            speed=spaces.Box(-9, 9, (2,)), gear=spaces.Discrete(3), arms=spaces.Box(-9, 9, (3,)),
+            lamps=spaces.MultiBinary(2),
+        )
+    )  # fmt: skip
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, self.np_random.random() < 0.2, {}
+
+
+class Images(Dicts):
+    observation_space = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+
+
+class Several(Dicts):
+    action_space = spaces.MultiDiscrete([2, 3])
+
+
+class Alphabet(Dicts):
+    observation_space = spaces.Dict({key: Dicts.observation_space[key] for key in sorted(Dicts.observation_space)})
+
+
+def recurrent(env, **options):
+    return RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=8, seed=0, device="cpu", policy_kwargs=options)
+
+
+ODD = {
+    "a memory": (lambda: recurrent("CartPole-v1", lstm_hidden_size=8), "CartPole-v1"),
+    "a shared memory of two layers": (
+        lambda: recurrent(
+            "Pendulum-v1", lstm_hidden_size=8, n_lstm_layers=2, shared_lstm=True, enable_critic_lstm=False, net_arch=[8]
+        ),
+        "Pendulum-v1",
+    ),
+    "a Dict": (lambda: PPO("MultiInputPolicy", Dicts(), n_steps=8, batch_size=8, seed=0, device="cpu"), Dicts),
+    "several choices": (lambda: A2C("MultiInputPolicy", Several(), seed=0, device="cpu"), Several),
+    "layers behind convolutions": (
+        lambda: PPO(
+            "CnnPolicy", Images(), n_steps=8, batch_size=8, seed=0, device="cpu",
+            policy_kwargs={"net_arch": [16], "features_extractor_kwargs": {"features_dim": 32}},
+        ),
+        Images,
+    ),
+    "odd units": (
+        lambda: DQN("MlpPolicy", "CartPole-v1", buffer_size=10, policy_kwargs={"activation_fn": torch.nn.Mish}),
+        "CartPole-v1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_and_observations_act_as_in_sb3(name, tmp_path):
+    make_it, env = ODD[name]
+    model = make_it()
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.mul_(3)  # so that actions differ from state to state
+    model.save(tmp_path / "model.zip")
+    loaded = load(tmp_path / "model.zip", env)
+    assert check_sb3(loaded).endswith("at 200 steps")
+    if not loaded.policy.sees_raw:
+        loaded.policy.actor.weight.data *= -1
+        with pytest.raises(InputError, match="acts otherwise than in stable-baselines3"):
+            check_sb3(loaded)
+
+
+def test_a_memory_ends_with_its_game(tmp_path):
+    recurrent("CartPole-v1", lstm_hidden_size=8).save(tmp_path / "model.zip")
+    policy = load(tmp_path / "model.zip", "CartPole-v1").policy
+    seen = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
+    begin = np.array([True, True])
+    policy.restart(begin)
+    first, second = policy.logits(seen), policy.logits(seen)
+    assert not torch.allclose(first, second)
+    policy.restart(np.array([True, False]))
+    third = policy.logits(seen)
+    assert torch.equal(third[0], first[0])
+    assert not torch.allclose(third[1], second[1])
+
+
+def test_a_policy_with_a_memory_teaches_and_is_not_imported(call, tmp_path):
+    recurrent("CartPole-v1", lstm_hidden_size=8).save(tmp_path / "model.zip")
+    words = ["--total-timesteps", 512, "--num-envs", 8, "--warmup-steps", 256, "--evaluate", 0, "--device", "cpu"]
+    code, _, err = call("distill", tmp_path / "model.zip", "--env", "cartpole", "--out", tmp_path / "run", *words)
+    assert code == 0, err
+    assert "tells actions" not in err  # it tells logits
+    code, _, err = call("import-sb3", tmp_path / "model.zip", "--env", "cartpole", "--out", tmp_path / "new")
+    assert code == 2
+    assert "(RecurrentPPO): it plays and teaches as the zip it is" in err
+
+
+def test_a_dict_of_other_keys_is_refused(tmp_path):
+    PPO("MultiInputPolicy", Dicts(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(InputError, match="shows a Dict of arms, gear, lamps, speed, in this order"):
+        load(tmp_path / "model.zip", Alphabet)
+    with pytest.raises(InputError, match="CartPole-v1 shows no Dict"):
+        load(tmp_path / "model.zip", "CartPole-v1")
+
+
+@pytest.mark.parametrize("clip", [10.0, 5.0])
+def test_statistics_of_a_dict_reach_the_keys_they_are_of(tmp_path, clip):
+    venv = VecNormalize(DummyVecEnv([Dicts]), norm_obs_keys=["arms"], clip_obs=clip)
+    model = PPO("MultiInputPolicy", venv, n_steps=16, batch_size=16, seed=0, device="cpu").learn(16)
+    model.save(tmp_path / "model.zip")
+    venv.save(tmp_path / "vecnormalize.pkl")
+    if clip == 5.0:  # ours clips all of an observation, theirs the normalised keys alone
+        with pytest.raises(InputError, match=r"clips at 5\.0, which 'speed', not normalised, may pass"):
+            load(tmp_path / "model.zip", Dicts)
+        return
+    assert check_sb3(load(tmp_path / "model.zip", Dicts)).endswith("at 200 steps")
+
+
+def test_check_is_told(call, tmp_path):
+    made("cartpole", "TRPO").save(tmp_path / "model.zip")
+    words = ["import-sb3", tmp_path / "model.zip", "--env", "cartpole", "--out", tmp_path / "new", "--check"]
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "the actions of stable-baselines3" in out
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: RecurrentPPO("MlpLstmPolicy", "CartPole-v1", device="cpu"), "RecurrentPPO is not read: .* memory"),
         (lambda: MaskablePPO("MlpPolicy", "CartPole-v1", device="cpu"), "MaskablePPO is not read: .* masks"),
     ],
 )

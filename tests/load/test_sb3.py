@@ -400,7 +400,7 @@ def compressed_inside(members):
         (with_data(policy_kwargs="x"), "policy_kwargs is not an object"),
         (
             with_state(lambda state: {**state, "log_std": torch.zeros(2)}),
-            "log_std, for which potstill's mlp family has",
+            "log_std, for which potstill's families have",
         ),
         (with_state(lambda state: {**state, "lstm_actor.w": torch.zeros(2)}), r"lstm_actor\.w, for which"),
         (
@@ -493,7 +493,7 @@ def test_what_is_no_zip_is_refused(tmp_path):
     ("options", "words"),
     [
         ({"net_arch": [1088, 1088]}, "width must be above 0 and at most 16, not 17"),
-        ({"activation_fn": torch.nn.Hardtanh}, "activation_fn 'Hardtanh' is not read: Tanh, ReLU, ELU"),
+        ({"activation_fn": torch.nn.Tanhshrink}, "activation_fn 'Tanhshrink' is not read: tanh, relu, elu"),
         ({"features_extractor_class": CustomExtractor}, "policy_kwargs has 'features_extractor_class': .*CustomExtr"),
         ({"normalize_images": False}, "policy_kwargs has 'normalize_images': 'False'"),
     ],
@@ -519,11 +519,15 @@ def test_options_that_change_nothing_are_taken(tmp_path):
     [
         ({"policy_class": {":type:": "t", "__module__": "sb3_contrib.common.maskable.policies"}}, "MaskablePPO is not"),
         ({"policy_class": {":type:": "t", "__module__": "my.policies"}}, "a policy class of 'my.policies' is not"),
-        ({"action_space": {":type:": "<class 'gymnasium.spaces.multi_discrete.MultiDiscrete'>"}}, "MultiDiscrete.* is"),
+        (
+            {"action_space": {":type:": "<class 'gymnasium.spaces.multi_discrete.MultiDiscrete'>"}},
+            "Multi.*, CartPole-v1 has 2",
+        ),
+        ({"action_space": {":type:": "<class 'gymnasium.spaces.multi_binary.MultiBinary'>"}}, "MultiBinary.* is not"),
         ({"action_space": {":type:": "<class 'gymnasium.spaces.discrete.Discrete'>", "start": "1"}}, "start at '1'"),
         (
-            {"observation_space": {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}},
-            "observation space .*Dict.* is not",
+            {"observation_space": {":type:": "<class 'gymnasium.spaces.tuple.Tuple'>"}},
+            "observation space .*Tuple.* is not",
         ),
     ],
 )

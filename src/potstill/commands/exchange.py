@@ -1,4 +1,4 @@
-"""`potstill import-sb3`, `export`, `push` and `pull`: policies from elsewhere, and to elsewhere."""
+"""`potstill import-sb3`, `import-weights`, `export`, `push` and `pull`: policies from elsewhere, and to elsewhere."""
 
 import json
 import sys
@@ -11,6 +11,10 @@ from tyro.conf import Positional, arg
 
 from potstill.api import Record
 from potstill.load import load, sb3
+from potstill.load.check import check_sb3
+from potstill.load.state_dicts import load_weights
+from potstill.load.weights import Q_TEMPERATURE, save_import
+from potstill.networks import NetworkConfig
 from potstill.options import describe_value, parse
 from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
@@ -24,20 +28,62 @@ class _ImportSb3:
     """Its task, which it does not name: cartpole, pong, an ALE game as ale/<rom>, or a Gymnasium id."""
     out: Path
     """Directory of the policy; must not exist."""
-    temperature: float = sb3.Q_TEMPERATURE
+    temperature: float = Q_TEMPERATURE
     """Divides the Q-values of a DQN into logits. Its greedy play does not depend on it."""
     statistics: Path | None = None
     """VecNormalize's .pkl, or none. Default: the one beside the zip."""
+    check: bool = False
+    """Compare with the actions of Stable-Baselines3's own `predict`, where that is installed. Nothing that the zip
+    holds is run for it, either."""
 
 
 def import_sb3(arguments: Sequence[str]) -> None:
     """`potstill import-sb3`."""
     options = parse(_ImportSb3, arguments, "import-sb3")
     task = sb3.as_sb3(find_env(options.env))
+    checked = ""
+    if options.check:
+        loaded = sb3.load_sb3(options.model, task, temperature=options.temperature, statistics=options.statistics)
+        checked = check_sb3(loaded)
     loaded = sb3.import_sb3(options.model, task, options.out, options.temperature, options.statistics)
     print(options.out)
-    facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
+    facts: dict[str, object] = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
+    facts |= {"checked": checked} if checked else {}
     print(Record({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
+
+
+@dataclass(frozen=True)
+class _ImportWeights:
+    weights: Positional[Path]
+    """What torch.save wrote of a state dict: CleanRL's .cleanrl_model, a .pt or .pth. It is read as data."""
+    env: str
+    """Its task, which it does not name: cartpole, pong, an ALE game as ale/<rom>, or a Gymnasium id."""
+    out: Path
+    """Directory of the policy; must not exist."""
+    network: str = "auto"
+    """Of one that is not CleanRL's: mlp, nature or linear, whose layers are those of the file in their order; or
+    module:name, your own network, whose features are the logits, or the means of continuous actions."""
+    network_option: tuple[str, ...] = ()
+    """key=value, an argument of the network, such as activation=relu of mlp (tanh without it)."""
+    statistics: Path | None = None
+    """none, of CleanRL's ppo_continuous_action, says that nothing normalised the observations."""
+
+
+def import_weights(arguments: Sequence[str]) -> None:
+    """`potstill import-weights`."""
+    options = parse(_ImportWeights, arguments, "import-weights")
+    network = NetworkConfig(family=options.network, options=options.network_option)
+    loaded = load_weights(
+        options.weights,
+        sb3.as_sb3(find_env(options.env)),
+        network=network if options.network != "auto" or options.network_option else None,
+        statistics=options.statistics,
+    )
+    save_import(loaded, options.out)
+    print(options.out)
+    provenance = loaded.document["provenance"]
+    facts = {"source": provenance["source"], "algorithm": provenance["algorithm"], "network": str(loaded.policy)}
+    print(Record(facts))
 
 
 @dataclass(frozen=True)

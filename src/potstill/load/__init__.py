@@ -10,6 +10,7 @@ from potstill.errors import InputError
 from potstill.imports import HANDED
 from potstill.load.callables import is_reference, load_foreign, reference
 from potstill.load.sb3 import as_sb3, load_sb3
+from potstill.load.state_dicts import SUFFIXES, load_weights
 from potstill.policies import LoadedPolicy, load_policy, rebuild
 from potstill.storage.runs import Run
 from potstill.tasks import EnvLike, find_env
@@ -45,8 +46,9 @@ def load(
 
     Args:
         where: a run directory, an expert directory, a checkpoint (*.safetensors), a Stable-Baselines3 zip, which is
-            read without running what it holds, an ONNX file, or code as `load.callables` describes it.
-        env: the task of what does not name it, as the last three do not: a preset, `ale/<rom>` or a Gymnasium id. Of a
+            read without running what it holds, a state dict of CleanRL's, an ONNX file, or code as `load.callables`
+            describes it.
+        env: the task of what does not name it, as the last four do not: a preset, `ale/<rom>` or a Gymnasium id. Of a
             policy of ours that was made with a task from Python, that task again.
         device: cpu, cuda or mps.
         statistics: VecNormalize's file of a zip, or "none". Default: the one beside the zip.
@@ -85,20 +87,23 @@ def origins_of(
     """
     origins = [_origin(place) for place in places]
     lacking = [origin for origin in origins if nameless(origin.path)]
-    zips = [origin for origin in lacking if origin.path.suffix == ".zip"]
+    files = [origin for origin in lacking if origin.path.suffix in (".zip", *SUFFIXES)]
     if env is None and (first := next((origin for origin in lacking if origin.env is None), None)):
         raise InputError(f"{first.path} does not name its task: add --env, such as --env pong")
     if isinstance(env, str) and not lacking:
         raise InputError(
             "--env names the task of a Stable-Baselines3 zip, an ONNX file or code; policies of potstill's carry theirs"
         )
-    if statistics is not None and len(zips) != 1:
-        raise InputError(f"--statistics are those of one Stable-Baselines3 zip, but {len(zips) or 'none'} is named")
+    if statistics is not None and len(files) != 1:
+        raise InputError(f"--statistics are those of one zip or state dict, but {len(files) or 'none'} is named")
     task = find_env(env) if env is not None else None
-    if task is not None and isinstance(env, str) and zips:
+    if task is not None and isinstance(env, str) and files:
         task = as_sb3(task)
     beside = Path(statistics) if statistics is not None else None
-    return [Origin(at, known or task, (beside if at.suffix == ".zip" else None) or own) for at, known, own in origins]
+    return [
+        Origin(origin.path, origin.env or task, (beside if origin in files else None) or origin.statistics)
+        for origin in origins
+    ]
 
 
 def origin_of(place: Place, env: EnvLike | None = None, statistics: str | Path | None = None) -> Origin:
@@ -128,7 +133,7 @@ def path_of(place: Place) -> Path:
 
 def nameless(path: Path) -> bool:
     """Whether what lies there does not name its task."""
-    return path.suffix in (".zip", ".onnx") or is_reference(path)
+    return path.suffix in (".zip", ".onnx", *SUFFIXES) or is_reference(path)
 
 
 def _origin(place: Place) -> Origin:
@@ -154,6 +159,8 @@ def _open(origin: Origin, device: str) -> LoadedPolicy:
         return loaded
     if path.suffix == ".zip":
         return load_sb3(path, task, device, statistics=statistics)
+    if path.suffix in SUFFIXES and not is_reference(path):
+        return load_weights(path, task, device, statistics=statistics)
     return load_foreign(path, task, device)
 
 

@@ -158,11 +158,12 @@ class LoadedForeign(LoadedPolicy):
         if name.startswith(HANDED):
             digest = sha256(_PROCESS + name.encode())
         else:
-            file = Path(getattr(module, "__file__", None) or "") if is_reference(self.path) else self.path
-            digest = sha256(file.read_bytes())
-        if isinstance(self.policy.answer, _Network):
+            own = [Path(getattr(module, "__file__", None) or "")] if is_reference(self.path) else [self.path]
+            files = own + ([self.statistics] if self.statistics is not None else [])
+            digest = sha256(b"".join(file.read_bytes() for file in files))
+        if isinstance(self.policy.answer, Network) and is_reference(self.path):
             for key, tensor in self.policy.answer.module.state_dict().items():
-                digest.update(key.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
 
@@ -194,7 +195,7 @@ def load_foreign(path: Path, env: EnvConfig, device: str = "cpu") -> LoadedForei
             except Exception as error:  # a user's code raises whatever it likes
                 raise InputError(f"teacher {path} raised {first_line(error)}") from error
         if isinstance(answer, nn.Module):
-            answer = _Network(answer)
+            answer = Network(answer)
         if not callable(answer):
             raise InputError(f"teacher {path} makes {type(answer).__name__}, which cannot be called with observations")
     with closing(Envs(env, 1)) as envs:
@@ -202,7 +203,7 @@ def load_foreign(path: Path, env: EnvConfig, device: str = "cpu") -> LoadedForei
     return LoadedForeign(policy, env, {"kind": "policy"}, path)
 
 
-class _Network:
+class Network:
     """A `torch.nn.Module` as a function of arrays, with its `reset` where it has one."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -6,33 +6,42 @@ unpickler, which builds tensors and nothing else. stable-baselines3 itself is no
 """
 
 import math
-import os
 import re
-import shutil
 import struct
 import zlib
 from contextlib import closing
 from dataclasses import replace
-from fractions import Fraction
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.envs import Array, EnvConfig, Envs
-from potstill.errors import InputError, reason
+from potstill import networks
+from potstill.envs import EnvConfig, Envs
+from potstill.errors import InputError, first_line
+from potstill.load.callables import Foreign, LoadedForeign, Network
+from potstill.load.stacked import Stacked
 from potstill.load.statistics import Statistics, find_statistics, read_statistics
+from potstill.load.weights import (
+    DETERMINISTIC,
+    Q_TEMPERATURE,
+    check_finite,
+    lay,
+    mlp_of,
+    random_play,
+    read_tensors,
+    save_import,
+    sharpen,
+)
 from potstill.networks import NetworkConfig, Policy
-from potstill.policies import LoadedPolicy, save_policy
+from potstill.policies import LoadedPolicy
 from potstill.storage.files import parse_json, read_bytes
-
-#: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
-Q_TEMPERATURE = 0.01
 
 MAX_BYTES = 1 << 30  # of the file, and of all its members unpacked: a width-1 Nature-CNN with Adam's state takes 20 MB
 MAX_MEMBER_BYTES = 1 << 28
@@ -42,11 +51,11 @@ MAX_RATIO = 100  # SB3 and torch store without compression
 
 _DAMAGE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, ValueError)
 NO_STATISTICS = Path("none")
-_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number in files of before 1.6
 _TORCH_LAYERS = "stable_baselines3.common.torch_layers."
-_KNOWN = {("features_extractor_class", _TORCH_LAYERS + name) for name in ("NatureCNN", "FlattenExtractor")}
-_KNOWN |= {("normalize_images", "True"), ("sde_net_arch", "None")}
-_ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu", "LeakyReLU": "leaky_relu", "SiLU": "silu", "GELU": "gelu"}
+_EXTRACTORS = ("NatureCNN", "FlattenExtractor", "CombinedExtractor")
+_KNOWN = {("features_extractor_class", _TORCH_LAYERS + name) for name in _EXTRACTORS}
+_KNOWN |= {("normalize_images", "True"), ("sde_net_arch", "None"), ("lstm_kwargs", "None")}
+_ACTIVATIONS = {name.replace("_", ""): name for name in networks.ACTIVATIONS}  # by torch's name in small letters
 #: policy_kwargs that the weights show anyway, that are read elsewhere, or that a trained policy does not use.
 _HARMLESS = {"net_arch", "share_features_extractor", "features_extractor_kwargs", "optimizer_class", "optimizer_kwargs"}
 _HARMLESS |= {
@@ -60,10 +69,10 @@ _HARMLESS |= {
     "with_bias",
 }
 _HARMLESS |= {"n_critics", "n_quantiles", "device"}
-DETERMINISTIC = 0.1  # deviation in half ranges of a policy that has none: the action noise of Fujimoto et al. 2018, TD3
+_HARMLESS |= {"lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm"}
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """Where the actor of one module's policies lies among its weights."""
 
     algorithm: str  # `_algorithm` tells apart those that share a module
@@ -71,21 +80,29 @@ class _Kind(NamedTuple):
     head: str | None  # prefix of the action head
     extractor: str = ""  # prefix of the feature extractor
     aside: tuple[str, ...] = ()  # prefixes of what a deployed actor does without
+    lstm: str = ""  # of a policy with a memory, its name
 
 
-_KINDS = {
-    "stable_baselines3.common.policies": _Kind("PPO", "mlp_extractor.policy_net", "action_net"),
-    "stable_baselines3.dqn.policies": _Kind("DQN", "q_net.q_net", None, "q_net.", ("q_net_target.",)),
-    "stable_baselines3.sac.policies": _Kind("SAC", "actor.latent_pi", "actor.mu", "actor.", ("critic",)),
-    "stable_baselines3.td3.policies": _Kind("TD3", "actor.mu", None, "actor.", ("actor_target.", "critic")),
-    "sb3_contrib.qrdqn.policies": _Kind(
+KINDS = {
+    "stable_baselines3.common.policies": Kind("PPO", "mlp_extractor.policy_net", "action_net"),
+    "stable_baselines3.dqn.policies": Kind("DQN", "q_net.q_net", None, "q_net.", ("q_net_target.",)),
+    "stable_baselines3.sac.policies": Kind("SAC", "actor.latent_pi", "actor.mu", "actor.", ("critic",)),
+    "stable_baselines3.td3.policies": Kind("TD3", "actor.mu", None, "actor.", ("actor_target.", "critic")),
+    "sb3_contrib.qrdqn.policies": Kind(
         "QRDQN", "quantile_net.quantile_net", None, "quantile_net.", ("quantile_net_target.",)
     ),
-    "sb3_contrib.tqc.policies": _Kind("TQC", "actor.latent_pi", "actor.mu", "actor.", ("critic",)),
-    "sb3_contrib.ars.policies": _Kind("ARS", "action_net", None),
+    "sb3_contrib.tqc.policies": Kind("TQC", "actor.latent_pi", "actor.mu", "actor.", ("critic",)),
+    "sb3_contrib.ars.policies": Kind("ARS", "action_net", None),
+    "sb3_contrib.common.recurrent.policies": Kind(
+        "RecurrentPPO",
+        "mlp_extractor.policy_net",
+        "action_net",
+        aside=("mlp_extractor.value_net.", "value_net.", "lstm_critic.", "critic.", "vf_features_extractor."),
+        lstm="lstm_actor",
+    ),
 }
+_ON_POLICY = ("PPO", "A2C", "TRPO", "RecurrentPPO")
 _REFUSED = {
-    "sb3_contrib.common.recurrent.policies": "RecurrentPPO is not read: its policy has a memory, potstill's have none",
     "sb3_contrib.common.maskable.policies": "MaskablePPO is not read: potstill's tasks give no masks of actions",
     "sb3_contrib.crossq.policies": "CrossQ is not read: its batch normalisation has no place in potstill's families",
 }
@@ -135,22 +152,16 @@ def load_sb3(
     envs = Envs(env, 1)
     envs.close()  # its shapes are all that is needed
     try:
-        archive = _unzip(content)
-        data = _read_data(archive)
-        kind, algorithm = _algorithm(data)
-        betrayed = algorithm in ("PPO", "A2C", "TRPO", "ARS") and data.get("_last_original_obs") is not None
+        kind, algorithm, data, state, sb3_version = open_zip(content)
+        betrayed = algorithm in (*_ON_POLICY, "ARS") and data.get("_last_original_obs") is not None
         if betrayed and beside is None:
             raise InputError(
                 "it was trained with VecNormalize, whose statistics are part of the policy and do not lie beside it:"
                 " settle it with --statistics FILE, or --statistics none if it normalised rewards only"
             )
+        _check_observations(data, envs)
         _check_actions(data, envs)
-        policy, exact = _build(_read_state(archive), kind, algorithm, data, envs, temperature)
-        if normalised is not None:
-            _normalise(policy, normalised)
-        sb3_version = None
-        if (name := "_stable_baselines3_version") in archive.namelist():  # not in the oldest
-            sb3_version = _read(archive, name, 100).decode(errors="replace").strip()
+        policy, exact = _build(state, kind, algorithm, data, envs, temperature, normalised, path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     steps = data.get("num_timesteps")
@@ -169,7 +180,30 @@ def load_sb3(
     elif not exact:
         provenance["sampled"] = "only greedy play is SB3's: its deviations depend on the state, or it has none"
     document = {"kind": "policy", "provenance": provenance}
-    return LoadedPolicy(policy.to(device).eval(), env, document, path, normalised.path if normalised else None)
+    as_loaded = LoadedForeign if isinstance(policy, Foreign) else LoadedPolicy
+    return as_loaded(policy.to(device).eval(), env, document, path, normalised.path if normalised else None)
+
+
+class Opened(NamedTuple):
+    """What a zip says of its policy."""
+
+    kind: Kind
+    algorithm: str
+    data: dict[str, Any]  # of JSON
+    state: dict[str, Tensor]
+    version: str | None  # of SB3; the oldest do not tell
+
+
+def open_zip(content: bytes) -> Opened:
+    """Raises InputError where it is no zip of SB3's, damaged or too large, or where a pickle is instead of tensors."""
+    archive = _unzip(content)
+    data = _read_data(archive)
+    kind, algorithm = _algorithm(data)
+    state = read_tensors(_read(archive, "policy.pth", MAX_MEMBER_BYTES), "policy.pth")
+    name, version = "_stable_baselines3_version", None
+    if name in archive.namelist():
+        version = _read(archive, name, 100).decode(errors="replace").strip()
+    return Opened(kind, algorithm, data, state, version)
 
 
 def import_sb3(
@@ -184,29 +218,14 @@ def import_sb3(
     Raises:
         InputError: as `load_sb3`; or `out` exists, or cannot be written: nothing is left there.
     """
-    out = Path(out)
     loaded = load_sb3(path, env, temperature=temperature, statistics=statistics)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.mkdir()
-    except OSError as error:
-        if os.path.lexists(out):
-            raise InputError(f"{out} exists: choose another --out") from error
-        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
-    try:
-        probe = _random_play(env)[::10]
-        save_policy(out / "policy.safetensors", loaded.policy, env, probe, loaded.document["provenance"])
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    if loaded.policy.sees_raw:
+        raise InputError(
+            f"{path} is no network of potstill's families ({loaded.document['provenance']['algorithm']}): it plays and"
+            " teaches as the zip it is; distil it"
+        )
+    save_import(loaded, Path(out))
     return loaded
-
-
-def _random_play(env: EnvConfig) -> Array:
-    """Observations of 150 random steps, (151, *observation shape)."""
-    with closing(Envs(env, 1)) as envs:
-        random = envs.random_actions(np.random.default_rng(0), 150)
-        return np.concatenate([envs.reset(0), *(envs.step(actions).observations for actions in random)])
 
 
 def _unzip(content: bytes) -> ZipFile:
@@ -256,48 +275,21 @@ def _read_data(archive: ZipFile) -> dict[str, Any]:
     return data
 
 
-def _read_state(archive: ZipFile) -> dict[str, Tensor]:
-    """`policy.pth` as names and float32 tensors, and nothing else."""
-    content = _read(archive, "policy.pth", MAX_MEMBER_BYTES)
-    try:
-        if not content.startswith(_BEFORE_ZIP):
-            inner = ZipFile(BytesIO(content))
-            if any(member.compress_type != ZIP_STORED for member in inner.infolist()):  # or torch would unpack a bomb
-                raise InputError("policy.pth is compressed inside, which torch does not do")
-        state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # a hostile or damaged pickle raises whatever its instructions run into
-        asked = re.search(r"GLOBAL ([\w.]{1,60})", str(error))
-        why = f"it asks for {asked[1]}, which is not run" if asked else "or it is damaged"
-        raise InputError(f"policy.pth holds something else than tensors: {why}") from error
-    if not isinstance(state, dict) or not state:
-        raise InputError("policy.pth is not a state dict")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,120}", name, re.ASCII):
-            raise InputError(f"policy.pth names a tensor {str(name)[:80]!r}")
-        if type(tensor) is not Tensor or tensor.dtype != torch.float32 or tensor.layout != torch.strided:
-            raise InputError(f"{name} in policy.pth is not a plain float32 tensor")
-        if 4 * tensor.numel() > len(content):  # one number seen from everywhere, at no cost until it is used
-            raise InputError(f"{name} in policy.pth claims a shape of {tuple(tensor.shape)}")
-    return state
-
-
-def _algorithm(data: dict[str, Any]) -> tuple[_Kind, str]:
+def _algorithm(data: dict[str, Any]) -> tuple[Kind, str]:
     """Where the actor lies, and the algorithm's own name."""
     module = str(_described(data, "policy_class").get("__module__"))
     if module in _REFUSED:
         raise InputError(_REFUSED[module])
-    if module not in _KINDS:
+    if module not in KINDS:
         raise InputError(
             f"a policy class of {module[:80]!r} is not read: only MlpPolicy and CnnPolicy of SB3 itself are"
         )
-    name = _KINDS[module].algorithm
+    name = KINDS[module].algorithm
     if name == "PPO" and "clip_range" not in data:
         name = "TRPO" if "cg_max_steps" in data else "A2C"
     if name == "TD3" and data.get("policy_delay") == 1 and _options(data).get("n_critics") == 1:
         name = "DDPG"
-    return _KINDS[module], name
+    return KINDS[module], name
 
 
 def _options(data: dict[str, Any]) -> dict[str, Any]:
@@ -309,19 +301,32 @@ def _options(data: dict[str, Any]) -> dict[str, Any]:
 
 def _activation(data: dict[str, Any], algorithm: str) -> str:
     """The activation of a MlpPolicy, as `networks` calls it; refuses by name what the weights would not show."""
-    space = _described(data, "observation_space")
-    if not space[":type:"].endswith("box.Box'>"):
-        raise InputError(f"the observation space {space[':type:'][:80]!r} is not read: only Box is")
-    activation = "Tanh" if algorithm in ("PPO", "A2C", "TRPO") else "ReLU"  # if nothing is said
+    activation = "Tanh" if algorithm in _ON_POLICY else "ReLU"  # if nothing is said
     for name, value in _options(data).items():
         text = re.sub(r"<class '(.*)'>", r"\1", str(value))
         if name == "activation_fn" and text.startswith("torch.nn.modules.activation."):
             activation = text.rpartition(".")[2]
         elif name not in _HARMLESS and (name, text) not in _KNOWN:
             raise InputError(f"policy_kwargs has {name[:40]!r}: {text[:80]!r}, which potstill's families do not have")
-    if activation not in _ACTIVATIONS:
-        raise InputError(f"activation_fn {activation[:40]!r} is not read: {', '.join(_ACTIVATIONS)} are")
-    return _ACTIVATIONS[activation]
+    if activation.lower() not in _ACTIVATIONS:
+        raise InputError(f"activation_fn {activation[:40]!r} is not read: {', '.join(networks.ACTIVATIONS)} are")
+    return _ACTIVATIONS[activation.lower()]
+
+
+def _check_observations(data: dict[str, Any], envs: Envs) -> None:
+    """Refuses observations that SB3 joins into one vector otherwise than Gymnasium's `flatten`, which is ours."""
+    space = _described(data, "observation_space")
+    kind = space[":type:"].rpartition(".")[2].removesuffix("'>")
+    if kind not in ("Box", "Dict", "Discrete", "MultiDiscrete", "MultiBinary"):
+        raise InputError(f"the observation space {space[':type:'][:80]!r} is not read: Box, Dict and Discrete are")
+    if kind != "Dict":
+        return
+    keys = list(envs.parts.spaces) if isinstance(envs.parts, gymnasium.spaces.Dict) else []
+    told = str(space.get("spaces"))
+    found = [match.start() for key in keys if (match := re.search(rf"'{re.escape(key)}'[:,]", told))]
+    if not keys or len(found) < len(keys) or found != sorted(found):
+        shows = f"a Dict of {', '.join(keys)}, in this order" if keys else "no Dict"
+        raise InputError(f"the policy reads {told[:200]}; {envs.config.id} shows {shows}")
 
 
 def _check_actions(data: dict[str, Any], envs: Envs) -> None:
@@ -329,9 +334,11 @@ def _check_actions(data: dict[str, Any], envs: Envs) -> None:
     space = _described(data, "action_space")
     kind, name = space[":type:"], envs.config.id
     continuous = kind.endswith("box.Box'>")
-    if not continuous and (not kind.endswith("discrete.Discrete'>") or "multi" in kind):
-        raise InputError(f"the action space {kind[:80]!r} is not read: only Discrete and Box are")
-    if not continuous and str(space.get("start", 0)) != "0":
+    if not continuous and not kind.endswith(("discrete.Discrete'>", "multi_discrete.MultiDiscrete'>")):
+        raise InputError(f"the action space {kind[:80]!r} is not read: only Discrete, MultiDiscrete and Box are")
+    if not continuous and ("multi" in kind) == isinstance(envs.num_actions, int):
+        raise InputError(f"the policy has actions {kind[:80]}, {name} has {envs.num_actions}")
+    if not continuous and str(space.get("start", 0)).strip("[0. ]"):
         raise InputError(f"its actions start at {str(space['start'])[:20]!r}, not at 0")
     if continuous != envs.continuous:
         kinds = ["continuous" if it else "discrete" for it in (continuous, envs.continuous)]
@@ -358,7 +365,14 @@ def _described(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _build(
-    state: dict[str, Tensor], kind: _Kind, algorithm: str, data: dict[str, Any], envs: Envs, temperature: float
+    state: dict[str, Tensor],
+    kind: Kind,
+    algorithm: str,
+    data: dict[str, Any],
+    envs: Envs,
+    temperature: float,
+    statistics: Statistics | None,
+    path: Path,
 ) -> tuple[Policy, bool]:
     """The policy of ours that `state` describes, and whether its sampled play is SB3's. Every key and shape is checked.
 
@@ -366,67 +380,68 @@ def _build(
         InputError: a layer is missing, has another shape, or has no place.
     """
     activation = _activation(data, algorithm)
-    family = "nature" if f"{kind.extractor}features_extractor.cnn.0.weight" in state else "mlp"
-    names, critic = _layout(state, kind, family)
+    cnn = f"{kind.extractor}features_extractor.cnn.0.weight" in state
+    names, critic, behind = _layout(state, kind, cnn)
     if f"{names['actor']}.weight" not in state:
         raise InputError(f"policy.pth has no {names['actor']}.weight: it is no MlpPolicy or CnnPolicy of {algorithm}")
+    stacked = bool(kind.lstm or (cnn and behind))
     aside = kind.aside
-    if family == "nature":
+    if cnn and f"{names['trunk.linears.0']}.bias" in state:
+        stacked = stacked or len(state[f"{names['trunk.linears.0']}.bias"]) != 512
         config = NetworkConfig(family="nature", critic="split" if critic else "shared")
-    else:
-        config = _network(state, names, "trunk", activation)
-        beside = _network(state, critic, "critic_trunk", activation) if critic else config
+    elif not stacked:
+        config = mlp_of(state, [theirs for ours, theirs in names.items() if ours != "actor"], activation)
+        beside = mlp_of(state, critic.values(), activation) if critic else config
         if (beside.family, beside.options) != (config.family, config.options):  # what is not deployed may differ
             critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.")
         elif critic:
             config = replace(config, critic="split", critic_width=beside.width)
+    if stacked:
+        critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.", "vf_features_extractor.")
     names |= critic
-    if algorithm in ("PPO", "A2C", "TRPO") and "value_net." not in aside:
+    if algorithm in _ON_POLICY and "value_net." not in aside:
         names["critic"] = "value_net"
-    shape = tuple(envs.observation_shape)
     deviations = [name for name in state if re.fullmatch(r"(actor\.)?log_std(\.weight|\.bias)?", name)]
-    expected = {f"{layer}.{part}" for layer in names.values() for part in ("weight", "bias")}
     for layer in names.values():
         if algorithm == "ARS" and f"{layer}.weight" in state and f"{layer}.bias" not in state:  # with_bias=False
             state[f"{layer}.bias"] = torch.zeros(len(state[f"{layer}.weight"]))
+    expected = {f"{layer}.{part}" for layer in (*names.values(), *behind) for part in ("weight", "bias")}
+    expected |= {name for name in state if kind.lstm and name.startswith(f"{kind.lstm}.")}
     if missing := sorted(expected - set(state)):
         raise InputError(f"policy.pth has no {missing[0]}: it is no MlpPolicy or CnnPolicy of {algorithm}")
-    aside = (*aside, *(_copies(state, names) if family == "nature" else ()))
+    aside = (*aside, *(_copies(state, names) if cnn else ()))
     unknown = set(state) - expected - (set(deviations) if envs.continuous else set())
     if unknown := {name for name in unknown if not name.startswith(aside)}:
-        raise InputError(f"policy.pth has {min(unknown)}, for which potstill's {family} family has no place")
+        raise InputError(f"policy.pth has {min(unknown)}, for which potstill's families have no place")
     quantiles = data.get("n_quantiles") if algorithm == "QRDQN" else 1
-    outputs = state[f"{names['actor']}.bias"].numel()
+    head = f"{names['actor']}.weight", f"{names['actor']}.bias"
+    outputs = state[head[1]].numel()
     if type(quantiles) is not int or quantiles < 1 or outputs % quantiles:
         raise InputError(f"its {outputs} outputs are not those of {str(quantiles)[:20]} quantiles for each action")
-    if outputs // quantiles != envs.num_actions:
+    actions = envs.num_actions if isinstance(envs.num_actions, int) else sum(envs.num_actions)
+    if outputs // quantiles != actions:
         does = "takes {} actions at once" if envs.continuous else "chooses among {} actions"
         raise InputError(f"the policy {does.format(outputs // quantiles)}, {envs.config.id} has {envs.num_actions}")
-    if infinite := [name for name in sorted(state) if not state[name].isfinite().all()]:
-        raise InputError(f"{infinite[0]} in policy.pth is not finite")
+    check_finite(state, "policy.pth")
+    shape = tuple(envs.observation_shape)
     image = len(shape) == 3 and envs.observation_dtype == np.uint8
-    if image != (family == "nature"):
-        what = "CnnPolicy reads uint8 images" if family == "nature" else "MlpPolicy reorders the pixels of images"
+    if image != cnn:
+        what = "CnnPolicy reads uint8 images" if cnn else "MlpPolicy reorders the pixels of images"
         raise InputError(f"{envs.config.id} shows {shape} {envs.observation_dtype}: SB3's {what}")
+    for part in head if quantiles > 1 else ():  # its outputs are (quantiles, actions)
+        state[part] = state[part].unflatten(0, (quantiles, -1)).mean(0)
 
-    policy = Policy(config, **envs.spaces)
-    layers = dict(policy.named_modules())
+    policy = Policy(NetworkConfig(family="linear") if stacked else config, **envs.spaces)
+    if cnn:
+        policy.scale.fill_(1 / 255)
+    if statistics is not None:
+        _normalise(policy, statistics, envs)
+    if stacked:
+        return _stacked(policy, state, kind, algorithm, data, envs, names, behind, activation, temperature, path), False
+    lay(policy, state, names, envs.config.id, "policy.pth")
     with torch.no_grad():
-        for ours, theirs in names.items():
-            for part in ("weight", "bias"):
-                given, target = state[f"{theirs}.{part}"], getattr(layers[ours], part)
-                if ours == "actor" and algorithm == "QRDQN":  # its outputs are (quantiles, actions)
-                    given = given.unflatten(0, (quantiles, -1)).mean(0)
-                if given.shape != target.shape:
-                    raise InputError(
-                        f"{theirs}.{part} is {tuple(given.shape)}; for observations {shape} of {envs.config.id} and the"
-                        f" {family} family it would be {tuple(target.shape)}"
-                    )
-                target.copy_(given)
-        if family == "nature":
-            policy.scale.fill_(1 / 255)
         if algorithm in ("DQN", "QRDQN"):
-            _sharpen(policy, temperature)
+            sharpen(policy, temperature)
         elif "critic" not in names:
             policy.critic.weight.zero_()
             policy.critic.bias.zero_()
@@ -436,14 +451,68 @@ def _build(
     return policy, exact
 
 
-def _sharpen(policy: Policy, temperature: float) -> None:
-    """Q-values become logits, and their mean the value."""
-    policy.critic.weight.copy_(policy.actor.weight.mean(0, keepdim=True))
-    policy.critic.bias.copy_(policy.actor.bias.mean(0, keepdim=True))
-    policy.actor.weight.div_(temperature)
-    policy.actor.bias.div_(temperature)
-    if not all(parameter.isfinite().all() for parameter in policy.actor.parameters()):
-        raise InputError(f"a temperature of {temperature} is too low: the logits are not finite")
+def _stacked(
+    inputs: Policy,
+    state: dict[str, Tensor],
+    kind: Kind,
+    algorithm: str,
+    data: dict[str, Any],
+    envs: Envs,
+    names: dict[str, str],
+    behind: list[str],
+    activation: str,
+    temperature: float,
+    path: Path,
+) -> Policy:
+    """A policy with a memory, or with layers behind its convolutions: it plays and teaches, and is not saved."""
+    centre, half = torch.zeros(1), torch.ones(1)
+    squash = None
+    if envs.continuous and (squash := _squash(algorithm, data, "actor.log_std" in state)) is not None:
+        centre, half = (each.float() for each in _range(envs))
+    if squash not in (None, 1.0):
+        raise InputError("gSDE's bound on the mean is not read of a CnnPolicy with layers behind its convolutions")
+    if algorithm in ("DQN", "QRDQN"):
+        half = half / temperature
+    try:
+        module = Stacked(
+            inputs,
+            state,
+            convs=[names[f"trunk.convs.{number}"] for number in range(3)] if "trunk.convs.0" in names else [],
+            features=names.get("trunk.linears.0", ""),
+            lstm=kind.lstm,
+            linears=behind,
+            head=names["actor"],
+            activation=activation,
+            scale=half,
+            centre=centre,
+            squash=squash is not None,
+        )
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"policy.pth does not hold the layers of one network: {first_line(error)}") from error
+    with closing(Envs(envs.config, 1)) as games:
+        return Foreign(path.name, Network(module), games)
+
+
+def _range(envs: Envs) -> tuple[Tensor, Tensor]:
+    """Centre and half range of each continuous action, float64."""
+    assert envs.bounds is not None
+    low, high = (torch.from_numpy(bound).double() for bound in envs.bounds)
+    return (low + high) / 2, (high - low) / 2
+
+
+def _squash(algorithm: str, data: dict[str, Any], gsde: bool) -> float | None:
+    """The bound of the tanh of a mean; None where means are in the environment's units."""
+    options = _options(data)
+    linear_ars = "ARSLinearPolicy" in str(data["policy_class"].get("__init__"))
+    squashed = options.get("squash_output", algorithm == "ARS" and not linear_ars)
+    if algorithm not in ("SAC", "TQC", "TD3", "DDPG") and squashed is not True:
+        return None
+    if algorithm in ("SAC", "TQC") and gsde:  # which bounds the mean before the tanh
+        clip_mean = options.get("clip_mean", 2.0)
+        if type(clip_mean) not in (int, float):
+            raise InputError("clip_mean in policy_kwargs is not a number")
+        return math.tanh(clip_mean) if clip_mean > 0 else 1.0
+    return 1.0
 
 
 def _act_continuously(
@@ -456,17 +525,8 @@ def _act_continuously(
     assert envs.bounds is not None
     assert policy.log_std is not None
     options = _options(data)
-    low, high = (torch.from_numpy(bound).double() for bound in envs.bounds)
-    centre, half = (low + high) / 2, (high - low) / 2
-    linear_ars = "ARSLinearPolicy" in str(data["policy_class"].get("__init__"))
-    squashed = options.get("squash_output", algorithm == "ARS" and not linear_ars)
-    if algorithm in ("SAC", "TQC", "TD3", "DDPG") or squashed is True:
-        bound = 1.0
-        if (algorithm in ("SAC", "TQC")) and "actor.log_std" in deviations:  # gSDE bounds the mean before the tanh
-            clip_mean = options.get("clip_mean", 2.0)
-            if type(clip_mean) not in (int, float):
-                raise InputError("clip_mean in policy_kwargs is not a number")
-            bound = math.tanh(clip_mean) if clip_mean > 0 else 1.0
+    centre, half = _range(envs)
+    if (bound := _squash(algorithm, data, "actor.log_std" in deviations)) is not None:
         policy.squash = torch.tensor(bound)
         half = torch.ones_like(half)
     else:
@@ -479,7 +539,7 @@ def _act_continuously(
     if log_std is not None and log_std.shape == policy.log_std.shape and not data.get("use_sde"):
         policy.log_std.copy_(log_std.double() - half.log())
         return True
-    latents = policy.trunk(policy.prepare(torch.from_numpy(_random_play(envs.config)))).double()
+    latents = policy.trunk(policy.prepare(torch.from_numpy(random_play(envs.config)))).double()
     heads = deviations.get("actor.log_std.weight"), deviations.get("actor.log_std.bias")
     if log_std is not None and tuple(log_std.shape) in [(latents.shape[1], n) for n in (1, len(half))]:
         std = log_std.double().exp()
@@ -496,21 +556,23 @@ def _act_continuously(
     return False
 
 
-def _normalise(policy: Policy, statistics: Statistics) -> None:
+def _normalise(policy: Policy, statistics: Statistics, envs: Envs) -> None:
     """Puts VecNormalize's statistics in the place of the policy's own normalisation."""
-    if policy.family == "nature":
+    if policy.layout != "flat":
         raise InputError("statistics of images are not read: SB3's CnnPolicy divides by 255")
-    if statistics.mean.shape != policy.observation_shape:
-        raise InputError(f"{statistics.path} normalises {statistics.mean.shape}, not {policy.observation_shape}")
-    policy.mean.copy_(torch.from_numpy(statistics.mean))
-    policy.scale.copy_(1 / torch.from_numpy(statistics.deviation))
+    mean, deviation = statistics.of(envs.parts)
+    if mean.shape != policy.observation_shape:
+        raise InputError(f"{statistics.path} normalises {mean.shape}, not {policy.observation_shape}")
+    policy.mean.copy_(torch.from_numpy(mean))
+    policy.scale.copy_(1 / torch.from_numpy(deviation))
     policy.input_clip = torch.tensor(statistics.clip)
     if not policy.mean.isfinite().all() or not policy.scale.isfinite().all():
         raise InputError(f"{statistics.path} holds statistics beyond float32")
 
 
-def _layout(state: dict[str, Tensor], kind: _Kind, family: str) -> tuple[dict[str, str], dict[str, str]]:
-    """SB3's name for each layer of our actor, and for each hidden layer of a critic of its own."""
+def _layout(state: dict[str, Tensor], kind: Kind, cnn: bool) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """SB3's name for each layer of our actor, for each hidden layer of a critic of its own, and those of ours that come
+    behind convolutions or a memory."""
 
     def chain(prefix: str) -> list[str]:
         """The linear layers under a prefix, in order."""
@@ -520,7 +582,7 @@ def _layout(state: dict[str, Tensor], kind: _Kind, family: str) -> tuple[dict[st
     def under(ours: str, layers: list[str]) -> dict[str, str]:
         return {f"{ours}.linears.{number}": layer for number, layer in enumerate(layers)}
 
-    def cnn(ours: str, prefix: str) -> dict[str, str]:
+    def convolved(ours: str, prefix: str) -> dict[str, str]:
         parts = {"convs.0": "cnn.0", "convs.1": "cnn.2", "convs.2": "cnn.4", "linears.0": "linear.0"}
         return {f"{ours}.{mine}": f"{prefix}.{theirs}" for mine, theirs in parts.items()}
 
@@ -531,13 +593,15 @@ def _layout(state: dict[str, Tensor], kind: _Kind, family: str) -> tuple[dict[st
     elif f"{head}.0.weight" in state:  # gSDE's mean, with its bound behind it
         head += ".0"
     actor_critic = kind.algorithm == "PPO"
-    if family == "nature":
-        names = cnn("trunk", f"{kind.extractor}features_extractor") | {"actor": head}
-        critic = cnn("critic_trunk", "vf_features_extractor")
+    if cnn:
+        names = convolved("trunk", f"{kind.extractor}features_extractor") | {"actor": head}
+        critic = convolved("critic_trunk", "vf_features_extractor")
         own = "vf_features_extractor.cnn.0.weight" in state and not _same(state, critic, names)
-        return names, critic if actor_critic and own else {}
+        return names, critic if actor_critic and own else {}, hidden
+    if kind.lstm:
+        return {"actor": head}, {}, hidden
     critic = under("critic_trunk", shared + chain("mlp_extractor.value_net")) if actor_critic else {}
-    return under("trunk", hidden) | {"actor": head}, critic
+    return under("trunk", hidden) | {"actor": head}, critic, []
 
 
 def _same(state: dict[str, Tensor], second: dict[str, str], first: dict[str, str]) -> bool:
@@ -563,14 +627,3 @@ def _copies(state: dict[str, Tensor], names: dict[str, str]) -> tuple[str, ...]:
         if not used & set(second.values()) and _same(state, second, names):
             copies.append(f"{prefix}.")
     return tuple(copies)
-
-
-def _network(state: dict[str, Tensor], names: dict[str, str], trunk: str, activation: str) -> NetworkConfig:
-    """The multilayer perceptron that has layers of these sizes; of two equal ones, 64 are width 1."""
-    units = [state[f"{theirs}.weight"].shape[0] for ours, theirs in names.items() if ours.startswith(f"{trunk}.")]
-    if not units:
-        return NetworkConfig(family="linear")
-    options = () if activation == "tanh" else (f"activation={activation}",)
-    if len(units) == 2 and units[0] == units[1]:
-        return NetworkConfig(str(Fraction(units[0], 64)), "mlp", options=options)
-    return NetworkConfig(family="mlp", options=(f"layers={','.join(map(str, units))}", *options))

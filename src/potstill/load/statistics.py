@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 
 from potstill.envs import Array
@@ -19,11 +20,35 @@ _NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
 class Statistics(NamedTuple):
     """clip((observation - mean) / deviation, -clip, clip), as SB3's `VecNormalize.normalize_obs` has it."""
 
-    mean: Array  # of the observation's shape, float64
-    deviation: Array
+    moments: dict[str, tuple[Array, Array]]  # mean and deviation, float64, by the key of a Dict; "" is of no Dict
     clip: float
     path: Path
     sha256: str
+
+    def of(self, parts: "gymnasium.Space[Any] | None") -> tuple[Array, Array]:
+        """Mean and deviation of an observation, where one of a Dict is flattened from `parts`.
+
+        Raises:
+            InputError: they are of other parts; or one that is not normalised may lie beyond the clip, which is of all.
+        """
+        if not isinstance(parts, gymnasium.spaces.Dict):
+            if "" not in self.moments:
+                raise InputError(f"{self.path} normalises {', '.join(self.moments)} of a Dict, which this task has not")
+            return self.moments[""]
+        if unknown := self.moments.keys() - parts.spaces.keys():
+            raise InputError(f"{self.path} normalises {min(unknown)!r}, which the task's Dict has not")
+        means, deviations = [], []
+        for key, part in parts.spaces.items():
+            size = gymnasium.spaces.flatdim(part)
+            flat: Any = gymnasium.spaces.flatten_space(part)
+            if key not in self.moments and not (np.abs([flat.low, flat.high]) <= self.clip).all():
+                raise InputError(f"{self.path} clips at {self.clip}, which {key!r}, not normalised, may pass")
+            mean, deviation = self.moments.get(key, (np.zeros(size), np.ones(size)))
+            if mean.size != size:
+                raise InputError(f"{self.path} normalises {mean.size} numbers of {key!r}, the task has {size}")
+            means.append(mean.ravel())
+            deviations.append(deviation.ravel())
+        return np.concatenate(means), np.concatenate(deviations)
 
 
 def find_statistics(path: Path) -> Path | None:
@@ -55,7 +80,7 @@ def read_statistics(path: Path) -> Statistics | None:
     """VecNormalize's statistics from the pickle it saved; None where it normalised rewards only.
 
     Raises:
-        InputError: no such pickle, a damaged one, numbers that cannot be, or observations that are dictionaries.
+        InputError: no such pickle, a damaged one, or numbers that cannot be.
     """
     content = read_bytes(path, MAX_BYTES, follow=True)
     try:
@@ -65,13 +90,18 @@ def read_statistics(path: Path) -> Statistics | None:
             raise InputError("it is no VecNormalize of Stable-Baselines3")
         if state["norm_obs"] is False:
             return None
-        mean, variance = _moments(state.get("obs_rms"))
+        rms = state.get("obs_rms")
         clip, epsilon = (_number(state[name]) for name in ("clip_obs", "epsilon"))
-        if not (clip > 0 and 0 <= epsilon < np.inf) or not (variance + epsilon > 0).all():
-            raise InputError(f"its clip_obs is {clip}, its epsilon {epsilon}, its least variance {variance.min()}")
+        if not (clip > 0 and 0 <= epsilon < np.inf):
+            raise InputError(f"its clip_obs is {clip}, its epsilon {epsilon}")
+        moments = {
+            str(key): _moments(each, epsilon) for key, each in (rms if isinstance(rms, dict) else {"": rms}).items()
+        }
+        if not moments:
+            raise InputError("it holds no mean and variance of observations")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return Statistics(mean, np.sqrt(variance + epsilon), clip, path, sha256(content).hexdigest())
+    return Statistics(moments, clip, path, sha256(content).hexdigest())
 
 
 def _number(value: Any) -> float:
@@ -81,13 +111,13 @@ def _number(value: Any) -> float:
     return float(read.item())
 
 
-def _moments(rms: Any) -> tuple[Array, Array]:
-    if isinstance(rms, dict):
-        raise InputError("it normalises observations that are dictionaries, which is not read")
+def _moments(rms: Any, epsilon: float) -> tuple[Array, Array]:
     state = rms.state if isinstance(rms, Inert) else None
     if not isinstance(state, dict) or not {"mean", "var"} <= state.keys():
         raise InputError("it holds no mean and variance of observations")
     mean, variance = array(state["mean"]), array(state["var"])
     if mean.shape != variance.shape or not (np.isfinite(mean).all() and np.isfinite(variance).all()):
         raise InputError("its mean and variance are not finite numbers of one shape")
-    return mean, variance
+    if not (variance + epsilon > 0).all():
+        raise InputError(f"its least variance is {variance.min()}")
+    return mean, np.sqrt(variance + epsilon)

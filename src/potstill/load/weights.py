@@ -1,0 +1,138 @@
+"""State dicts of others in: tensors read as data, never as code, and laid into a policy of ours by their names."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill.envs import Array, EnvConfig, Envs
+from potstill.errors import InputError, reason
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import LoadedPolicy, save_policy
+
+#: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
+Q_TEMPERATURE = 0.01
+DETERMINISTIC = 0.1  # deviation in half ranges of a policy that has none: the action noise of Fujimoto et al. 2018, TD3
+_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number in files of before 1.6
+
+
+def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
+    """What `torch.save` wrote of a state dict, or of a tuple that begins with one: names and plain float32 tensors.
+
+    torch's `weights_only` unpickler builds tensors and nothing else; what it builds is checked again.
+
+    Args:
+        what: the file's name, for messages.
+
+    Raises:
+        InputError: it holds something else, or is damaged.
+    """
+    try:
+        if not content.startswith(_BEFORE_ZIP):
+            inner = ZipFile(BytesIO(content))
+            if any(member.compress_type != ZIP_STORED for member in inner.infolist()):  # or torch would unpack a bomb
+                raise InputError(f"{what} is compressed inside, which torch does not do")
+        state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # a hostile or damaged pickle raises whatever its instructions run into
+        asked = re.search(r"GLOBAL ([\w.]{1,60})", str(error))
+        why = f"it asks for {asked[1]}, which is not run" if asked else "or it is damaged"
+        raise InputError(f"{what} holds something else than tensors: {why}") from error
+    state = state[0] if isinstance(state, tuple) and state else state
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{what} is not a state dict")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,120}", name, re.ASCII):
+            raise InputError(f"{what} names a tensor {str(name)[:80]!r}")
+        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+        if not plain or tensor.dtype != torch.float32 or tensor.is_meta:
+            raise InputError(f"{name} in {what} is not a plain float32 tensor")
+        if 4 * tensor.numel() > len(content):  # one number seen from everywhere, at no cost until it is used
+            raise InputError(f"{name} in {what} claims a shape of {tuple(tensor.shape)}")
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    if infinite := [name for name in sorted(state) if not state[name].isfinite().all()]:
+        raise InputError(f"{infinite[0]} in {what} is not finite")
+
+
+def mlp_of(state: Mapping[str, Tensor], layers: Iterable[str], activation: str) -> NetworkConfig:
+    """The multilayer perceptron that has these layers; of two equal ones, 64 units are width 1."""
+    units = [state[f"{layer}.weight"].shape[0] for layer in layers]
+    if not units:
+        return NetworkConfig(family="linear")
+    options = () if activation == "tanh" else (f"activation={activation}",)
+    if len(units) == 2 and units[0] == units[1]:
+        return NetworkConfig(str(Fraction(units[0], 64)), "mlp", options=options)
+    return NetworkConfig(family="mlp", options=(f"layers={','.join(map(str, units))}", *options))
+
+
+def lay(policy: Policy, state: Mapping[str, Tensor], names: Mapping[str, str], task: str, what: str) -> None:
+    """Copies weights and biases into the policy's layers, `names` from its own name of a layer to theirs.
+
+    Raises:
+        InputError: a layer is missing or has another shape.
+    """
+    layers = dict(policy.named_modules())
+    with torch.no_grad():
+        for ours, theirs in names.items():
+            for part in ("weight", "bias"):
+                given, target = state.get(f"{theirs}.{part}"), getattr(layers[ours], part)
+                if given is None:
+                    raise InputError(f"{what} has no {theirs}.{part}")
+                if given.shape != target.shape:
+                    raise InputError(
+                        f"{theirs}.{part} is {tuple(given.shape)}; for observations {policy.observation_shape} of"
+                        f" {task} and the {policy.family} family it would be {tuple(target.shape)}"
+                    )
+                target.copy_(given)
+
+
+@torch.no_grad()
+def sharpen(policy: Policy, temperature: float) -> None:
+    """Q-values, as the actor gives them, become logits, and their mean the value."""
+    policy.critic.weight.copy_(policy.actor.weight.mean(0, keepdim=True))
+    policy.critic.bias.copy_(policy.actor.bias.mean(0, keepdim=True))
+    policy.actor.weight.div_(temperature)
+    policy.actor.bias.div_(temperature)
+    if not all(parameter.isfinite().all() for parameter in policy.actor.parameters()):
+        raise InputError(f"a temperature of {temperature} is too low: the logits are not finite")
+
+
+def random_play(env: EnvConfig) -> Array:
+    """Observations of 150 random steps, (151, *observation shape)."""
+    with closing(Envs(env, 1)) as envs:
+        random = envs.random_actions(np.random.default_rng(0), 150)
+        return np.concatenate([envs.reset(0), *(envs.step(actions).observations for actions in random)])
+
+
+def save_import(loaded: LoadedPolicy, out: Path) -> None:
+    """Saves a policy of others as one of ours, `policy.safetensors` in a new directory `out`.
+
+    Raises:
+        InputError: `out` exists, or cannot be written: nothing is left there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.mkdir()
+    except OSError as error:
+        if os.path.lexists(out):
+            raise InputError(f"{out} exists: choose another --out") from error
+        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
+    try:
+        probe = random_play(loaded.env)[::10]
+        save_policy(out / "policy.safetensors", loaded.policy, loaded.env, probe, loaded.document["provenance"])
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
