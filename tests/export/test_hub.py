@@ -14,9 +14,13 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, close_session, constants
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from potstill.envs import Envs
 from potstill.export import hub
@@ -505,7 +509,10 @@ def test_an_older_revision_is_pulled_by_its_commit(standin, cart, call):
 @pytest.mark.parametrize("name", ["model.pt", "weights/policy.PTH", "pytorch_model.bin", "agent.pkl", "ppo.zip"])
 def test_pickles_are_never_downloaded(standin, cart, call, name):
     standin.commit({name: b"a pickle", "README.md": b"# read me"})
-    assert refused(call("pull", REPO, "--out", "pulled"), f"{REPO} has no policy.safetensors, only {name}: a pickle")
+    words = f"{REPO} has no policy.safetensors, only {name}: a pickle"
+    if name == "ppo.zip":  # of which --env would read the tensors
+        words = f"{REPO} does not name its task: add --env"
+    assert refused(call("pull", REPO, "--out", "pulled"), words)
     assert left() == set()
     standin.commit({name: b"a pickle", "policy.safetensors": (cart / "policy.safetensors").read_bytes(), "run.py": b""})
     assert call("pull", REPO, "--out", "pulled")[0] == 0
@@ -599,3 +606,29 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, call
     said = f"{words[0]} needs huggingface_hub: pip install 'potstill[hub]'"
     assert refused(call(*words), said)
     assert left() == set()
+
+
+def test_a_stable_baselines3_repository_is_imported_and_no_pickle_of_it_is_run(standin, call, tmp_path):
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, seed=0, device="cpu")
+    model.save(tmp_path / "model.zip")
+    statistics = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), clip_obs=5.0)
+    statistics.save(str(tmp_path / "vec_normalize.pkl"))
+    files = {"ppo-CartPole-v1.zip": (tmp_path / "model.zip").read_bytes(), "train_eval_metrics.zip": b"no policy"}
+    files |= {"vec_normalize.pkl": (tmp_path / "vec_normalize.pkl").read_bytes(), "results.json": b"{}"}
+    standin.commit(files, "sb3/ppo-CartPole-v1")
+    assert refused(call("pull", "sb3/ppo-CartPole-v1", "--out", "new"), "does not name its task: add --env")
+    code, _, err = call("pull", "sb3/ppo-CartPole-v1", "--out", "new", "--env", "cartpole")
+    assert code == 0, err
+    loaded = load_policy(Path("new"))
+    assert loaded.policy.clip == 5.0
+    assert loaded.document["provenance"]["repository"] == "sb3/ppo-CartPole-v1"
+    seen = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    expected, _ = model.predict(np.clip(seen / np.sqrt(1 + 1e-8), -5, 5), deterministic=True)
+    assert np.array_equal(loaded.policy(torch.from_numpy(seen))[0].argmax(1), expected)
+    assert not any("train_eval" in line for line in standin.seen)
+    assert left() == {"new", "model.zip", "vec_normalize.pkl"}
+
+    files["vec_normalize.pkl"] = b"cos\nsystem\n(S'touch owned'\ntR."
+    standin.commit(files, "sb3/ppo-CartPole-v1")
+    assert refused(call("pull", "sb3/ppo-CartPole-v1", "--out", "evil", "--env", "cartpole"), "no VecNormalize of")
+    assert left() == {"new", "model.zip", "vec_normalize.pkl"}

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTran
 
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.load import sb3
+from potstill.load import weights
 from potstill.load.sb3 import as_sb3, import_sb3, load_sb3
 from potstill.policies import load_policy
 from potstill.tasks import TASKS
@@ -284,7 +284,7 @@ def test_an_import_leaves_nothing_where_it_fails(zips, tmp_path, monkeypatch):
     def fail(*arguments):
         raise InputError("cannot write: no space left on device")
 
-    monkeypatch.setattr(sb3, "save_policy", fail)
+    monkeypatch.setattr(weights, "save_policy", fail)
     with pytest.raises(InputError, match="no space left"):
         import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]

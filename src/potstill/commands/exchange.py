@@ -199,6 +199,8 @@ class _Pull:
     """Directory of the policy; must not exist."""
     revision: str = "main"
     """A branch, a tag or a commit."""
+    env: str | None = None
+    """The task of a Stable-Baselines3 repository, such as sb3/ppo-CartPole-v1, whose zip is imported."""
 
 
 def pull(arguments: Sequence[str]) -> None:
@@ -207,7 +209,8 @@ def pull(arguments: Sequence[str]) -> None:
     from potstill.policies import recorded_result
 
     options = parse(_Pull, arguments, "pull")
-    loaded, commit = hub.pull(options.repo_id, options.out, options.revision)
+    env = sb3.as_sb3(find_env(options.env)) if options.env is not None else None
+    loaded, commit = hub.pull(options.repo_id, options.out, options.revision, env)
     size, known = loaded.policy.size(), recorded_result(loaded) or {}
     print(options.out)
     facts = {"env": loaded.env.id, "width": loaded.policy.config.width, "parameters": size.parameters}

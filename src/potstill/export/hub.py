@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 from potstill import __version__
+from potstill.envs import EnvConfig
 from potstill.errors import InputError, printable, reason
+from potstill.load import load
+from potstill.load.pickles import MAX_BYTES as MAX_STATISTICS_BYTES
+from potstill.load.statistics import NAMES as STATISTICS
+from potstill.load.weights import save_import
 from potstill.policies import LoadedPolicy, load_policy
 from potstill.storage.files import JSON_LIMIT, parse_json, read_json
 
@@ -30,6 +35,7 @@ POLICY, RESULT, CONFIG, CARD, FILM = "policy.safetensors", "result.json", "confi
 
 #: What `pull` downloads, and the most bytes of each: a width-1 Nature-CNN takes 7 MB.
 MAX_BYTES = {POLICY: 1 << 30, RESULT: 1 << 24, CONFIG: 1 << 24, CARD: 1 << 20}
+MAX_ZIP_BYTES = 1 << 28  # of a Stable-Baselines3 zip
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".zip")
 TIMEOUT = 30.0  # seconds for the Hub to say what a repository holds, or anything more
 SLOWEST = 10_000.0  # bytes a second of a download that is still waited for
@@ -98,15 +104,17 @@ def push(
     return str(commit.commit_url)
 
 
-def pull(repo_id: str, out: Path, revision: str = "main") -> tuple[LoadedPolicy, str]:
+def pull(repo_id: str, out: Path, revision: str = "main", env: EnvConfig | None = None) -> tuple[LoadedPolicy, str]:
     """Downloads the policy of a repository into a new directory `out`, which appears when it has been checked.
 
     Only the files named in `MAX_BYTES` are downloaded. Pickles are not, whatever else is there; a repository that holds
-    its weights in nothing else is refused.
+    its weights in nothing else is refused. Of one of Stable-Baselines3's (sb3/ppo-CartPole-v1), its zip is imported, as
+    data, with VecNormalize's statistics where they lie beside it.
 
     Args:
         repo_id: USER/NAME.
         revision: a branch, a tag or a commit.
+        env: the task of a Stable-Baselines3 zip, which does not name it.
 
     Returns:
         The policy, loaded from `out`, and the commit it is of.
@@ -124,7 +132,11 @@ def pull(repo_id: str, out: Path, revision: str = "main") -> tuple[LoadedPolicy,
         sizes, commit = {file["rfilename"]: file.get("size") for file in document["siblings"]}, document["sha"]
         if re.fullmatch("[0-9a-f]{40}", commit) is None or not all(isinstance(name, str) for name in sizes):
             raise ValueError("no commit, or a file without a name")
-    names = _expected(repo_id, sizes)
+    zipped = _zip_of(repo_id, sizes) if POLICY not in sizes else None
+    if (zipped is None) == (env is not None):
+        told = "does not name its task: add --env" if zipped else "is no Stable-Baselines3 zip: leave out --env"
+        raise InputError(f"{repo_id} {told}")
+    names = _expected(repo_id, sizes, zipped)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
 
     def download(name: str) -> int:
@@ -141,10 +153,14 @@ def pull(repo_id: str, out: Path, revision: str = "main") -> tuple[LoadedPolicy,
         for name in {RESULT, CONFIG} & set(names):
             _document(temporary / name, f"{repo_id}/{name}")
         try:
-            loaded = load_policy(temporary)
+            loaded = load(temporary / (zipped or ""), env)
+            if zipped is not None:
+                loaded.document["provenance"] |= {"repository": repo_id, "commit": commit}
+                save_import(loaded, out)
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), repo_id)) from error
-        temporary.rename(out)
+        if zipped is None:
+            temporary.rename(out)
     except OSError as error:
         raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
     finally:
@@ -215,24 +231,36 @@ def _api(repo_id: str, command: str) -> "HfApi":
     return HfApi(library_name="potstill", library_version=__version__)
 
 
-def _expected(repo_id: str, sizes: Mapping[str, Any]) -> list[str]:
-    """The files to download of those that a repository lists; InputError where they cannot be a policy of ours."""
+def _zip_of(repo_id: str, sizes: Mapping[str, Any]) -> str | None:
+    """The zip of Stable-Baselines3's policy among the files of a repository."""
+    zips = [name for name in sizes if re.fullmatch(r"[\w.-]+\.zip", name) and name != "train_eval_metrics.zip"]
+    named = f"{repo_id.partition('/')[2]}.zip"
+    return named if named in zips else zips[0] if len(zips) == 1 else None
+
+
+def _expected(repo_id: str, sizes: Mapping[str, Any], zipped: str | None) -> list[str]:
+    """The files to download of those that a repository lists; InputError where they cannot be a policy.
+
+    Args:
+        zipped: the one that is Stable-Baselines3's policy.
+    """
     if odd := [name for name in sizes if name.startswith("/") or "\\" in name or ".." in name.split("/")]:
         raise InputError(
             f"{repo_id} lists {odd[0][:80]!r}, a name that leads out of its folder: nothing was downloaded"
         )
-    if POLICY not in sizes:
+    limits = MAX_BYTES if zipped is None else {zipped: MAX_ZIP_BYTES} | dict.fromkeys(STATISTICS, MAX_STATISTICS_BYTES)
+    if zipped is None and POLICY not in sizes:
         if pickled := [name for name in sizes if name.lower().endswith(PICKLES)]:
             raise InputError(
                 f"{repo_id} has no {POLICY}, only {pickled[0][:80]}: a pickle runs whatever its author wants when it is"
                 " read, so potstill does not download it"
             )
         raise InputError(f"{repo_id} has no {POLICY}: it was not pushed by potstill")
-    for name in (names := [name for name in MAX_BYTES if name in sizes]):
+    for name in (names := [name for name in limits if name in sizes]):
         size = sizes[name]
-        if type(size) is not int or not 0 <= size <= MAX_BYTES[name]:
+        if type(size) is not int or not 0 <= size <= limits[name]:
             told = f"{size:,}" if type(size) is int else "an unknown number of"
-            raise InputError(f"{repo_id}: {name} has {told} bytes; at most {MAX_BYTES[name]:,} are downloaded")
+            raise InputError(f"{repo_id}: {name} has {told} bytes; at most {limits[name]:,} are downloaded")
     return names
 
 

@@ -14,7 +14,7 @@ from potstill.errors import InputError
 from potstill.load.pickles import MAX_BYTES, Inert, array, read_pickle
 from potstill.storage.files import read_bytes
 
-_NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
+NAMES = ("vecnormalize.pkl", "vec_normalize.pkl")
 
 
 class Statistics(NamedTuple):
@@ -62,7 +62,7 @@ def find_statistics(path: Path) -> Path | None:
     names = [f"{steps[1]}_vecnormalize_{steps[2]}.pkl"] if steps else []
     with suppress(OSError):  # what cannot be listed cannot be read either
         files = {file for folder in dict.fromkeys(folders) for file in folder.glob("*.pkl")}
-        for wanted in (names, _NAMES):
+        for wanted in (names, NAMES):
             found = [file for file in sorted(files) if file.name in wanted]
             if len({file.read_bytes() for file in found if file.stat().st_size <= MAX_BYTES}) == 1:
                 return found[0]
