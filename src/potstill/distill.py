@@ -8,6 +8,7 @@ into the teacher's play); Czarnecki et al. 2019, "Distilling Policy Distillation
 import math
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from potstill.envs import Array, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import find_objective, value_mse
+from potstill.quantisation import round_weights, simulated
 from potstill.rollout import Preparer, collect
 
 Lead = Literal["student", "teacher", "mixed"]
@@ -74,8 +76,14 @@ class DistillConfig:
     precision: Precision = "auto"
     """float32, bfloat16, or what measures faster here."""
 
+    bits: int = 32
+    """Of a deployed weight: 32, or 8 or 4 for a network that is exported as integers: over the last half of its
+    gradient steps the student plays and learns with rounded weights and activations, and its weights end rounded."""
+
     def __post_init__(self) -> None:
         normalise(self)
+        if self.bits not in (32, 8, 4):
+            raise InputError(f"bits are 32, 8 or 4, not {self.bits}")
         bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, buffer_size=MOST, batch_size=MOST)
         for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
@@ -201,7 +209,8 @@ def distill(
         if config.act == "after":
             with torch.enable_grad():
                 learner.learn(Batch(inputs, logits, values))
-        own = draw(state.student.logits(inputs).cpu(), state.generator)
+        with learner.rounding():
+            own = draw(state.student.logits(inputs).cpu(), state.generator)
         if config.lead == "student":
             return own
         shown = draw(logits.cpu(), state.generator)
@@ -226,6 +235,8 @@ def distill(
         if state.vector_steps % every == 0 or state.vector_steps == config.vector_steps:
             score = float(np.mean(state.recent)) if state.recent else math.nan
             learner.check_weights()
+            if state.vector_steps == config.vector_steps:
+                learner.finish()
             yield Progress(state.vector_steps * config.num_envs, score, state.games, learner.metrics())
         if state.vector_steps >= config.vector_steps:
             return
@@ -240,6 +251,8 @@ def distill_from(config: DistillConfig, state: DistillState, data: Dataset, ever
         if state.gradient_steps % every == 0 or state.gradient_steps == config.gradient_steps:
             done = state.gradient_steps / config.gradient_steps
             learner.check_weights()
+            if done == 1.0:
+                learner.finish()
             yield Progress(round(done * config.total_timesteps), math.nan, 0, learner.metrics())
 
 
@@ -326,14 +339,15 @@ class _Learner:
             rate *= 0.5 * (1.0 + math.cos(math.pi * state.gradient_steps / config.gradient_steps))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        logits, value = state.student.heads(batch.inputs)
-        per_state = self.loss(logits, batch.logits, config.temperature)
-        loss = per_state.mean()
-        if config.value_coefficient:
-            targets = batch.values / state.student.return_scale
-            loss = loss + config.value_coefficient * value_mse(value, targets).mean()
-        state.optimizer.zero_grad()
-        loss.backward()
+        with self.rounding():
+            logits, value = state.student.heads(batch.inputs)
+            per_state = self.loss(logits, batch.logits, config.temperature)
+            loss = per_state.mean()
+            if config.value_coefficient:
+                targets = batch.values / state.student.return_scale
+                loss = loss + config.value_coefficient * value_mse(value, targets).mean()
+            state.optimizer.zero_grad()
+            loss.backward()
         norm = nn.utils.clip_grad_norm_(state.student.parameters(), config.max_grad_norm)
         if not torch.isfinite(norm):
             raise DivergedError(
@@ -348,6 +362,16 @@ class _Learner:
             self._sums[name] = self._sums.get(name, 0.0) + number
         self._sums["learning_rate"] = rate
         self._steps += 1
+
+    def rounding(self) -> AbstractContextManager[None]:
+        """In which the student computes: as an integer file will, where it learns for one, once half the steps are
+        done."""
+        late = 2 * self.state.gradient_steps >= self.config.gradient_steps
+        return simulated(self.state.student, self.config.bits) if self.config.bits < 32 and late else nullcontext()
+
+    def finish(self) -> None:
+        if self.config.bits < 32:
+            round_weights(self.state.student, self.config.bits)
 
     def check_weights(self) -> None:
         """Raises DivergedError where the last step left a weight that is not finite, which must not be saved."""

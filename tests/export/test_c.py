@@ -20,6 +20,7 @@ from potstill.export import c
 from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
+from potstill.quantisation import round_weights
 
 EXPERT = Path(__file__).parents[2] / "data" / "experts" / "pong" / "seed-2"
 STRICT = [*c.FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
@@ -54,8 +55,8 @@ def actor_of(policy, observations, actions=None, bounds=None):
     return Actor(policy, layers(policy), observations, actions or list(range(policy.num_actions)), bounds)
 
 
-def compiled(actor, folder, integer=False):
-    source, header, sizes = c.build(actor, "policy", integer)
+def compiled(actor, folder, bits=32):
+    source, header, sizes = c.build(actor, "policy", bits)
     return c.Library(source, header, "policy", actor, folder), sizes
 
 
@@ -73,13 +74,15 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize(("shape", "dtype", "config"), NETWORKS)
 def test_strict_compilers_and_sanitizers_have_nothing_to_say_and_it_computes_what_pytorch_does(
-    tmp_path, shape, dtype, config, integer
+    tmp_path, shape, dtype, config, bits
 ):
     actor = actor_of(*network(shape, 3, dtype, **config))
-    source, header, _ = c.build(actor, "policy", integer)
+    if bits == 4:  # which a policy has to be distilled for
+        round_weights(actor.policy, bits)
+    source, header, _ = c.build(actor, "policy", bits)
     kind = re.search(r"const (\w+) observation", header).group(1)
     for name, text in (("policy.c", source), ("policy.h", header), ("replay.c", REPLAY.replace("TYPE", kind))):
         (tmp_path / name).write_text(text)
@@ -87,7 +90,7 @@ def test_strict_compilers_and_sanitizers_have_nothing_to_say_and_it_computes_wha
     done = subprocess.run([tmp_path / "replay"], input=actor.observations.tobytes(), capture_output=True, check=True)
     assert done.stderr == b""
     outputs, logits = np.frombuffer(done.stdout, np.float32).reshape(-1, 3), expected(actor)
-    if not integer:
+    if bits == 32:
         verify(actor, outputs, outputs.argmax(1), "C")
         return
     gaps = np.sort(logits, 1)
@@ -101,7 +104,7 @@ def test_strict_compilers_and_sanitizers_have_nothing_to_say_and_it_computes_wha
 @pytest.mark.parametrize("wild", [1e30, -1e30, np.inf, np.nan])
 def test_no_observation_makes_integers_overflow(tmp_path, wild):
     actor = actor_of(*network((4,), 3, width="1/4"))
-    source, header, _ = c.build(actor, "policy", integer=True)
+    source, header, _ = c.build(actor, "policy", bits=8)
     for name, text in (("policy.c", source), ("policy.h", header), ("replay.c", REPLAY.replace("TYPE", "float"))):
         (tmp_path / name).write_text(text)
     subprocess.run(["gcc", *STRICT, "policy.c", "replay.c", "-o", "replay"], cwd=tmp_path, check=True)
@@ -128,28 +131,28 @@ def test_actions_are_the_environments_own(tmp_path):
     assert set(own) == {5, 6, 7}
 
 
-@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_continuous_actions_stay_within_their_bounds(tmp_path, dtype, integer):
+def test_continuous_actions_stay_within_their_bounds(tmp_path, dtype, bits):
     random = np.random.default_rng(0)
     bounds = np.sort(random.normal(size=(2, 20)), axis=0).astype(dtype)
     actor = actor_of(*network((4,), 20, continuous=True, width="1/4"), bounds=bounds)
-    library, _ = compiled(actor, tmp_path, integer)
+    library, _ = compiled(actor, tmp_path, bits)
     actions = library.actions(actor.observations)
     assert actions.dtype == dtype
     assert ((bounds[0] <= actions) & (actions <= bounds[1])).all()
     assert (actions == bounds[1]).mean() > 0.1
-    if not integer:
+    if bits == 32:
         verify(actor, library.outputs(actor.observations), actions, "C")
 
 
-@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize(("shape", "dtype", "config"), NETWORKS[::2])
-def test_the_header_tells_flash_and_stack(tmp_path, shape, dtype, config, integer):
+def test_the_header_tells_flash_and_stack(tmp_path, shape, dtype, config, bits):
     actor = actor_of(*network(shape, 3, dtype, **config))
-    source, header, sizes = c.build(actor, "policy", integer)
+    source, header, sizes = c.build(actor, "policy", bits)
     told = [int(number) for number in re.search(r"Flash: (\d+) .* Stack: (\d+) bytes", header).groups()]
-    assert told == [sizes["constants"], sizes["stack"]]
+    assert told == [sizes["constants"], sizes["activations"]]
     (tmp_path / "policy.c").write_text(source)
     (tmp_path / "policy.h").write_text(header)
     compiler = shutil.which("arm-none-eabi-gcc")  # where it is there
@@ -195,7 +198,7 @@ def test_a_pong_expert_plays_on_as_pytorch_does(tmp_path):
     library, _ = compiled(actor, tmp_path)
     assert verify(actor, library.outputs(actor.observations), library.actions(actor.observations), "C")[1] <= 1
     (tmp_path / "small").mkdir()
-    integers, sizes = compiled(actor, tmp_path / "small", integer=True)
+    integers, sizes = compiled(actor, tmp_path / "small", bits=8)
     agreed = (integers.actions(actor.observations) == library.actions(actor.observations)).mean()
     assert agreed > 0.95
     assert sizes["constants"] < 0.3 * library.flash
@@ -223,6 +226,27 @@ def test_the_command_writes_both_versions_and_scores_the_compiled_code(pot, caps
     assert models["int8"]["flash"] < 0.5 * models["float32"]["flash"]
     assert all(model["score"]["episodes"] == 4 for model in models.values())
     assert models["int8"]["delay"]["mean"] > 0
+
+
+def test_weights_of_4_bits_take_half_the_flash_of_8(pot, capsys):
+    main(["export", "pot", "--out", "small.c", "--int8", "--int4", "--episodes", "0", "--json"])
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert models["int4"]["constants"] < 0.7 * models["int8"]["constants"]
+    assert "4-bit weights" in (pot / "small_int4.h").read_text()
+    assert models["int4"]["stack"] >= models["int4"]["activations"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(5,), (2, 36, 37)])
+def test_the_integers_of_a_rounded_policy_lose_nothing(tmp_path, bits, shape):
+    """Its weights are what the file holds; activations of 16 bits are left to differ."""
+    policy, observations = network(shape, 3, np.float32 if len(shape) == 1 else np.uint8, width="1/16")
+    round_weights(policy, bits)
+    actor = actor_of(policy, observations)
+    library, _ = compiled(actor, tmp_path, bits=bits)
+    with torch.no_grad():
+        exact = policy(torch.from_numpy(observations))[0].numpy()
+    assert np.abs(library.outputs(observations) - exact).max() < 2e-3 * np.abs(exact).max()
 
 
 def test_a_version_that_takes_more_flash_is_not_written(pot, capsys):

@@ -229,7 +229,7 @@ def test_int8_writes_a_smaller_model_beside_it_and_plays_with_both(tmp_path, mon
     assert action.tolist() == near.argmax(1).tolist()
 
 
-@pytest.mark.parametrize(("width", "words"), [("1/8", "8 bits would take [0-9,]+ bytes"), ("4", "would take 0.020 ms")])
+@pytest.mark.parametrize(("width", "words"), [("1/8", "it would take [0-9,]+ bytes"), ("4", "would take 0.0200 ms")])
 def test_int8_writes_no_file_that_is_larger_or_slower_but_says_so(tmp_path, monkeypatch, capsys, width, words):
     as_fast(monkeypatch, float32=0.01, int8=0.02)
     folder = saved(tmp_path, "cartpole", width=width)
@@ -329,7 +329,10 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
         (["--out", "small.onnx", "--int8"], "small.int8.onnx exists: choose another --out"),
         (["--out", "policy.pt"], "policy.pt: the ending says the format: .onnx, .c, or .zip"),
         (["--out", "policy.pt", "--format", "onnx"], "policy.pt: ONNX files are written as .onnx"),
-        (["--out", "policy.zip", "--int8"], "Stable-Baselines3 has no 8-bit networks: leave out --int8"),
+        (
+            ["--out", "policy.zip", "--int8"],
+            "sb3 files have no such integers: --int8 goes with onnx and c, --int4 with c",
+        ),
         (["--out", "nowhere/policy.onnx"], "cannot write nowhere/policy.onnx: no such file or directory"),
         (["--episodes", "-1"], "episodes must be at least 1"),
         (["--opset", "10"], "--opset is 11 to"),

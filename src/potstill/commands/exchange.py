@@ -101,6 +101,8 @@ class _Export:
     PPO loads. All hold the normalisation. Default: as --out ends."""
     int8: bool = False
     """Write a quantised version beside it too (policy.int8.onnx, policy_int8.c), unless that is larger or slower."""
+    int4: bool = False
+    """Write C with weights of 4 bits too (policy_int4.c), unless that is larger or slower."""
     opset: int | None = None
     """Version of ONNX's operators, 11 by default: a newer one shuts older runtimes out."""
     episodes: int = 20
@@ -126,6 +128,7 @@ def export(arguments: Sequence[str]) -> None:
         options.out or Path(f"policy.{ending}"),
         options.format,
         int8=options.int8,
+        int4=options.int4,
         opset=options.opset,
         episodes=options.episodes,
         seed=options.seed,
@@ -154,8 +157,8 @@ def export(arguments: Sequence[str]) -> None:
     Console(width=1_000).print(table)
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")
-    if record["left_out"]:
-        print(f"no int8 file: {record['left_out']}")
+    for name, why in record["left_out"].items():
+        print(f"no {name} file: {why}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A policy as C99 for a microcontroller: raw observation in, the environment's own greedy action out.
 
 One .c and one .h, without heap or libraries (`math.h` where a float network has tanh). The float32 version computes
-what PyTorch does. The integer version has 8-bit weights with a scale per output, and 16-bit activations whose ranges
-are those of recorded play; activations take so many levels that no sum overflows 32 bits.
+what PyTorch does. The integer versions have weights of 8 or 4 bits with a scale per output, which a student that was
+distilled for them has already, and 16-bit activations whose ranges are those of recorded play; activations take so
+many levels that no sum overflows 32 bits.
 
 Source of the arithmetic: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-
 Arithmetic-Only Inference", section 2.2: a sum is brought to the next layer's scale by an integer product and a shift.
@@ -26,12 +27,13 @@ from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
 from potstill.export.actor import Actor, Exported, actor, verify
-from potstill.export.card import latencies, scores
+from potstill.export.card import latencies, no_better, scores
 from potstill.policies import LoadedPolicy
+from potstill.quantisation import MARGIN, WIDEST, activation_levels, centred, is_on_grid
+from potstill.quantisation import scales as weight_scales
 from potstill.storage import checkpoints
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
-_WIDEST = 2**30  # of a sum before its bias, and of the bias: together they stay within 32 bits
 
 
 class Block(NamedTuple):
@@ -51,6 +53,7 @@ def export(
     out: Path,
     *,
     int8: bool = False,
+    int4: bool = False,
     episodes: int = 0,
     seed: int = 1,
     threads: int = 1,
@@ -61,21 +64,23 @@ def export(
     Args:
         loaded: on the CPU.
         out: .c; neither it nor the .h beside it may exist.
-        int8: writes the integer version too (`policy_int8.c` and .h), unless it takes more flash or time.
+        int8: writes an integer version too (`policy_int8.c` and .h), unless it takes more flash or time.
+        int4: the same with weights of 4 bits, two to a byte (`policy_int4.c`).
         episodes, seed, threads, quiet: as of `onnx.export`; the compiled code plays.
 
     Returns:
-        As `onnx.export`, and under `models` the `constants`, `flash` (code and constants as compiled here) and `stack`
-        (of the activations), all in bytes.
+        As `onnx.export`, and under `models` the `constants`, `activations`, `flash` (code and constants as compiled
+        here) and `stack` (as the compiler tells), all in bytes, None where they cannot be told.
 
     Raises:
         InputError: there is no C compiler, a file exists or cannot be written, a layer has no C, or the code computes
             something else than PyTorch. No file is left then.
     """
-    small = out.with_name(f"{out.stem}_int8.c")
     if out.suffix != ".c":
         raise InputError(f"{out}: C files are written as .c")
-    for path in (each.with_suffix(end) for each in ((out, small) if int8 else (out,)) for end in (".c", ".h")):
+    kinds = {"float32": 32} | ({"int8": 8} if int8 else {}) | ({"int4": 4} if int4 else {})
+    paths = {name: out if bits == 32 else out.with_name(f"{out.stem}_{name}.c") for name, bits in kinds.items()}
+    for path in (path.with_suffix(end) for path in paths.values() for end in (".c", ".h")):
         if path.exists():
             raise InputError(f"{path} exists: choose another --out")
     if not re.fullmatch(r"[\w.-]+", out.name, re.ASCII):
@@ -83,20 +88,23 @@ def export(
     deployed = actor(loaded, threads)
     deployed.check_listed()
     models: dict[str, dict[str, Any]] = {}
-    sources, players, left_out = {}, {}, None
+    sources, players, left_out = {}, {}, {}
     with TemporaryDirectory() as folder:
-        for name, path in (("float32", out), ("int8", small)) if int8 else (("float32", out),):
-            source, header, sizes = build(deployed, path.stem, integer=name == "int8")
+        for name, path in paths.items():
+            source, header, sizes = build(deployed, path.stem, kinds[name])
             library = Library(source, header, path.stem, deployed, Path(folder))
-            models[name] = {"path": str(path), "bytes": len(source) + len(header)} | sizes | {"flash": library.flash}
+            models[name] = {"path": str(path), "bytes": len(source) + len(header)} | sizes
+            models[name] |= {"flash": library.flash, "stack": library.stack}
             sources[name], players[name] = (source, header), Exported(deployed, library.outputs)
             if name == "float32":
                 outputs, actions = library.outputs(deployed.observations), library.actions(deployed.observations)
                 difference, tied = verify(deployed, outputs, actions, "the compiled C")
         for name, measured in latencies(players).items():
             models[name] |= measured
-        if int8 and (left_out := _no_better(models["float32"], models["int8"])):
-            del models["int8"], players["int8"]
+        for name in [name for name in models if name != "float32"]:
+            if why := no_better(models["float32"], models[name], "flash"):
+                left_out[name] = why
+                del models[name], players[name]
         for name, player in players.items() if episodes else ():
             title = f"play {Path(models[name]['path']).name}"
             models[name] |= scores(player, deployed, loaded.env, episodes, seed, threads, title, quiet)
@@ -119,12 +127,13 @@ def export(
     }
 
 
-def _no_better(large: dict[str, Any], small: dict[str, Any]) -> str | None:
-    """Why an integer version is not worth writing; None where it is."""
-    for key, unit in (("flash", "bytes of flash"), ("latency_ms", "ms")):
-        if small[key] > large[key]:
-            return f"it would take {small[key]:,.4g} {unit}, float32 takes {large[key]:,.4g}"
-    return None
+def player(loaded: LoadedPolicy, bits: int, threads: int = 1) -> Exported:
+    """A policy as its compiled integer file plays it."""
+    deployed = actor(loaded, threads)
+    with TemporaryDirectory() as folder:
+        return Exported(
+            deployed, Library(*build(deployed, "policy", bits)[:2], "policy", deployed, Path(folder)).outputs
+        )
 
 
 def blocks(actor: Actor) -> list[Block]:
@@ -166,13 +175,14 @@ def _positions(size: int, kernel: int, stride: int, padding: Any) -> int:
     return count
 
 
-def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dict[str, int]]:
+def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, int]]:
     """The .c, the .h, and how many bytes their constants and the activations take.
 
     Args:
         name: of the files, without .c; what is called has it in front, as an identifier.
-        integer: 8-bit weights and 16-bit activations.
+        bits: of a weight: 32 of a float; 8 or 4 of an integer, and 16 of an activation then.
     """
+    integer = bits < 32
     stack, prefix = blocks(actor), identifier(name)
     if (raw := _TYPES.get(actor.observations.dtype.name)) is None:
         raise InputError(f"C has no {actor.observations.dtype} for these observations")
@@ -183,10 +193,10 @@ def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dic
         stack[0] = _reordered(stack[0], shape)
     first_is_linear = isinstance(stack[0].layer, nn.Linear)
     constants: list[tuple[str, str, Array]] = []
-    if integer and actor.bounds is None:  # what all actions have in common decides nothing, but takes most of 8 bits
-        last = stack[-1]
-        stack[-1] = last._replace(weight=last.weight - last.weight.mean(0), bias=last.bias - last.bias.mean())
-    scaled: list[_Scales] | list[None] = _quantise(actor, stack) if integer else [None] * len(stack)
+    if integer and actor.bounds is None and not is_on_grid(stack[-1].weight, bits):
+        weight, bias = centred(stack[-1].weight, stack[-1].bias)
+        stack[-1] = stack[-1]._replace(weight=weight, bias=bias)
+    scaled: list[_Scales] | list[None] = _quantise(actor, stack, bits) if integer else [None] * len(stack)
     folds = first_is_linear and not integer and actor.policy.clip == float("inf")
     if folds:
         stack[0] = stack[0]._replace(weight=stack[0].weight * actor.policy.scale.flatten())
@@ -209,22 +219,29 @@ def build(actor: Actor, name: str, integer: bool = False) -> tuple[str, str, dic
             constants.append((f"weight{number}", "float", block.weight.numpy()))
             constants.append((f"bias{number}", "float", block.bias.numpy()))
         else:
-            constants.append((f"weight{number}", "int8_t", scales.weight))
+            constants.append(
+                (
+                    f"weight{number}",
+                    *((("int8_t", scales.weight)) if bits == 8 else ("uint8_t", _packed(scales.weight))),
+                )
+            )
             constants.append((f"bias{number}", "int32_t", scales.bias))
             constants.append((f"product{number}", "int32_t", scales.product))
-        functions.append(_function(number, block, scales, reads, writes, unit, actor.policy.layout == "last"))
+        functions.append(_function(number, block, scales, reads, writes, bits, actor.policy.layout == "last"))
         if isinstance(block.layer, nn.Conv2d):
             patches = max(patches, block.weight.shape[1])
         calls.append(f"layer{number}({source}, {target});")
     if integer and any(block.activation is nn.Tanh for block in stack):
         constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
         normalise = _TANH + normalise
+    if bits == 4:
+        normalise = _NIBBLE + normalise
     needed = {"constants": sum(values.nbytes for _, _, values in constants)}
     count = actor.policy.actor.out_features
-    needed["stack"] = sizes * (sum(rooms) + patches) + 4 * count
+    needed["activations"] = sizes * (sum(rooms) + patches) + 4 * count
     result = "int32_t" if integer else "float"
     about = _ABOUT.format(
-        what="8-bit weights, 16-bit activations" if integer else "float32",
+        what=f"{bits}-bit weights, 16-bit activations" if integer else "float32",
         layers=len(stack),
         parameters=sum(block.weight.numel() + block.bias.numel() for block in stack),
         **needed,
@@ -302,7 +319,7 @@ static void network(const {raw} *observation, {result} *outputs)
 _TYPES = {f"{kind}{bits}": f"{kind}{bits}_t" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _TYPES |= {"bool": "uint8_t", "float32": "float", "float64": "double"}
 _ABOUT = """   {what}, {layers} layers, {parameters} parameters.
-   Flash: {constants} bytes of constants, and the code. Stack: {stack} bytes, and the frames of five calls."""
+   Flash: {constants} bytes of constants, and the code. Stack: {activations} bytes, and the frames of five calls."""
 _CHOOSE = """    {result} value[{count}];
     int best = 0;
     network(observation, value);
@@ -330,10 +347,18 @@ _TANH = """static int64_t tanh_of(int64_t x) /* in units of 1/8192, to units of 
 """
 
 
+_NIBBLE = """static int32_t nibble(const uint8_t *weights, int i) /* two to a byte, the first below; 8 is zero */
+{
+    return (weights[i >> 1] >> 4 * (i & 1) & 15) - 8;
+}
+
+"""
+
+
 class _Scales(NamedTuple):
     """A layer in integers: sum(weight * input) + bias, times product / 2^shift, is its output in the next unit."""
 
-    weight: Array  # int8
+    weight: Array  # int8, of the bits that are asked for
     bias: Array  # int32
     product: Array  # int32, one per output channel
     shift: int
@@ -344,18 +369,18 @@ class _Scales(NamedTuple):
 
 
 @torch.no_grad()
-def _quantise(actor: Actor, stack: list[Block]) -> list[_Scales]:
+def _quantise(actor: Actor, stack: list[Block], bits: int) -> list[_Scales]:
     """Scales from the largest inputs of each layer on the recorded observations, and as much again for others."""
     x = actor.policy.prepare(torch.from_numpy(actor.observations)).float()
     reach, seen = [], x
     for layer in actor.layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            reach.append(2 * seen.abs().max().item() or 1.0)
+            reach.append(MARGIN * seen.abs().max().item() or 1.0)
         seen = layer(seen)
     if actor.bounds is None:
         seen = seen - seen.mean(1, keepdim=True)
-    reach.append(2 * seen.abs().max().item() or 1.0)
-    levels = [min(32_767, _WIDEST // (127 * block.weight.shape[1])) for block in stack]
+    reach.append(MARGIN * seen.abs().max().item() or 1.0)
+    levels = [activation_levels(bits, block.weight.shape[1]) for block in stack]
     units = []
     for number in range(len(stack)):
         before = stack[number - 1].activation if number else None
@@ -363,8 +388,7 @@ def _quantise(actor: Actor, stack: list[Block]) -> list[_Scales]:
     units.append(reach[-1] / 2**28)
     found = []
     for at, block in enumerate(stack):
-        scale = block.weight.abs().amax(1).double() / 127
-        scale = torch.maximum(scale, block.bias.abs().double() / (units[at] * _WIDEST)).clamp(min=1e-30)
+        scale = torch.maximum(weight_scales(block.weight, bits), block.bias.abs().double() / (units[at] * WIDEST))
         tanh = block.activation is nn.Tanh
         target = 1 / 8192 if tanh else units[at + 1]
         ratio = (scale * units[at] / target).numpy()
@@ -414,19 +438,21 @@ def _input(actor: Actor, folds: bool, constants: list[tuple[str, str, Array]], r
     return f"static {result} input(const {raw} *x, int i)\n{{\n    {body}\n}}\n"
 
 
-def _function(number: int, block: Block, scales: _Scales | None, reads: str, writes: str, unit: str, last: bool) -> str:
+def _function(number: int, block: Block, scales: _Scales | None, reads: str, writes: str, bits: int, last: bool) -> str:
     """One layer and its activation; `last` is whether an observation's channels come last."""
-    total, kind = ("float", "float") if scales is None else ("int32_t", "int8_t")
+    total, unit = ("float", "float") if scales is None else ("int32_t", "int16_t")
+    begin = "int w = 0;" if bits == 4 else f"const {'float' if scales is None else 'int8_t'} *w = weight{number};"
+    following = f"nibble(weight{number}, w++)" if bits == 4 else "*w++"
     inputs = block.weight.shape[1]
     first = reads != unit or (number == 0 and isinstance(block.layer, nn.Conv2d))
     if isinstance(block.layer, nn.Linear):
         return f"""static void layer{number}(const {reads} *x, {writes} *y)
 {{
-    const {kind} *w = weight{number};
+    {begin}
     for (int o = 0; o < {block.outputs}; o++) {{
         {total} sum = bias{number}[o];
         for (int i = 0; i < {inputs}; i++)
-            sum += *w++ * x[i];
+            sum += {following} * x[i];
 {_finish(number, block, scales, writes, "y[o]", 8)}
     }}
 }}
@@ -445,7 +471,7 @@ def _function(number: int, block: Block, scales: _Scales | None, reads: str, wri
     for (int row = 0; row < {high}; row++)
         for (int column = 0; column < {wide}; column++) {{
             const int top = row * {down} - {above}, edge = column * {right} - {left};
-            const {kind} *w = weight{number};
+            {begin}
             {unit} *next = patch;
             for (int c = 0; c < {channels}; c++)
                 for (int r = top; r < top + {height}; r++)
@@ -454,7 +480,7 @@ def _function(number: int, block: Block, scales: _Scales | None, reads: str, wri
             for (int o = 0; o < {len(block.weight)}; o++) {{
                 {total} sum = bias{number}[o];
                 for (int i = 0; i < {inputs}; i++)
-                    sum += *w++ * patch[i];
+                    sum += {following} * patch[i];
 {_finish(number, block, scales, writes, f"y[(o * {high} + row) * {wide} + column]", 16)}
             }}
         }}
@@ -477,6 +503,14 @@ def _finish(number: int, block: Block, scales: _Scales | None, writes: str, targ
         f"{target} = ({writes})(value < {limit} ? value : {limit});",
     ]
     return "\n".join(" " * indent + line for line in lines)
+
+
+def _packed(weights: Array) -> Array:
+    """Integers of 4 bits, two to a byte, the first in the lower half."""
+    flat = (weights.flatten() + 8).astype(np.uint8)
+    flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
+    packed: Array = flat[::2] | flat[1::2] << 4
+    return packed
 
 
 def _float(value: float) -> str:
@@ -520,6 +554,17 @@ class Library:
             told = subprocess.run(["size", f"{name}.o"], cwd=folder, capture_output=True, text=True, check=True).stdout
             text, data = told.splitlines()[1].split()[:2]
             self.flash = int(text) + int(data)
+
+        #: Bytes of stack at most, of `act` and all that it calls, as the compiler tells.
+        self.stack: int | None = None
+        words = [*compiler, *FLAGS, f"{name}.c", "-c", "-fstack-usage", "-o", f"{name}.o"]
+        subprocess.run(words, check=False, cwd=folder, capture_output=True)
+        if (usage := folder / f"{name}.su").exists():
+            sizes = {
+                line.split()[0].rpartition(":")[2]: int(line.split()[1]) for line in usage.read_text().splitlines()
+            }
+            layers = [size for function, size in sizes.items() if function.startswith("layer")]
+            self.stack = sum(sizes.values()) - sum(layers) + max(layers, default=0)
 
     def outputs(self, observations: Array) -> Array:
         """(N, *shape) raw to (N, A) logits, or (N, d) means in units of half the range, float32."""

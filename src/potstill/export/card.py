@@ -25,6 +25,19 @@ def latencies(players: Mapping[str, Exported]) -> dict[str, dict[str, float]]:
     return best
 
 
+def no_better(large: dict[str, Any], small: dict[str, Any], size: str) -> str | None:
+    """Why a quantised file is not worth writing; None where it is.
+
+    Args:
+        size: the figure that tells how large they are, in bytes: `bytes` or `flash`.
+    """
+    if small[size] is not None and small[size] >= large[size]:
+        return f"it would take {small[size]:,} bytes{' of flash' * (size == 'flash')}, float32 takes {large[size]:,}"
+    if small["latency_ms"] > large["latency_ms"]:
+        return f"it would take {small['latency_ms']:.4f} ms, float32 takes {large['latency_ms']:.4f}"
+    return None
+
+
 def scores(
     player: Exported, actor: Actor, env: EnvConfig, episodes: int, seed: int, threads: int, title: str, quiet: bool
 ) -> dict[str, Any]:

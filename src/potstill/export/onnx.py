@@ -15,7 +15,7 @@ from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError, first_line
 from potstill.export.actor import Actor, Exported, actor, axes, verify
-from potstill.export.card import latencies, scores
+from potstill.export.card import latencies, no_better, scores
 from potstill.policies import LoadedPolicy, recorded_result
 from potstill.storage import checkpoints
 
@@ -57,7 +57,7 @@ def export(
     Returns:
         The `opset`; `observations` compared, the `max_difference` of their logits, or of their means in units of half
         the range, and how many were `tied`; under `models`, for `float32` and `int8`, the `path`, `bytes`, the
-        `card.latencies` and, where games were played, the `card.scores`; `left_out`, why there is no `int8`, or None.
+        `card.latencies` and, where games were played, the `card.scores`; `left_out`, by name, why one is not written.
         JSON-ready.
 
     Raises:
@@ -84,7 +84,7 @@ def export(
     score = {"mean": known["score"], "ci95": known["ci95"], "episodes": known["episodes"]} if known else None
     data = _serialise(model, loaded, deployed, score)
     difference, tied = check(data, deployed)
-    players, left_out = {"float32": player(data, deployed)}, None
+    players, left_out = {"float32": player(data, deployed)}, {}
     models: dict[str, dict[str, Any]] = {"float32": {"path": str(out), "bytes": len(data)}}
     checkpoints.write_atomically(out, data)
     try:
@@ -94,7 +94,8 @@ def export(
             models["int8"] = {"path": str(small), "bytes": len(_serialise(quantised, loaded, deployed, score))}
         for name, measured in latencies(players).items():
             models[name] |= measured
-        if int8 and (left_out := _no_better(models["float32"], models["int8"])):
+        if int8 and (why := no_better(models["float32"], models["int8"], "bytes")):
+            left_out = {"int8": why}
             del players["int8"], models["int8"]
         if episodes:
             for name, each in players.items():
@@ -116,15 +117,6 @@ def export(
         "models": models,
         "left_out": left_out,
     }
-
-
-def _no_better(large: dict[str, Any], small: dict[str, Any]) -> str | None:
-    """Why a quantised file is not worth writing; None where it is."""
-    if small["bytes"] >= large["bytes"]:
-        return f"8 bits would take {small['bytes']:,} bytes, float32 takes {large['bytes']:,}"
-    if small["latency_ms"] > large["latency_ms"]:
-        return f"8 bits would take {small['latency_ms']:.3f} ms, float32 takes {large['latency_ms']:.3f}"
-    return None
 
 
 def build(actor: Actor, opset: int = OPSET) -> "ModelProto":

@@ -92,7 +92,7 @@ def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
         "max_difference": difference,
         "tied": tied,
         "models": {"float32": {"path": str(out), "bytes": len(data)}},
-        "left_out": None,
+        "left_out": {},
     }
 
 

@@ -205,7 +205,11 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     return replace(PPOConfig.for_task(find_env(env)), network=network, seed=seed, **rest)
 
 
-_LATER = (("options", ()), ("layout", "auto"))  # settings that came later: at their defaults, runs are what they were
+_LATER = (
+    ("options", ()),
+    ("layout", "auto"),
+    ("bits", 32),
+)  # settings that came later: at their defaults, runs are what they were
 _IDLE = ("branch",)  # what changes nothing of the run itself
 
 

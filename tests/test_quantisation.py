@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from potstill.distill import DistillConfig, DistillState, distill_from, start
+from potstill.networks import NetworkConfig, Policy
+from potstill.quantisation import activation_levels, greatest, is_on_grid, on_grid, round_weights, scales, simulated
+
+
+def policy(width="1/4", seed=0):
+    return Policy(NetworkConfig(width=width), (4,), 2).initialise(torch.Generator().manual_seed(seed))
+
+
+def test_each_output_has_the_scale_that_its_largest_weight_needs():
+    weight = torch.tensor([[1.0, -0.5, 0.04], [0.1, 0.02, 0.0]])
+    # of 4 bits, -7 to 7: steps of 1/7 and 0.1/7
+    assert scales(weight, 4).tolist() == pytest.approx([1 / 7, 0.1 / 7])
+    assert on_grid(weight, 4).flatten().tolist() == pytest.approx([1.0, -4 / 7, 0.0, 0.1, 0.1 / 7, 0.0])
+    assert (greatest(8), greatest(4)) == (127, 7)
+
+
+def test_what_lies_on_the_grid_stays_and_what_does_not_is_told():
+    weight = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    rounded = on_grid(weight, 8)
+    assert not is_on_grid(weight, 8)
+    assert is_on_grid(rounded, 8)
+    assert torch.allclose(on_grid(rounded, 8), rounded, atol=1e-7)
+    assert not is_on_grid(rounded, 4)
+
+
+def test_no_sum_of_products_leaves_32_bits():
+    for bits, inputs in ((8, 1), (8, 3_136), (4, 64), (8, 100_000)):
+        assert activation_levels(bits, inputs) * greatest(bits) * inputs <= 2**30
+    assert activation_levels(4, 8) == 32_767
+
+
+def test_rounding_leaves_out_what_all_actions_have_in_common():
+    network = policy()
+    with torch.no_grad():
+        network.actor.weight += 5.0
+    before = (network.actor.weight - network.actor.weight.mean(0)).detach()
+    round_weights(network, 8)
+    assert torch.allclose(network.actor.weight, before, atol=float(before.abs().max()) / 127)
+
+
+def test_in_the_simulation_logits_are_those_of_rounded_weights_and_gradients_go_straight_through():
+    network, shown = policy(), torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    exact = {name: value.clone() for name, value in network.state_dict().items()}
+    with simulated(network, 4):
+        logits = network.logits(shown)
+        logits.square().mean().backward()
+    assert all(torch.equal(value, exact[name]) for name, value in network.state_dict().items())
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in (*network.trunk.linears, network.actor))
+    rounded = policy()
+    round_weights(rounded, 4)
+    assert torch.allclose(logits, rounded.logits(shown), atol=1e-3)  # activations have some 15 bits
+    assert not torch.allclose(logits, network.logits(shown), atol=1e-3)
+
+
+class Memory:
+    """States that a teacher labelled."""
+
+    def __init__(self, teacher):
+        self.inputs = torch.randn(512, 4, generator=torch.Generator().manual_seed(2))
+        self.logits = teacher.logits(self.inputs).detach()
+
+    def draw(self, size, generator):
+        return torch.randint(512, (size,), generator=generator)
+
+    def batch(self, rows, student, dtype):
+        from potstill.buffer import Batch
+
+        return Batch(self.inputs[rows], self.logits[rows], torch.zeros(len(rows)))
+
+
+def test_a_student_that_learns_with_rounded_weights_loses_less_by_rounding_than_one_that_is_rounded_afterwards():
+    teacher = policy("1", seed=3)
+    with torch.no_grad():
+        teacher.actor.weight *= 500
+    memory, losses, bits = Memory(teacher), {}, 4
+    for trained in (32, bits):
+        config = DistillConfig(
+            network=NetworkConfig(width="1/8"), bits=trained, lead="teacher", total_timesteps=32 * 400, batch_size=64
+        )
+        state: DistillState = start(config, teacher, torch.device("cpu"))
+        list(distill_from(config, state, memory))
+        assert state.gradient_steps == config.gradient_steps
+        if trained < 32:
+            assert is_on_grid(state.student.actor.weight, bits)
+        round_weights(state.student, bits)
+        difference = state.student.distribution.kl(state.student.logits(memory.inputs), memory.logits)
+        losses[trained] = difference.mean().item()
+    assert losses[bits] < losses[32]
