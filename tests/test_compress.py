@@ -528,7 +528,7 @@ def test_a_compression_leaves_a_small_student_that_plays_as_well(found):
 
 def test_it_leaves_an_onnx_file_a_film_a_card_and_a_page(found):
     names = {"policy.safetensors", "policy.onnx", "card.md", "card.json", "report.html", "game.mp4"}
-    names |= {"config.json", "result.json"}
+    names |= {"config.json", "result.json", "policy.c", "policy.h"}
     assert {path.name for path in found.out.iterdir()} == names | {"games.json", "runs"}
     record = json.loads((found.out / "result.json").read_bytes())
     card, page = ((found.out / name).read_text() for name in ("card.md", "report.html"))

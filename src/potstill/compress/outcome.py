@@ -201,8 +201,8 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
     if (run.path / "report.html").exists():
         return record
     until = time.monotonic() + 60 * FINISHING * record["budget"]
-    for name in ("policy.onnx", "game.mp4"):  # of a call that was stopped here
-        (run.path / name).unlink(missing_ok=True)
+    for path in (*run.path.glob("policy*.[ch]"), run.path / "policy.onnx", run.path / "game.mp4"):
+        path.unlink(missing_ok=True)  # of a call that was stopped here
     measured, moving, missing = {}, None, None
     if record["reached"]:
         own = run.path / "teacher"
@@ -210,9 +210,11 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
         teacher = load_policy(own if own.exists() else Path(run.config["teacher"]))
         # A half of the time, for four times as many games of both.
         episodes = int(min(DISTURBED, (until - time.monotonic()) / 16 / record["game_seconds"]))
-        measured["student"] = measure(student, run.path / "policy.onnx", episodes, runtime)
+        measured["student"] = measure(
+            student, run.path, episodes, runtime, run.config["config"]["base"].get("bits", 32)
+        )
         with TemporaryDirectory() as folder:
-            measured["teacher"] = measure(teacher, Path(folder, "policy.onnx"), episodes, runtime)
+            measured["teacher"] = measure(teacher, Path(folder), episodes, runtime)
         try:
             pair = [("teacher", teacher), ("student", student)]
             film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, until=until, quiet=runtime.quiet)
@@ -225,21 +227,35 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
     return record
 
 
-def measure(loaded: LoadedPolicy, out: Path, episodes: int, runtime: Runtime) -> dict[str, Any]:
-    """What the card tells of a policy's files: of the ONNX at `out`, which plays the games, and of C that is not kept.
+def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime, bits: int = 32) -> dict[str, Any]:
+    """Writes policy.onnx and policy.c into `folder`, and tells what the card says of them.
+
+    Args:
+        episodes: games of the ONNX file, or of the compiled integers where `bits` ask for them.
 
     Returns:
-        `onnx` and `c`, as their exports have them, or None; `why` not, by name.
+        `onnx` and `c`, as their exports have them, or None; by name, `why` not.
     """
     found: dict[str, Any] = {"why": {}}
-    with TemporaryDirectory() as folder:
-        for name, path, games in (("onnx", out, episodes), ("c", Path(folder, "policy.c"), 0)):
-            try:
-                done = export(loaded, path, episodes=games, threads=runtime.cores, quiet=runtime.quiet)
-                found[name] = done["models"]["float32"] | {"path": path.name}
-            except InputError as error:  # a network that has no such file, or no compiler is there
-                found[name] = None
-                found["why"][name] = str(error)
+    for name in ("onnx", "c"):
+        integers = bits if name == "c" else 32
+        games = episodes if integers == bits else 0
+        try:
+            done = export(
+                loaded,
+                folder / f"policy.{name}",
+                int8=integers == 8,
+                int4=integers == 4,
+                episodes=games,
+                threads=runtime.cores,
+                quiet=runtime.quiet,
+            )
+            found["why"] |= done["left_out"]
+            model = done["models"].get(f"int{integers}", done["models"]["float32"])
+            found[name] = model | {"path": Path(model["path"]).name}
+        except InputError as error:  # a network that has no such file, or no compiler is there
+            found[name] = None
+            found["why"][name] = str(error)
     return found
 
 

@@ -20,6 +20,7 @@ from potstill.distill import DistillConfig
 from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation, Start
+from potstill.export import c
 from potstill.load import Origin
 from potstill.networks import resolve_device
 from potstill.policies import load_policy
@@ -336,8 +337,9 @@ class Search:
         path = self.run.path / "runs" / trial if trial else self.teacher_path
         loaded = load_policy(path, str(resolve_device(self.runtime.device)))
         began, episodes = time.monotonic(), count - len(before)
+        bits = self.config.base.bits if trial else 32
         games = evaluation.play(
-            loaded.policy,
+            c.player(loaded, bits) if bits < 32 else loaded.policy,  # integers are scored as they are written
             loaded.env,
             episodes=episodes,
             seed=SEEDS[kind] + 10 * len(before),
@@ -352,6 +354,8 @@ class Search:
             for so_far in games:
                 bar.update(len(so_far.episodes), score=so_far.score)
                 self.run.touch_lock()
+                if time.monotonic() > self.until(keep):
+                    raise TimeUp
         if kind != "random":
             self.rates["game"] = max(self.rates["game"], (time.monotonic() - began) / episodes)
         so_far.episodes[:0] = before

@@ -39,8 +39,7 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
         student = Policy(replace(network, critic="shared"), **policy.spaces)
         size = student.size()
         found.setdefault(str(student), Shape(name, network, size, _cost(student, size, config)))
-    theirs = policy.size()
-    cost = _cost(policy, theirs, config)
+    cost = _cost(policy, policy.size(), config)
     smaller = sorted((s for s in found.values() if s.cost < cost), key=lambda s: (s.cost, s.size.parameters))
     if not smaller:
         raise InputError("the teacher is the smallest of its family already")
@@ -54,7 +53,8 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
 def _cost(policy: Policy, size: Size, config: CompressConfig) -> float:
     if config.minimise == "latency":
         return evaluation.latency(policy)["latency_ms"]
-    return float(getattr(size, config.minimise))
+    saved = size.parameters * (32 - config.base.bits) / 8 if config.minimise == "bytes" else 0.0
+    return float(getattr(size, config.minimise)) - saved
 
 
 def _networks(policy: Policy, asked: NetworkConfig) -> list[tuple[str, NetworkConfig]]:

@@ -118,10 +118,13 @@ def card(record: dict[str, Any], measured: dict[str, Any]) -> str:
         parts += ["## Files"]
         parts += [
             "- `policy.safetensors`: for `potstill evaluate`, `watch`, `distill`, `export`\n"
-            "- `policy.onnx`: raw observations in, logits and action out; the normalisation is inside\n"
+            "- `policy.onnx`, `policy.c` and `.h`: raw observations in, action out, the normalisation inside\n"
             "- `card.json`: this card for programs; `report.html`: with the figure and the film"
         ]
-    return "\n\n".join(parts) + "\n"
+    missing = [
+        f"- no {name} file of the {who}: {why}" for who in measured for name, why in measured[who]["why"].items()
+    ]
+    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])]) + "\n"
 
 
 def page(record: dict[str, Any], measured: dict[str, Any], film: bytes | None, no_film: str | None = None) -> str:
@@ -172,10 +175,10 @@ def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
         "point-win rate": lambda c: f"{100 * c['point_win_rate']:.1f} %",
         "worst game": lambda c: f"{c['worst']:.2f}",
         "games, distinct": lambda c: f"{c['episodes']}, {c['distinct']}",
-        "score, action noise": lambda c: _score(c["onnx"]["action_noise"]),
-        "score, observation noise": lambda c: _score(c["onnx"]["observation_noise"]),
-        "score, a step of delay": lambda c: _score(c["onnx"]["delay"]),
-        "games of each": lambda c: str(c["onnx"]["delay"]["episodes"]),
+        "score, action noise": lambda c: _score(_disturbed(c, "action_noise")),
+        "score, observation noise": lambda c: _score(_disturbed(c, "observation_noise")),
+        "score, a step of delay": lambda c: _score(_disturbed(c, "delay")),
+        "games of each": lambda c: str(_disturbed(c, "delay")["episodes"]),
         "ONNX, bytes": lambda c: f"{c['onnx']['bytes']:,}",
         "C, bytes of flash": lambda c: f"{c['c']['flash']:,}",
         "C, bytes of stack": lambda c: f"{c['c']['stack']:,}",
@@ -190,7 +193,7 @@ def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
     def cell(write: Callable[[dict[str, Any]], str], column: dict[str, Any]) -> str:
         try:
             return write(column)
-        except (KeyError, TypeError):  # it was not measured, or is None
+        except (KeyError, TypeError, StopIteration):  # it was not measured, or is None
             return "-"
 
     rows = [[name, *(cell(write, column) for column in columns.values())] for name, write in shown.items()]
@@ -214,6 +217,11 @@ def _trials(record: dict[str, Any]) -> list[list[str]]:
         low = "" if games["share_low"] is None else f"{_floor(games['share_low'])} %"
         rows.append([*head, _score(games), f"{100 * games['share']:.1f} %", low, str(games["episodes"]), outcome])
     return rows
+
+
+def _disturbed(column: dict[str, Any], how: str) -> dict[str, Any]:
+    """Games of the file that played them: ONNX, or compiled integers."""
+    return next(each[how] for each in (column["onnx"], column["c"]) if how in (each or {}))
 
 
 def _latency(measured: dict[str, Any]) -> str:
