@@ -94,6 +94,63 @@ def test_a_thread_and_a_running_loop_of_events_may_train(tmp_path):
     same(tmp_path / "loop", tmp_path / "thread")
 
 
+PLAN = """
+env = "cartpole"
+widths = ["1/32"]
+seeds = [3]
+teachers = ["teacher"]
+[evaluation]
+episodes = 2
+[arms.deep]
+method = "distill"
+network = "mlp"
+network-options = { layers = [8, 4, 4] }
+total-timesteps = 512
+num-envs = 8
+warmup-steps = 64
+batch-size = 32
+"""
+
+
+def test_a_study_in_a_thread_shows_its_table_and_takes_the_numbers_of_numpy(teacher):
+    plan = teacher.path.parent / "plan.toml"
+    plan.write_text(PLAN)
+    options = {"out": plan.with_name("study"), "workers": np.int64(1), "runtime": ps.Runtime(quiet=True)}
+    study = asyncio.run(asyncio.to_thread(ps.study, plan, **options))
+    assert (study.failed, study.ran) == ({}, 1)
+    (row,) = study.table().iter_rows(named=True)
+    assert (row["arm"], row["status"], row["episodes"]) == ("deep", "done", 2)
+    assert f"{row['parameters']:,} (1/32)" in str(study)
+    assert f"<td>{row['parameters']}</td>" in study._repr_html_()
+    page = study.report(plan.with_name("page.html"), resamples=50)
+    assert "deep" in page.read_text()
+    assert ps.study(plan, **options).ran == 0
+
+
+def test_a_compression_shows_what_it_found(teacher):
+    found = ps.compress(
+        teacher, out=teacher.path.parent / "small", network="linear", keep=np.float64(0.5), budget=0.5,
+        games=np.int64(2), confirm_games=2, total_timesteps=256, num_envs=8, warmup_steps=64, batch_size=32,
+        device="cpu", threads=1, quiet=True,
+    )  # fmt: skip
+    assert found.reached == found.result["reached"]
+    assert found.claim in str(found)
+    assert "<td>found</td>" in found._repr_html_()
+    assert (found.result["kind"], found.result["keep"]) == ("compress", 0.5)
+
+
+def test_a_student_may_be_of_another_family_and_depth_by_the_same_names_as_on_the_command_line(teacher, tmp_path):
+    flat = ps.distill(teacher, out=tmp_path / "flat", network="linear", **DISTILL, **HERE | {"episodes": 0})
+    assert flat.policy.size().parameters == 4 * 2 + 2
+    deep = ps.distill(
+        teacher, out=tmp_path / "deep", network="mlp", options={"layers": [64, 32, 32]}, **DISTILL, **HERE
+    )
+    assert [tuple(layer.weight.shape) for layer in deep.policy.trunk.linears] == [(2, 4), (1, 2), (1, 1)]
+    words = ["--network", "mlp", "--network-option", "layers=64,32,32", "--quiet", *flags(DISTILL)]
+    main(["distill", str(teacher.path), "--out", str(tmp_path / "same"), *words])
+    same(deep.path, tmp_path / "same")
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [

@@ -96,7 +96,7 @@ def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
 
 def same_heights(axes: Sequence[Axes]) -> None:
     limits = [ax.get_ylim() for ax in axes if ax.lines]
-    for ax in axes:
+    for ax in axes if limits else ():  # of a plan's own arm alone nothing is drawn
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
