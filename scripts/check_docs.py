@@ -25,6 +25,7 @@ COMMAND = re.compile(
     r"(?:(?:python -m )?potstill (?P<sub>study [a-z]+|[a-z][\w-]*)|python3? (?P<script>[\w/]+\.py)"
     r"|make (?P<target>[\w-]+))"
 )
+PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
 FLAG = re.compile(r"(?<!\S)--?[a-z][\w-]*")
 LONGEST = 35  # words of a sentence
 BLOCK = re.compile(
@@ -111,12 +112,22 @@ def errors(page: Path) -> list[str]:
     return found + [error for line in lines for error in broken_command(line, check_flags=True)]
 
 
+def named_pages() -> list[str]:
+    """Pages that code or a plan names, and that do not exist."""
+    files = [path for room in ("src", "plans", "scripts", "figures", "examples") for path in (ROOT / room).rglob("*.*")]
+    named = [
+        (path, page) for path in files if path.suffix in (".py", ".toml") for page in PAGE.findall(path.read_text())
+    ]
+    return [f"{path.relative_to(ROOT)}: names {page}" for path, page in named if not (ROOT / page).exists()]
+
+
 def check() -> int:
     os.environ |= {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
     pages = [
         p for p in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)
     ]
     found = [f"{page.relative_to(ROOT)}: {error}" for page in pages for error in errors(page)]
+    found += named_pages()
     print("\n".join(found) if found else f"{len(pages)} pages: links and commands hold, no sentence is too long")
     return 1 if found else 0
 

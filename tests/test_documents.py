@@ -11,6 +11,7 @@ import pytest
 import potstill
 from potstill.cli import COMMANDS
 from potstill.results import COLUMNS
+from potstill.study.planfile import read_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +54,18 @@ def test_a_sentence_that_is_too_long_and_a_word_that_decorates_are_told(checks):
     assert hard(f"- {'word ' * 20}\n- {'word ' * 20}\n\n| {'word ' * 20} | {'word ' * 20} |\n") == []
     assert hard(f"# {'word ' * 40}\n\n<!-- {'word ' * 40} -->\n") == []
     assert hard("This is simply `just` so.\n") == ["the word 'simply' only decorates"]
+
+
+@pytest.mark.parametrize(("page", "runs"), [("reference/plan.md", None), ("howto/study.md", 20)])
+def test_the_plans_of_the_documents_can_be_read(tmp_path, monkeypatch, page, runs):
+    monkeypatch.setenv("POTSTILL_IMPORT", "")
+    (plan,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "my_tasks.py").write_text("")
+    (tmp_path / "plans" / "mine.toml").write_text(plan)
+    specs = read_plan(tmp_path / "plans" / "mine.toml").specs()
+    assert len(specs) == runs if runs else specs
 
 
 def test_the_readme_has_no_commits_and_no_machines():

@@ -456,7 +456,7 @@ def study(
     """Runs what a plan asks for and its folder does not hold yet, each run in a process of its own.
 
     Args:
-        plan: a TOML file, see docs/study.md.
+        plan: a TOML file, see docs/reference/plan.md.
         env: the task, in place of the plan's. Workers import it: a class or function at the top of a module.
         out: folder of the records. Default: results/<name of the plan>.
         part: the arms, widths and seeds alone to do.

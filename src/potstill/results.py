@@ -90,7 +90,7 @@ _COLUMNS = (
     Column(
         "converged",
         TEXT,
-        "of an RL run with a learning curve, in a study: converged, not converged or unknown, see docs/analysis.md",
+        "of an RL run with a learning curve, in a study: converged, not converged or unknown",
     ),
     Column("teacher_score", NUMBER, "the teacher's mean score, greedy, sticky as trained"),
     Column("teacher_point_win_rate", NUMBER, "the teacher's share of the points"),

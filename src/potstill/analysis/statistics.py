@@ -88,7 +88,7 @@ def bootstrap(arm: Arm, rng: np.random.Generator, resamples: int = 10_000) -> Es
 
     Teachers are drawn with replacement, of each its runs, of each its episodes. The plain percentile interval of such
     resamples does not hold what it says: at 95 % it covers three times in four with 3 runs, nine in ten with 5. Two
-    faults are mended, and docs/analysis.md has the coverage that results:
+    faults are mended, and docs/explanation/statistics.md has the coverage that results:
 
     1. A run's mean varies with its episodes already and a teacher's with its runs, so drawing at every level counts
        the lower levels' noise twice. The resamples keep their shape and are given the spread of those drawn at the

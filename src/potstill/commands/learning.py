@@ -67,7 +67,7 @@ def train(arguments: Sequence[str]) -> None:
 class _Distill:
     teacher: Positional[Path | None] = None
     """The teacher: a run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or
-    module:name, code of yours that answers observations (docs/distillation.md)."""
+    module:name, code of yours that answers observations (docs/howto/task.md)."""
     env: str | None = None
     """The task of a zip, an ONNX file or code, which do not name it; other teachers know theirs."""
     statistics: Path | None = None

@@ -94,7 +94,7 @@ class _StudyRuntime:
 @dataclass(frozen=True)
 class _StudyTune:
     plan: Positional[Path]
-    """The plan, a TOML file: see docs/study.md."""
+    """The plan, a TOML file: see docs/reference/plan.md."""
     out: Path | None = None
     """Folder of the study's records, with the run directories under `runs`. Default: results/<name of the plan>."""
     workers: int = 0

@@ -123,7 +123,7 @@ def _write_card(run: Run, record: dict[str, Any], measured: dict[str, Any]) -> N
 
 
 def _record(state: Search) -> dict[str, Any]:
-    """What result.json holds; docs/compress.md lists it."""
+    """What result.json holds."""
     config, teacher, chosen = state.config, state.teacher, state.chosen
     confirmed = {each.name: each for each in state.confirmations}
     theirs, size = state.games["teacher"], teacher.policy.size()

@@ -316,7 +316,7 @@ def _quantise(model: "ModelProto") -> "ModelProto":
 
 
 def _serialise(model: "ModelProto", loaded: LoadedPolicy, actor: Actor, score: dict[str, Any] | None) -> bytes:
-    """The file's bytes, with all that a program needs to know to play with it; docs/export.md lists the keys."""
+    """The file's bytes, with all that a program needs to know to play with it; docs/howto/export.md lists the keys."""
     from ale_py.registration import rom_id_to_name
     from onnx import helper
 

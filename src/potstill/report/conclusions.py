@@ -33,7 +33,7 @@ class Reply(NamedTuple):
 
 
 def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
-    """The three questions and their answers, by rules that were fixed before the runs (docs/report.md)."""
+    """The three questions and their answers, by rules that were fixed before the runs (docs/howto/report.md)."""
     bigger, equal, scaling = QUESTIONS
     return _overhead(bigger, answers), _equal_size(equal, answers), _growth(scaling, answers)
 
