@@ -3,6 +3,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,8 +11,11 @@ from potstill import imports
 from potstill.cli import main
 from potstill.distill import DistillConfig
 from potstill.distributions import distribution_of
+from potstill.envs import EnvConfig
 from potstill.errors import InputError
+from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import find_objective, forward_kl
+from potstill.policies import load_policy, save_policy
 
 LOSSES = """
 import torch
@@ -149,6 +153,19 @@ def test_a_run_with_an_objective_of_ones_own_records_it_and_goes_on_only_with_le
     assert (
         "my_losses:hellinger is code of module my_losses: allow it with --import my_losses" in capsys.readouterr().err
     )
+
+
+def test_a_policy_of_a_network_of_ones_own_opens_with_its_module_and_else_says_which(tmp_path):
+    (tmp_path / "my_nets.py").write_text(
+        "import torch\n\ndef wide(shape, width):\n    return torch.nn.Linear(*shape, 3)\n"
+    )
+    imports.import_modules([str(tmp_path / "my_nets.py")])
+    policy = Policy(NetworkConfig(family="my_nets:wide"), (4,), 2)
+    save_policy(tmp_path / "policy.safetensors", policy, EnvConfig("CartPole-v1"), np.zeros((1, 4), np.float32), {})
+    assert load_policy(tmp_path).policy.family == "my_nets:wide"
+    imports._named.clear()
+    with pytest.raises(InputError, match=r"^--network my_nets:wide is code of module my_nets: allow it with --import"):
+        load_policy(tmp_path)
 
 
 def test_a_plans_imports_lie_beside_it_and_reach_its_workers(losses, teacher, tmp_path):

@@ -408,9 +408,9 @@ class Study:
         return overview(self.table())
 
     def __str__(self) -> str:
-        with (console := Console(width=160, file=io.StringIO())).capture() as told:
-            console.print(self)
-        return told.get()
+        console = Console(width=160, file=(text := io.StringIO()))
+        console.print(self)
+        return text.getvalue()
 
     def _repr_html_(self) -> str:
         return self.table().select("run", "status", "parameters", "score")._repr_html_()

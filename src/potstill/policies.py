@@ -12,7 +12,7 @@ from torch import Tensor
 from potstill.configs import fits
 from potstill.envs import Array, EnvConfig
 from potstill.errors import InputError
-from potstill.imports import remember_makers
+from potstill.imports import find, remember_makers
 from potstill.networks import OPTIONAL, Layout, NetworkConfig, Policy
 from potstill.storage.checkpoints import load, save, verify_probe
 from potstill.storage.runs import read_document
@@ -81,6 +81,9 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     tensors, document = load(file, device, follow=True)  # the user names it, as a link of the Hub's cache may be
     if document.get("kind") != "policy":
         raise InputError(f"{file} is a potstill checkpoint but not a policy: name the run directory instead")
+    network = document.get("network")
+    if isinstance(network, dict) and ":" in str(family := network.get("family")):
+        find(str(family), "--network")  # told as it is: the file is whole
     try:
         env = rebuild(EnvConfig, document["env"])
         if not env.id.isprintable():
