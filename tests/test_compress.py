@@ -325,7 +325,7 @@ def test_it_goes_on_downward_until_the_budget_is_spent_nearest_and_least_tried_f
     # below d, which kept too little, lies c, and d itself another way: score need not grow with size
     assert state.rounds[2:5] == [["c_way-1", "d_way-2"], ["b_way-1", "c_way-2"], ["d_way-3", "a_way-1"]]
     assert (state.stopped, state.answer) == ("exhausted", "e_way-1")
-    assert news[-1].words == "stopped: every shape that is left was tried in 6 ways"
+    assert news[-1].line == "stopped: every shape that is left was tried in 6 ways"
 
 
 def test_a_smaller_shape_that_does_better_than_a_larger_one_is_found():
@@ -344,7 +344,7 @@ def test_a_shape_that_needs_another_way_gets_it():
 def test_the_floor_of_what_there_is_ends_the_search():
     state = Synthetic(dict.fromkeys("abc", 90))
     news = list(search.steps(state))
-    assert (state.answer, news[-1].words) == ("a_way-1", "stopped: the smallest shape of all will do")
+    assert (state.answer, news[-1].line) == ("a_way-1", "stopped: the smallest shape of all will do")
 
 
 def test_where_nothing_will_do_every_shape_is_tried_every_way():
@@ -411,7 +411,7 @@ def test_a_training_that_fails_is_named_and_the_search_goes_on(failing, found):
     state = Synthetic(WON, failing=(failing,), budget=60.0)
     news = list(search.steps(state))
     assert state.answer == found
-    assert any(" failed: its loss diverged" in item.words for item in news)
+    assert any(" failed: its loss diverged" in item.line for item in news)
 
 
 def test_nothing_is_begun_that_would_not_end_within_the_budget():

@@ -379,7 +379,7 @@ def compress(
     with run.lock():
         for news in outcome.search(run, config, runtime, began):
             if not runtime.quiet:
-                print(news.words, file=sys.stderr, flush=True)
+                print(news.line, file=sys.stderr, flush=True)
         outcome.finish(run, runtime)
     return Compressed(run.path, run.config)
 
@@ -430,11 +430,11 @@ def overview(table: pl.DataFrame) -> Table:
         scores, teachers = ([run[key] for run in group if run[key] is not None] for key in ("score", "teacher_score"))
         done = [run["status"] for run in group].count("done")
         kept = share_kept(mean(scores), mean(teachers)) if scores and teachers else None
-        cells = [f"{parameters:,} ({width})" if parameters else str(width)]
-        cells += [f"{done}" if done == len(group) else f"{done} of {len(group)}"]
-        cells += [f"{mean(scores):.1f}" if scores else "-"]
-        cells += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
-        output.add_row(Text(arm), *map(Text, cells), "-" if kept is None else f"{kept:.0%}")  # Text reads no markup
+        row = [f"{parameters:,} ({width})" if parameters else str(width)]
+        row += [f"{done}" if done == len(group) else f"{done} of {len(group)}"]
+        row += [f"{mean(scores):.1f}" if scores else "-"]
+        row += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
+        output.add_row(Text(arm), *map(Text, row), "-" if kept is None else f"{kept:.0%}")  # Text reads no markup
     return output
 
 

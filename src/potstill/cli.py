@@ -183,11 +183,11 @@ def _import_named(arguments: list[str]) -> list[str]:
     from potstill.errors import InputError
 
     named, rest = [("POTSTILL_IMPORT", name) for name in os.environ.get("POTSTILL_IMPORT", "").split(os.pathsep)], []
-    words = iter(arguments)
-    for word in words:
+    options = iter(arguments)
+    for word in options:
         flag, equals, value = word.partition("=")
         if flag == "--import":
-            named.append((flag, value if equals else next(words, "")))
+            named.append((flag, value if equals else next(options, "")))
         else:
             rest.append(word)
     for source, name in named:

@@ -30,11 +30,11 @@ def normalise(config: Any) -> None:
 def bounded(config: Any, **limits: int) -> None:
     """Raises InputError where an integer field is below 1 or above its limit."""
     for name, limit in limits.items():
-        value, words = getattr(config, name), name.replace("_", "-")
+        value, flag = getattr(config, name), name.replace("_", "-")
         if value < 1:
-            raise InputError(f"{words} must be at least 1, not {value}")
+            raise InputError(f"{flag} must be at least 1, not {value}")
         if value > limit:
-            raise InputError(f"{words} must be at most {limit:,}, not {value:,}")
+            raise InputError(f"{flag} must be at most {limit:,}, not {value:,}")
 
 
 def _plain(value: Any) -> Any:

@@ -308,7 +308,7 @@ class _Labels:
     def __init__(self, teacher: Policy, player: Policy | None, envs: Envs, dtype: torch.dtype) -> None:
         self.teacher, self.envs = teacher, envs
         alike = player is None or player.sees_as(teacher)
-        self.apart = None if alike else Preparer(teacher, dtype)  # it sees otherwise than the player
+        self.preparer = None if alike else Preparer(teacher, dtype)  # it sees otherwise than the player
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, observations: Array) -> tuple[Tensor, Tensor]:
@@ -319,7 +319,7 @@ class _Labels:
             observations: the same, raw.
         """
         self.teacher.restart(self.envs.ages == 0)
-        logits, value = self.teacher.heads(inputs if self.apart is None else self.apart.first(observations))
+        logits, value = self.teacher.heads(inputs if self.preparer is None else self.preparer.first(observations))
         return logits, value * self.teacher.return_scale
 
 
@@ -408,7 +408,7 @@ def _begin(
         return envs.reset(config.seed)
     observations: Array | None = None
     for at, observations in enumerate(envs.replay(past, tolerant)):
-        if (buffer is not None or label.apart is not None) and at < len(past.actions):  # which may have a memory
+        if (buffer is not None or label.preparer is not None) and at < len(past.actions):  # which may have a memory
             labels = label(preparer.first(observations), observations)
             if buffer is not None:
                 buffer.add(observations, envs.ages, *labels)

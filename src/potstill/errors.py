@@ -34,7 +34,7 @@ def printable(text: object, longest: int = LONGEST) -> str:
     """
     line = _cut(str(text), longest)
     if len(lines := line.splitlines()) > 1:
-        line = " ".join(words for part in lines if (words := part.strip()))
+        line = " ".join(text for part in lines if (text := part.strip()))
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return _cut(line, longest)
@@ -86,6 +86,6 @@ def failure(error: BaseException) -> Failure | None:
 
 def _lacks(error: BaseException) -> bool:
     """Whether it is memory, or a thread, that the system did not grant: each library has its own words."""
-    words = ("allocate memory", "start new thread", "map segment", "return without exception set")
+    signs = ("allocate memory", "start new thread", "map segment", "return without exception set")
     other = isinstance(error, ImportError | RuntimeError | SystemError)
-    return isinstance(error, MemoryError) or (other and any(each in str(error) for each in words))
+    return isinstance(error, MemoryError) or (other and any(each in str(error) for each in signs))

@@ -208,14 +208,14 @@ def build_network(
     Raises:
         InputError: the family has no such option, or a user's function gives no network that reads such observations.
     """
-    words = dict(option.partition("=")[::2] for option in options)
+    given = dict(option.partition("=")[::2] for option in options)
     name, family = find_family(name, shape)
-    if name in FAMILIES and (unknown := words.keys() - (known := [*signature(family.build).parameters][2:])):
+    if name in FAMILIES and (unknown := given.keys() - (known := [*signature(family.build).parameters][2:])):
         raise InputError(f"network {name} has no option {min(unknown)!r}: it has {', '.join(known) or 'none'}")
     try:
         with torch.random.fork_rng(devices=[]):  # a user's network draws its weights from here, before `initialise`
             torch.manual_seed(0)
-            network = family.build(shape, width if name in FAMILIES else float(width), **words)
+            network = family.build(shape, width if name in FAMILIES else float(width), **given)
         if not isinstance(network, nn.Module):
             raise TypeError(f"it gives {type(network).__name__}, not a torch.nn.Module")
         at = next(iter(network.parameters()), torch.empty(0)).device

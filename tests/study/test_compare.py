@@ -277,7 +277,7 @@ def test_a_run_at_its_games_says_how_many_are_played(games, words, teacher, tmp_
     run.metrics_path.write_text(json.dumps(metrics) + "\n")
     run.games_path.write_text(games)
     seen = study._progress(run)
-    assert (seen.words, seen.trained, seen.played) == (words, 1.0, 0.25 if words.startswith("30") else None)
+    assert (seen.text, seen.trained, seen.played) == (words, 1.0, 0.25 if words.startswith("30") else None)
 
 
 def test_the_games_played_while_one_looks_on_tell_how_long_the_rest_takes(monkeypatch):

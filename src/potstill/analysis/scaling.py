@@ -196,16 +196,16 @@ def budget_law(scores: Mapping[int, Mapping[float, ArrayLike]]) -> BudgetLaw | N
     Source of the test: Draper and Smith 1998, "Applied Regression Analysis", section 2.1.
     """
     sizes = list(scores)
-    cells = [
+    groups = [
         (at, steps, np.asarray(runs, dtype=np.float64))
         for at, n in enumerate(sizes)
         for steps, runs in scores[n].items()
     ]
-    at, steps = np.array([cell[0] for cell in cells]), np.array([cell[1] for cell in cells])
-    means, counts = (np.array([f(runs) for *_, runs in cells], dtype=np.float64) for f in (np.mean, len))
-    of_law, of_runs = len(cells) - 2 * len(sizes) - 1, int(counts.sum()) - len(cells)
-    pure = sum(float(((runs - runs.mean()) ** 2).sum()) for *_, runs in cells)
-    if of_law < 1 or of_runs < 1 or not any(np.ptp(runs) for *_, runs in cells):
+    at, steps = np.array([group[0] for group in groups]), np.array([group[1] for group in groups])
+    means, counts = (np.array([f(runs) for *_, runs in groups], dtype=np.float64) for f in (np.mean, len))
+    of_law, of_runs = len(groups) - 2 * len(sizes) - 1, int(counts.sum()) - len(groups)
+    pure = sum(float(((runs - runs.mean()) ** 2).sum()) for *_, runs in groups)
+    if of_law < 1 or of_runs < 1 or not any(np.ptp(runs) for *_, runs in groups):
         return None
 
     def rest(guess: FloatArray) -> FloatArray:

@@ -61,7 +61,7 @@ class News(NamedTuple):
     """What a step of the search found."""
 
     kind: str  # teacher, random, train, screen, confirm, time or end
-    words: str
+    line: str
 
 
 def steps(state: "Search") -> Iterator[News]:
@@ -384,11 +384,11 @@ class Search:
         """
         if self.trained(trial):
             return 0.0
-        ends = [self.shapes[0], self.shapes[-1]]
+        extremes = [self.shapes[0], self.shapes[-1]]
         if not self._foreseen:
             configs = (self.distillation(Trial(place, 0)) for place in (0, len(self.shapes) - 1))
             self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in configs]
-        sizes = [end.size.parameters for end in ends]
+        sizes = [end.size.parameters for end in extremes]
         seconds = float(np.interp(self.shapes[trial.place].size.parameters, sorted(sizes), sorted(self._foreseen)))
         return seconds * self.ways[trial.way].total_timesteps / self.ways[0].total_timesteps
 

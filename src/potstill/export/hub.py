@@ -77,10 +77,10 @@ def push(
 
     loaded = load_policy(path)
     # Beside a checkpoint of another name, they would be of another policy.
-    beside = [loaded.path.with_name(name) for name in (RESULT, CONFIG) if loaded.path.name == POLICY]
-    documents = {file.name: _document(file, file) for file in beside if file.exists()}
+    companions = [loaded.path.with_name(name) for name in (RESULT, CONFIG) if loaded.path.name == POLICY]
+    documents = {file.name: _document(file, file) for file in companions if file.exists()}
     files: dict[str, Path | bytes] = {POLICY: loaded.path}
-    files |= {file.name: file for file in beside if file.name in documents}
+    files |= {file.name: file for file in companions if file.name in documents}
     if film is not None:
         if film.suffix.lower() != ".mp4" or not film.is_file():
             raise InputError(f"{film} is not a film: make an .mp4 with `potstill watch {path} --out {film.stem}.mp4`")

@@ -173,8 +173,8 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         elif isinstance(layer, nn.Flatten):
             x = node("Flatten", x)
         elif isinstance(layer, nn.Hardtanh):
-            ends = (stored(f"{number}.{name}", torch.tensor(getattr(layer, name))) for name in ("min_val", "max_val"))
-            x = node("Clip", x, *ends)
+            limits = (stored(f"{number}.{name}", torch.tensor(getattr(layer, name))) for name in ("min_val", "max_val"))
+            x = node("Clip", x, *limits)
         else:
             if type(layer) not in _ACTIVATIONS:
                 raise InputError(f"ONNX of these runtimes has no {type(layer).__name__}: no file is written")
@@ -308,10 +308,10 @@ def _quantise(model: "ModelProto") -> "ModelProto":
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
     with TemporaryDirectory() as folder:  # onnxruntime quantises from file to file
-        plain, ready, quantised = (Path(folder, f"{name}.onnx") for name in ("plain", "ready", "quantised"))
+        plain, prepared, quantised = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "quantised"))
         onnx.save(model, plain)
-        quant_pre_process(plain, ready, skip_optimization=True, skip_symbolic_shape=True)
-        quantize_dynamic(ready, quantised, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8)
+        quant_pre_process(plain, prepared, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_dynamic(prepared, quantised, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8)
         return onnx.load(quantised)
 
 

@@ -99,9 +99,9 @@ def origins_of(
     task = find_env(env) if env is not None else None
     if task is not None and isinstance(env, str) and files:
         task = as_sb3(task)
-    beside = Path(statistics) if statistics is not None else None
+    file = Path(statistics) if statistics is not None else None
     return [
-        Origin(origin.path, origin.env or task, (beside if origin in files else None) or origin.statistics)
+        Origin(origin.path, origin.env or task, (file if origin in files else None) or origin.statistics)
         for origin in origins
     ]
 
@@ -122,8 +122,8 @@ def origin_in(document: Mapping[str, Any], role: str) -> Origin:
     if not isinstance(path, str) or not isinstance(statistics, str | None):
         raise InputError(f"the run's config.json does not say where its {role} lies")
     env = rebuild(EnvConfig, document[f"{role}_env"]) if f"{role}_env" in document else None
-    beside = here is not None and statistics != "none"  # whoever brought it here laid them beside it
-    return Origin(Path(path), env, Path(statistics) if statistics and not beside else None)
+    found = here is not None and statistics != "none"  # whoever brought it here laid them beside it
+    return Origin(Path(path), env, Path(statistics) if statistics and not found else None)
 
 
 def path_of(place: Place) -> Path:

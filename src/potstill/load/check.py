@@ -34,10 +34,10 @@ def check_sb3(loaded: LoadedPolicy) -> str:
         raise InputError(f"--check needs {error.name}: pip install stable-baselines3 sb3-contrib") from error
     with closing(Envs(loaded.env, 1)) as envs:
         policy = _rebuilt(module, algorithm, data, state, envs)
-        apart = sum(_differs(envs, theirs, ours) for theirs, ours in _actions(policy, loaded, envs))
+        different = sum(_differs(envs, theirs, ours) for theirs, ours in _actions(policy, loaded, envs))
     version = f"stable-baselines3 {metadata.version('stable-baselines3')}"
-    if apart:
-        raise InputError(f"{loaded.path} acts otherwise than in {version} at {apart} of {STEPS} steps")
+    if different:
+        raise InputError(f"{loaded.path} acts otherwise than in {version} at {different} of {STEPS} steps")
     return f"the actions of {version} at {STEPS} steps"
 
 

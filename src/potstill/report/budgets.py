@@ -66,8 +66,8 @@ def at_budgets(
     for play in PLAYS:
         runs = _played(records, play)
         student = student_arm({str(run.get("arm")) for run in runs})
-        taught = [run for run in runs if student is not None and run.get("arm") == student]
-        students = list(groups_of(taught, certificates, scale, seed, resamples))
+        distilled = [run for run in runs if student is not None and run.get("arm") == student]
+        students = list(groups_of(distilled, certificates, scale, seed, resamples))
         for reward in REWARD if students else ():
             before: list[Group] = []
             for steps, mine in by_budget(runs, reward).items():

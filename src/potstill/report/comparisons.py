@@ -165,18 +165,18 @@ def budgets(arms: dict[str, list[Group]]) -> Iterable[Budget]:
         pairs = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
         for measure in BUDGETS if pairs else ():
             alone: list[float] = []
-            beside: list[float] = []
+            shares: list[float] = []
             for student, rl in pairs:
                 own, teacher, spent = student.middle(measure), student.middle(f"teacher_{measure}"), rl.middle(measure)
                 if own and spent is not None:
                     own += student.middle(f"initial_{measure}") or 0.0  # what a finetune began with
                     alone.append(spent / own)
-                    beside += [spent / (own + teacher)] if teacher is not None else []
+                    shares += [spent / (own + teacher)] if teacher is not None else []
             yield Budget(
                 arm,
                 measure,
                 (min(alone), max(alone)) if len(alone) == len(pairs) else None,
-                (min(beside), max(beside)) if len(beside) == len(pairs) else None,
+                (min(shares), max(shares)) if len(shares) == len(pairs) else None,
             )
 
 

@@ -289,16 +289,16 @@ def _growth(question: str, answers: Answers) -> Reply:
     told = {
         arm: found for arm in ("rl", answers.student or "") if (found := [g for g in answers.growths if g.arm == arm])
     }
-    ends = [(found[0].score, found[-1].score) for found in told.values() if len(found) > 1]
-    known = [end for pair in ends for end in pair if math.isfinite(end.low)]
-    if len(told) < 2 or len(ends) < 2 or len(known) < 4:
+    spans = [(found[0].score, found[-1].score) for found in told.values() if len(found) > 1]
+    known = [end for pair in spans for end in pair if math.isfinite(end.low)]
+    if len(told) < 2 or len(spans) < 2 or len(known) < 4:
         return Reply(question, "Cannot be said", "It takes three sizes or more with two runs or more, in both arms.")
-    falls, rises = ([sign * (first.value - last.value) > 0 for first, last in ends] for sign in (1, -1))
-    apart = [first.low > last.high or last.low > first.high for first, last in ends]
+    falls, rises = ([sign * (first.value - last.value) > 0 for first, last in spans] for sign in (1, -1))
+    disjoint = [first.low > last.high or last.low > first.high for first, last in spans]
     verdict = "Not shown"
-    if all(apart) and (all(falls) or all(rises)):
+    if all(disjoint) and (all(falls) or all(rises)):
         verdict = "Less and less" if all(falls) else "More and more"
-    elif any(apart):
+    elif any(disjoint):
         verdict = "By different rates"
     each = [f"{name(arm)} {', '.join(f'{g.score.value:+.1f}' for g in found)}" for arm, found in told.items()]
     sentence = (
@@ -338,9 +338,9 @@ def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str
             f"{open_} of {len(verdicts)} RL runs are not shown to have converged: {verdicts.count('not converged')} had"
             f" not, of {verdicts.count('unknown')} it cannot be told. Their scores are lower bounds (arrows below)."
         )
-    taught = [group for group in answers.groups if group.arm in STUDENTS]
-    teachers = {teacher for group in taught for teacher in group.teachers if teacher}
-    if taught and len(teachers) < 3:
+    distilled = [group for group in answers.groups if group.arm in STUDENTS]
+    teachers = {teacher for group in distilled for teacher in group.teachers if teacher}
+    if distilled and len(teachers) < 3:
         yield f"{'Two teachers' if len(teachers) > 1 else 'One teacher'} only: students of others may score otherwise."
     if thin := [group for group in answers.groups if len(group.runs) < 3]:
         arms = [

@@ -69,8 +69,8 @@ def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
         handles = [line]
     if teachers:
         low, high = min(teachers.values()), max(teachers.values())
-        words = f"teacher {low:.1f}" if len(teachers) == 1 else f"{len(teachers)} teachers {low:.1f} to {high:.1f}"
-        handles[0].set_label(words)
+        text = f"teacher {low:.1f}" if len(teachers) == 1 else f"{len(teachers)} teachers {low:.1f} to {high:.1f}"
+        handles[0].set_label(text)
     if random:
         handles.append(ax.axhline(random[0], color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1))
         handles[-1].set_label(f"random {random[0]:.1f}")

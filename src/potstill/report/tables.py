@@ -254,7 +254,7 @@ def budgets(answers: Answers) -> Table:
         ]
         for group in answers.groups
     ]
-    own, teachers = BUDGETS.values(), [f"teacher's {words}" for words in BUDGETS.values()]
+    own, teachers = BUDGETS.values(), [f"teacher's {name}" for name in BUDGETS.values()]
     return Table("Budgets per run: medians", ("arm", "width", *own, "seconds", *teachers), rows)
 
 

@@ -203,8 +203,8 @@ def _read_document(file: BinaryIO, path: Path) -> tuple[dict[str, Any], str, str
         )
     try:
         header = parse_json(start[8:] + file.read(length - 1))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
+        offsets = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(offsets, default=0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise foreign from error
     if whole != size:

@@ -271,10 +271,10 @@ def _holder(path: Path) -> str | None:
                 return None
     except InputError:  # there is none, or it is no file
         return None
-    return _words(text)
+    return _named(text)
 
 
-def _words(text: str) -> str:
+def _named(text: str) -> str:
     holder = _parse_holder(text)
     return "a process" if holder is None else f"process {holder['pid']} on {holder['host']} (since {holder['started']})"
 
@@ -397,7 +397,7 @@ def _try_lock(path: Path, grace: float) -> BinaryIO | None:
         locked = _flock(file)
         text = file.read(LOCK_LIMIT).decode(errors="replace")
         if locked is False or (locked is None and not fresh and _is_held(text, os.fstat(descriptor).st_mtime, grace)):
-            raise InUseError(f"{path.parent} is in use by {_words(text)}: wait for it, or choose another --out")
+            raise InUseError(f"{path.parent} is in use by {_named(text)}: wait for it, or choose another --out")
         try:
             if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return None

@@ -223,15 +223,15 @@ def execute(
                             yield Ended(worker.spec, None, damage)
                             continue
                         status = worker.run.status
-                        words = f"no sign of life for {patience:.0f} s" if hung else _last_words(worker)
+                        text = f"no sign of life for {patience:.0f} s" if hung else _last_line(worker)
                         if status not in ("done", "failed") and starts[name] <= retries:
-                            print(f"study  {name}: {words}; started again", file=sys.stderr, flush=True)
+                            print(f"study  {name}: {text}; started again", file=sys.stderr, flush=True)
                             waiting.insert(0, worker.spec)
                             continue
                         if status == "done":
                             _tidy(worker.run)
                             eta.ended(worker.underway(_Seen("done", 1.0)))
-                        over[name] = None if status == "done" else words
+                        over[name] = None if status == "done" else text
                         yield Ended(worker.spec, worker.run, over[name])
                 failed = sum(error is not None for error in over.values())
                 looks = [_progress(worker.run) for worker in active]
@@ -242,9 +242,9 @@ def execute(
                     live.update(_table(active, looks, len(done), total, len(waiting), failed, left), refresh=True)
                 elif time.monotonic() - printed > 30 and not runtime.quiet:
                     printed = time.monotonic()
-                    words = "  ".join(f"{w.spec.name} {seen.words}" for w, seen in zip(active, looks, strict=True))
+                    text = "  ".join(f"{w.spec.name} {seen.text}" for w, seen in zip(active, looks, strict=True))
                     counts = f"{len(over) - failed}/{total} done, {failed} failed"
-                    print(f"study  {counts}  {words}  {left} left", file=sys.stderr, flush=True)
+                    print(f"study  {counts}  {text}  {left} left", file=sys.stderr, flush=True)
         finally:  # asked to stop, or failed here: no worker is left behind, and each saves first
             for worker in active:
                 worker.process.terminate()
@@ -377,7 +377,7 @@ def _due(specs: Sequence[RunSpec], folder: Path, done: Collection[str]) -> list[
     return [spec for spec in specs if spec.name not in done or spec.name in missing]
 
 
-def _last_words(worker: _Worker) -> str:
+def _last_line(worker: _Worker) -> str:
     """Why a run failed: what its result says, or the last line of its log."""
     if worker.run.status == "failed":
         return _error(worker.run)
@@ -394,7 +394,7 @@ def _last_words(worker: _Worker) -> str:
 class _Seen(NamedTuple):
     """What can be seen of a run from outside."""
 
-    words: str
+    text: str
     trained: float  # share of its training
     played: float | None = None  # share of its games; None before they are counted
 
@@ -404,13 +404,13 @@ def _progress(run: Run) -> _Seen:
     if last is None:
         return _Seen("starting", 0.0)
     share = min(last["step"] / int(run.config["config"]["total_timesteps"]), 1.0)
-    played, words = None, f"{share:.0%}"
+    played, text = None, f"{share:.0%}"
     if share >= 1.0:
-        played, words = _games(run)
+        played, text = _games(run)
     for name in ("agreement", "score"):
         if isinstance(last.get(name), int | float):
-            return _Seen(f"{words}, {name} {last[name]:.3g}", share, played)
-    return _Seen(words, share, played)
+            return _Seen(f"{text}, {name} {last[name]:.3g}", share, played)
+    return _Seen(text, share, played)
 
 
 def _games(run: Run) -> tuple[float | None, str]:
@@ -430,5 +430,5 @@ def _table(
     done, planned = before + ended - failed, before + total
     table = Table.grid(Column(overflow="ellipsis"), Column(no_wrap=True), padding=(0, 2), pad_edge=False)
     for worker, seen in zip(active, looks, strict=True):
-        table.add_row(Text(printable(worker.spec.name)), seen.words)
+        table.add_row(Text(printable(worker.spec.name)), seen.text)
     return Group(f"{done} of {planned} runs done, {waiting} waiting, {failed} failed, {left} left", table)

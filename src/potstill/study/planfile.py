@@ -305,9 +305,9 @@ def _axis(
     """An axis of the grid: the arm's own, or else the plan's."""
     table, here = (arm, here) if key in arm or key not in document else (document, ())
     values = _list(table, key, kind, here)
-    words = ("shared", "full") if key == "critic" else ()
+    named = ("shared", "full") if key == "critic" else ()
     meant = {
-        _checked((*here, key), parse_width, value) if key in ("widths", "critic") and value not in words else value
+        _checked((*here, key), parse_width, value) if key in ("widths", "critic") and value not in named else value
         for value in values
     }
     if not values or len(meant) < len(values):

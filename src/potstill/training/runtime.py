@@ -77,9 +77,9 @@ def provenance(runtime: Runtime) -> dict[str, Any]:
     threads = f"{runtime.cores} thread{'s' if runtime.cores > 1 else ''}"
     started = Path(sys.argv[0]).name
     script = started.endswith(".py") and started != "__main__.py"  # which is what `python -m potstill` starts
-    words = [re.sub(r"^(--?[\w-]+=)?(/.*)", _without_place, word, flags=re.DOTALL) for word in sys.argv[1:]]
+    arguments = [re.sub(r"^(--?[\w-]+=)?(/.*)", _without_place, word, flags=re.DOTALL) for word in sys.argv[1:]]
     return {
-        "command": shlex.join([*(["python", started] if script else ["potstill"]), *words]),
+        "command": shlex.join([*(["python", started] if script else ["potstill"]), *arguments]),
         "commit": commit(),
         "machine": f"{processor()}, {threads}, {device}, torch {torch.__version__}",
         "threads": runtime.cores,
@@ -109,9 +109,9 @@ def commit() -> str | None:
     """The commit of the checkout this code runs from, with a + where it was changed; None for an installed package."""
     folder = Path(__file__).parent
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
