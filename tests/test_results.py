@@ -196,3 +196,13 @@ def test_no_committed_record_tells_where_on_a_machine_its_command_ran():
     commands = {str(document.get("command")) for document in documents if isinstance(document, dict)}
     assert len(commands) > 20
     assert not [command for command in commands if re.search(r"(^|[ ='\"])[/~]", command)]
+
+
+def test_a_curve_keeps_its_points_in_columns_and_gives_them_back():
+    points = [{"step": 5, "score": None, "seconds": 0.5}, {"step": 7, "score": 1.5}]
+    curve = results.Curve(points)
+    assert list(curve) == [{"step": 5, "seconds": 0.5}, {"step": 7, "score": 1.5}]
+    assert (len(curve), curve[-1], curve[::-1]) == (2, curve[1], [curve[1], curve[0]])
+    assert type(curve[0]["step"]) is int
+    with pytest.raises(IndexError):
+        curve[2]

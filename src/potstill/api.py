@@ -328,7 +328,7 @@ def evaluate(
 
 def _start(text: str, device: str) -> Start:
     who, _, steps = text.rpartition(":")
-    if not who or not steps.isdecimal():
+    if not who or not steps.isdecimal() or len(steps) > 12:
         raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
     return Start(int(steps), None if who == "random" else load(who, device=device).policy)
 

@@ -1,6 +1,7 @@
 """One vector-environment contract for training, collection and evaluation: real ALE, or a Gymnasium task."""
 
 import difflib
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -538,7 +539,9 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
         return _as_array(env)
 
     try:
-        return _Games(config.id, [make] * num_envs)
+        with warnings.catch_warnings():  # of a task's age, which is no news to who asks for it
+            warnings.simplefilter("ignore")
+            return _Games(config.id, [make] * num_envs)
     except InputError:
         raise
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

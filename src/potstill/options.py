@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import tyro
 
-from potstill.errors import printable
+from potstill.configs import MOST
+from potstill.envs import check_seed
+from potstill.errors import InputError, printable
 
 T = TypeVar("T")
 NARROWEST = 40  # columns of the help: in fewer tyro looks for room for ever
@@ -19,6 +21,11 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = N
         os.environ["COLUMNS"] = str(NARROWEST)
     keywords = {} if default is None else {"default": default}
     options: T = tyro.cli(cls, args=list(arguments), prog=f"potstill {command}", **keywords)
+    for name, value in vars(options).items():  # those of a config are the config's to check
+        if type(value) is int and abs(value) > MOST and name != "seed":
+            raise InputError(f"{name.replace('_', '-')} must be at most {MOST:,}, not {value:,}")
+    if hasattr(options, "seed"):
+        check_seed(options.seed)
     return options
 
 

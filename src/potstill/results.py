@@ -3,13 +3,15 @@
 A folder holds run directories, or a study's records: one JSON file per run, `<run>.json`, beside `study.json`.
 """
 
+import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import polars as pl
 from polars.datatypes import DataTypeClass
@@ -232,7 +234,7 @@ def as_record(path: Path) -> dict[str, Any]:
 
 def runs_table(folder: Path) -> pl.DataFrame:
     """A row per run, columns `TABLE`; what a run does not know is null. Raises InputError as `read_runs` does."""
-    return _runs_frame(read_runs(folder))
+    return runs_frame(read_runs(folder))
 
 
 def episodes_table(folder: Path) -> pl.DataFrame:
@@ -256,7 +258,7 @@ def write_tables(folder: Path) -> None:
         InputError: as `curves_table`, or the folder cannot be written.
     """
     records = read_runs(folder)
-    frames = {"table": _runs_frame(records), "episodes": _episodes_frame(records), "curves": _curves_frame(records)}
+    frames = {"table": runs_frame(records), "episodes": _episodes_frame(records), "curves": _curves_frame(records)}
     for name, frame in frames.items():
         write_atomically(Path(folder) / f"{name}.csv", frame.write_csv().encode())
 
@@ -269,7 +271,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     """
     path = Path(path)
     if path.is_dir():
-        frames = {TABLE: _runs_frame, EPISODES: _episodes_frame, CURVES: _curves_frame}
+        frames = {TABLE: runs_frame, EPISODES: _episodes_frame, CURVES: _curves_frame}
         return frames[columns](read_runs(path))
     try:
         # From bytes: polars' own file errors say less than the system's.
@@ -342,7 +344,34 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     record = _checked(record, path)
     if record.get("run") != path.stem or record.get("status") is None:
         raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
-    return _with_interval(record | {"path": path})
+    compact: dict[str, Any] = {"returns": array("d", record["returns"])} if record.get("returns") else {}
+    compact |= {"curve": Curve(record["curve"])} if record.get("curve") else {}
+    return _with_interval(record | compact | {"path": path})
+
+
+class Curve(Sequence[dict[str, Any]]):
+    """The points of a learning curve, kept as columns: of 20,000 records as dicts they would take 2 GB."""
+
+    def __init__(self, points: Sequence[dict[str, Any]]) -> None:
+        names = dict.fromkeys(key for point in points for key in point if key in COLUMNS)
+        self._columns = {
+            name: array("d", (math.nan if point.get(name) is None else point[name] for point in points))
+            for name in names
+        }
+        self._length = len(points)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(self._length))]
+        values = ((name, column[at]) for name, column in self._columns.items())
+        return {name: int(value) if COLUMNS[name].dtype == WHOLE else value for name, value in values if value == value}
 
 
 def _with_interval(record: dict[str, Any]) -> dict[str, Any]:
@@ -414,7 +443,8 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1 << 63
 
 
-def _runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+def runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+    """`runs_table` of records that were read."""
     certificates = convergence_of(records)
     rows = []
     for record in records:

@@ -111,3 +111,28 @@ def test_it_prints_with_every_table_open(tab):
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 50_000
     assert tab.run("[...document.querySelectorAll('details')].every(each => each.open)")
+
+
+def test_a_search_and_a_sort_reach_the_runs_that_are_not_shown(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "SHOWN", 2)
+    records = synthetic.study({"rl": 1.0}, widths=("1/16",), seeds=5, extended=False)
+    records = [run | {"status": "failed", "score": None, "error": f"<b>{run['seed']}</b>"} for run in records]
+    page.write([synthetic.write(tmp_path / "records", records)], tmp_path / "report.html", resamples=100)
+    browser.events.clear()
+    browser.open(tmp_path / "report.html")
+
+    def found(words):
+        browser.run(f"find.value = {words!r}; find.dispatchEvent(new Event('input'))")
+        return browser.run(COLUMN.format(5)), browser.run("document.querySelector('#found').textContent")
+
+    assert browser.run(COLUMN.format(5)) == ["0", "1"]
+    assert browser.run("document.querySelector('#found').textContent") == "2 of 5 are shown"
+    assert found("SEED-3") == (["3"], "1 found")
+    assert browser.run(COLUMN.format(1)) == ["failed: <b>3</b>"]
+    assert found("rl 1/16 <b>4") == (["4"], "1 found")
+    assert found("nothing") == ([], "0 found")
+    assert found("") == (["0", "1"], "2 of 5 are shown")
+    for order in (["0", "1"], ["4", "3"]):
+        browser.run("document.querySelectorAll('#runs th button')[5].click()")
+        assert browser.run(COLUMN.format(5)) == order
+    assert browser.complaints() == []

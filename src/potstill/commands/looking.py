@@ -112,8 +112,6 @@ def report(arguments: Sequence[str]) -> None:
     options = parse(_Report, arguments, "report")
     if options.resamples < 100:
         raise InputError(f"resamples must be 100 or more, not {options.resamples}: percentiles are read from them")
-    if options.seed < 0:
-        raise InputError(f"seed must be 0 or more, not {options.seed}")
     if not options.studies:
         raise InputError("potstill report needs a study's folder, such as data/results/first/pong")
     out = options.out or options.studies[0] / "report.html"

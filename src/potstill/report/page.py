@@ -1,6 +1,7 @@
 """Studies' records -> one HTML page that needs nothing beside it: answers first, then figures, tables and methods."""
 
 import base64
+import json
 import math
 import re
 import zlib
@@ -10,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -25,12 +27,15 @@ from potstill.report.answers import Answers, answer
 from potstill.report.figures import STYLE, WIDTH, score_distributions
 from potstill.report.groups import Record
 from potstill.report.tables import Table
-from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_table
+from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_frame
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_bytes, read_json
 
 PHONE = 3.9  # inches: 10 pt text is 13 px high on a screen 390 px wide
 FILM_LIMIT = 1_000_000  # bytes
+SHOWN = 1_000  # runs in the page's table; a search reaches the others
+MOST_DRAWN = 8_000_000  # resamples x runs: of more runs fewer resamples are drawn, but never fewer than 400
+FINEST = 20_000  # points of lines, or ten times those of dots, that a part of a figure draws; more become a picture
 
 
 class Study(NamedTuple):
@@ -80,7 +85,7 @@ def read_study(folder: Path) -> Study:
     """
     folder = Path(folder)
     records = read_runs(folder)
-    runs_table(folder)  # refuses what is no number where one is meant
+    runs_frame(records)  # refuses what is no number where one is meant
     if any("curve" not in record for record in records):
         curves = curves_table(folder).select("run", "step", "seconds", "score").drop_nulls("step")
         by_run = {run: frame.drop("run").to_dicts() for (run,), frame in curves.group_by("run", maintain_order=True)}
@@ -110,6 +115,7 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
     Raises:
         InputError: two studies are of one task.
     """
+    asked, resamples = resamples, min(resamples, max(MOST_DRAWN // max(1, sum(len(s.records) for s in studies)), 400))
     each: list[tuple[Answers, int | None]] = []  # with the runs planned, where the study says so
     for study in studies:
         tasks = list(dict.fromkeys(str(record["env"]) for record in study.records if record.get("env"))) or [""]
@@ -121,6 +127,8 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
             each.append((answer(records, seed, resamples, study.scores), planned if isinstance(planned, int) else None))
     records = [record for study in studies for record in study.records]
     statuses = [str(record.get("status")) for record in records]
+    full = tables.runs(records, [answers for answers, _ in each])
+    shown = full._replace(rows=full.rows[:SHOWN])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -141,13 +149,14 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
             }
             for answers, planned in each
         ],
-        runs=tables.runs(records, [answers for answers, _ in each]),
+        runs=shown,
+        more=_as_json(full.rows[SHOWN:]),
         films=[
             (title, "data:video/mp4;base64," + base64.b64encode(data).decode())
             for study in studies
             for title, data in study.films
         ],
-        facts=_facts(studies, seed, resamples),
+        facts=_facts(studies, seed, resamples, asked),
         plans=[plan for study in studies if (plan := str(study.document.get("plan") or ""))],
     )
 
@@ -262,14 +271,17 @@ def _of(
 
 
 def _games(answers: Answers, arms: Sequence[str], width: float = WIDTH) -> Figure:
-    rows = [
-        {"arm": group.arm, "env": answers.task, "width": group.width, "parameters": group.parameters, "score": score}
-        for arm in arms
-        for group in answers.of(arm)
-        for run in group.runs
-        for score in run.get("returns") or [run["score"]]
-    ]
-    return score_distributions(pl.DataFrame(rows, schema_overrides={"score": pl.Float64}), width)
+    groups = [group for arm in arms for group in answers.of(arm)]
+    scores = [np.concatenate([run for runs in group.games for run in runs]) for group in groups]
+    counts = [len(each) for each in scores]
+    columns = {
+        "arm": np.repeat([group.arm for group in groups], counts),
+        "env": np.repeat([answers.task] * len(groups), counts),
+        "width": np.repeat([group.width for group in groups], counts),
+        "parameters": np.repeat([group.parameters for group in groups], counts),
+        "score": np.concatenate(scores),
+    }
+    return score_distributions(pl.DataFrame(columns), width)
 
 
 def _wide_and_narrow(wide: Sequence[Figure], narrow: Sequence[Figure]) -> Markup:
@@ -285,6 +297,11 @@ def _wide_and_narrow(wide: Sequence[Figure], narrow: Sequence[Figure]) -> Markup
 def _svg(figure: Figure) -> str:
     """A figure as an element of a page: no prologue, and names that no other figure on the page has."""
     text = StringIO()
+    for axes in figure.axes:
+        points = sum(np.size(line.get_xdata()) for line in axes.lines)
+        if points + 10 * sum(len(np.asarray(dots.get_offsets())) for dots in axes.collections) > FINEST:
+            for artist in (*axes.lines, *axes.collections):
+                artist.set_rasterized(True)
     with rc_context(STYLE):
         figure.savefig(
             text, format="svg", dpi=130, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -297,7 +314,15 @@ def _svg(figure: Figure) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest  # as wide as the page lets it be
 
 
-def _facts(studies: Sequence[Study], seed: int, resamples: int) -> list[tuple[str, str]]:
+def _as_json(rows: Sequence[Sequence[str | tables.Value]]) -> Markup:
+    """Rows of a table for the page's script: a cell is what it shows, or that and what it is sorted by."""
+    cells = [
+        [cell if isinstance(cell, str) or cell.text == str(cell.key) else list(cell) for cell in row] for row in rows
+    ]
+    return Markup(json.dumps(cells, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _facts(studies: Sequence[Study], seed: int, resamples: int, asked: int) -> list[tuple[str, str]]:
     def seen(key: str) -> str:
         values = dict.fromkeys(str(run[key]) for study in studies for run in study.records if run.get(key) is not None)
         shown = list(values)[:6]
@@ -313,6 +338,7 @@ def _facts(studies: Sequence[Study], seed: int, resamples: int) -> list[tuple[st
             dict.fromkeys(str(study.document.get("potstill") or "") for study in studies)
         ),
         "Commands of the runs": seen("command"),
-        "This page": f"potstill {__version__}, seed {seed}, {resamples:,} resamples",
+        "This page": f"potstill {__version__}, seed {seed}, {resamples:,} resamples"
+        + (f" instead of {asked:,}, for there are so many runs" if resamples < asked else ""),
     }
     return [(what, value or "not recorded") for what, value in facts.items()]

@@ -30,6 +30,7 @@ from potstill.report.groups import Group, number
 
 RHO = (0.05, 200.0)
 """Ratios of sizes that a figure has room for."""
+LINES = 60  # learning curves of an arm at a size that are drawn: more cover each other
 
 
 def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
@@ -208,7 +209,8 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         rows, columns = (len(shown), 3) if width > NARROW else (3 * len(shown), 1)
         left_out = f" (of {len(widths)} sizes)" if len(shown) < len(widths) else ""
-        note = f"one line per run; a student's cost without its teacher's; widths {', '.join(shown)}{left_out}"
+        few = f" of the first {LINES}" if max(len(group.runs) for group in groups) > LINES else ""
+        note = f"one line per run{few}; a student's cost without its teacher's; widths {', '.join(shown)}{left_out}"
         figure, axes = canvas(
             f"Score while learning, {task(answers)}",
             note,
@@ -220,7 +222,7 @@ def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
         for place, ax in enumerate(axes):
             size, cost = shown[place // 3], place % 3
             for group in (group for group in groups if group.width == size):
-                for run in group.runs:
+                for run in group.runs[:LINES]:
                     points = [(x[cost], score) for x, score in _costs(run) if x[cost] is not None]
                     if points:
                         look = look_of(group.arm)

@@ -1,0 +1,76 @@
+"""What a run of any kind leaves on disk at seven moments, gone on with: the same bits as of one that was not cut.
+
+Real kills are in test_resuming.py; here the run's directory is copied at each moment, which is what a kill leaves.
+"""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from processes import CONFIGS, PONG, RUNTIME, TRAIN, at, new_run, outcome
+
+from potstill import evaluation
+from potstill.networks import NetworkConfig
+from potstill.storage.runs import Run
+from potstill.tasks import TASKS
+from potstill.training.trainer import execute
+
+pytestmark = pytest.mark.timeout(600)  # eight short runs one after the other, on a machine that may be busy
+
+LINE, SAVE, POLICY = "potstill.telemetry.Metrics.write", "os.replace", "potstill.training.trainer.save_policy"
+CUTS = {  # the call before which the directory is copied, or (True) after which
+    "begun": (LINE, 1),
+    "a line, no save": (LINE, 1, True),
+    "a save half made": (SAVE, 1),
+    "saved": (SAVE, 1, True),
+    "a line more than was saved": (LINE, 3, True),
+    "trained": (POLICY, 1),
+    "a policy, no result": (POLICY, 1, True),
+}
+
+
+def small(task, **changes):
+    return replace(TRAIN, env=TASKS[task].env, network=NetworkConfig(width="1/16"), **changes)
+
+
+KINDS = {name: (name, {}) for name in CONFIGS} | {
+    "one environment": ("cartpole", {"num_envs": 1, "num_steps": 512}),
+    "many environments": ("cartpole", {"num_envs": 64, "num_steps": 8}),
+    "one epoch": ("cartpole", {"epochs": 1}),
+    "a minibatch as large as the rollout": ("cartpole", {"minibatch_size": 512}),
+    "minibatches that leave a rest": ("cartpole", {"minibatch_size": 100}),
+    "inputs as they are": ("cartpole", {"normalise_inputs": 0}),
+    "games begun anew at every rollout": ("cartpole", {"reseed_every": 512}),
+    "games never begun anew": ("cartpole", {"reseed_every": 1 << 30}),
+    "no average of weights": ("cartpole", {"average_over": 0.0}),
+    "weights averaged from the start": ("cartpole", {"average_over": 1.0}),
+    "bfloat16": ("cartpole", {"precision": "bfloat16"}),
+    "rewards as they are": ("cartpole", {"clip_rewards": False, "gamma": 1.0}),
+    "another seed": ("cartpole", {"seed": 2**63 - 1}),
+    "continuous actions": ("cartpole", vars(small("pendulum"))),
+    "a task that has an end": ("cartpole", vars(small("acrobot"))),
+    "frames of Pong, every rollout anew": ("pong", {"reseed_every": PONG.batch_size, "total_timesteps": 1024}),
+    "a mixed lead until the end": ("mixed", {"beta_until": 1.0}),
+    "a noisy teacher": ("teacher", {"noise": 0.3}),
+    "a buffer that runs over": ("student", {"buffer_size": 100}),
+    "a value head": ("student", {"value_coefficient": 0.5}),
+}
+assert len(KINDS) == 29
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(kind, teacher, tmp_path, monkeypatch):
+    name, changes = KINDS[kind]
+    whole = new_run(name, teacher, tmp_path / "whole", **changes)
+    monkeypatch.setattr(evaluation, "latency", lambda policy: {})  # which takes its time, and is no part of the outcome
+    with monkeypatch.context() as patch:
+        for number, cut in enumerate(CUTS.values()):
+            copy = tmp_path / f"cut-{number}"
+            at(*cut[:2], lambda copy=copy: shutil.copytree(whole.path, copy), *cut[2:], patch=patch.setattr)
+        execute(whole, RUNTIME)
+    expected = outcome(whole)
+    for number, cut in enumerate(CUTS):
+        run = Run.open(tmp_path / f"cut-{number}")
+        assert run.status == ("interrupted" if run.resume_path.exists() else "new")
+        execute(run, RUNTIME)
+        assert outcome(run) == expected, f"cut where there is {cut}"
