@@ -128,9 +128,9 @@ scores {breakout.mean("distill-student", 2189):.1f} bricks, and RL needs {33323:
 {breakout.mean("rl", 33323):.1f}. {pilots(pong, breakout)} Whether the size, the critic or the steps are the cause is
 open.
 
-**2. Can a student beat RL of its own size? On average it did, but three runs cannot show it.** Played greedily, the
-students' mean score is above RL's at {spoken["greedy"]} sizes. With sampled actions it is at {spoken["sampled"]}. An
-exact test of three runs against three cannot go below p = 0.10.
+**2. Can a student beat RL of its own size? On average it did, but three runs cannot show it.** The
+students' mean score is above RL's at most sizes. Played greedily, it is at {spoken["greedy"]}. With sampled actions, it
+is at {spoken["sampled"]}. An exact test of three runs against three cannot go below p = 0.10.
 
 **3. How do both scale with size? From some size on, a larger network gains less.** On Space Invaders the sizes run from
 611 to 33,532 parameters. Each doubling gains a student {_and(rise["distill-student"])} points, from the smallest sizes
