@@ -125,7 +125,9 @@ def test_workers_inherit_what_was_named(losses):
     imports.import_modules(["json", str(losses)])
     there = imports.environment()
     assert there[imports.VARIABLE] == os.pathsep.join(["json", str(losses)])
-    assert str(Path(imports.__file__).parents[1]) in there["PYTHONPATH"].split(os.pathsep)
+    folders = there["PYTHONPATH"].split(os.pathsep)
+    assert str(Path(__file__).parent) in folders
+    assert str(Path(np.__file__).parents[1]) not in folders
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
@@ -49,9 +50,14 @@ def import_modules(names: Iterable[str], option: str = "--import", folder: Path 
 
 
 def environment() -> dict[str, str]:
-    """What lets another process import the same: the modules that the user named, and where Python looks for them."""
-    folders = dict.fromkeys(str(Path(folder).absolute()) for folder in sys.path)
-    return {VARIABLE: os.pathsep.join(_named.values()), "PYTHONPATH": os.pathsep.join(folders)}
+    """What lets another process import the same: the modules that the user named, and where Python looks for them.
+
+    Python's own folders stay out: another machine has its own.
+    """
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = dict.fromkeys(Path(folder).absolute() for folder in sys.path)
+    named = (str(folder) for folder in folders if not any(map(folder.is_relative_to, installed)))
+    return {VARIABLE: os.pathsep.join(_named.values()), "PYTHONPATH": os.pathsep.join(named)}
 
 
 def imported() -> tuple[str, ...]:
