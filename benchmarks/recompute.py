@@ -70,6 +70,49 @@ def tables(page: str) -> Iterator[tuple[str, str, str]]:
             yield f"{game} {who} {sizes} per doubling, {play}", f"{gain / np.log2(high / low):+.1f}", cell
 
 
+def iqm(x: FloatArray) -> float:
+    rank, n = np.arange(len(x)), len(x)
+    weights = np.clip(np.minimum(rank + 1, 0.75 * n) - np.maximum(rank, 0.25 * n), 0, None)
+    return float(np.sort(x) @ weights / weights.sum())
+
+
+def crossing(sizes: list[int], scores: list[float], target: float) -> tuple[float, float]:
+    """Bounds of the size at which the monotone curve through the scores, linear in log size, reaches the target."""
+    pools = [[score] for score in scores]
+    while falls := [i for i, (a, b) in enumerate(itertools.pairwise(pools)) if np.mean(a) > np.mean(b)]:
+        pools[falls[0] : falls[0] + 2] = [pools[falls[0]] + pools[falls[0] + 1]]
+    curve = [float(np.mean(pool)) for pool in pools for _ in pool]
+    at = next((i for i, score in enumerate(curve) if score >= target), None)
+    if not at:
+        return (sizes[-1], np.inf) if at is None else (0.0, sizes[0])
+    share = (target - curve[at - 1]) / (curve[at] - curve[at - 1])
+    exact = float(sizes[at - 1] * (sizes[at] / sizes[at - 1]) ** share)
+    return exact, exact
+
+
+def ratios(page: str) -> Iterator[tuple[str, str, str]]:
+    """(what, number computed, number on the page): ratios of sizes, and tests corrected by Holm's method."""
+    for game, arm, play, steps, told, tests in rows(page, "ratios by budget")[1]:
+        study, budget, what = GAMES[game], float(steps.rstrip("M")) * 1e6, f"{game} {arm} {play} {steps}"
+        found = [
+            r for r in records(study) if r["arm"] in (arm, f"{arm}-long") and abs(r["env_steps"] / budget - 1) < 0.05
+        ]
+        pairs = {n: (runs(study, found[0]["arm"], n, play), runs(study, "distill-student", n, play))
+                 for n in sorted({r["parameters"] for r in found})}  # fmt: skip
+        pairs = {n: pair for n, pair in pairs.items() if min(map(len, pair)) > 1}
+        curves = [[iqm(pair[i]) for pair in pairs.values()] for i in (0, 1)]
+        for value, target in (cell.split(" at ") for cell in told.split("; ") if cell != "-"):
+            (low, high), (least, most) = (crossing(list(pairs), curve, float(target)) for curve in curves)
+            low, high = low / most, high / least if least else np.inf
+            words = f"{low:.3g}" if low == high else f"> {low:.3g}" if low else f"<= {high:.3g}"
+            yield f"{what}, ratio at {target}", words, value
+        raw = {n: permutation_p(*pair) for n, pair in pairs.items()}
+        order = sorted(raw, key=lambda n: raw[n])
+        p = np.maximum.accumulate([min(1.0, raw[n] * (len(order) - i)) for i, n in enumerate(order)])
+        corrected = dict(zip(order, p, strict=True))
+        yield f"{what}, tests", "; ".join(f"{corrected[n]:.3f} at {n:,}" for n in pairs), tests
+
+
 def sentences(page: str) -> Iterator[tuple[str, str, str]]:
     """(what, words computed, the same or "not there") of the sentences of README and docs/results.md."""
     said = {
@@ -96,7 +139,7 @@ def sentences(page: str) -> Iterator[tuple[str, str, str]]:
 
 def main() -> int:
     pages = "".join((ROOT / page).read_text() for page in PAGES)
-    found = [*sentences(pages), *tables(pages)]
+    found = [*sentences(pages), *tables(pages), *ratios(pages)]
     wrong = [what for what, computed, page in found if computed != page]
     for what, computed, page in found:
         print(f"{what}: {computed}; on the page {page}" + ("  <-- differs" if what in wrong else ""))

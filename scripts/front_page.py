@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.random import default_rng
 
+from potstill.analysis.scaling import Bounded
 from potstill.analysis.statistics import permutation_test
 from potstill.arms import look_of
 from potstill.report import tables
+from potstill.report.answers import answer
 from potstill.report.drawing import canvas, key_of, legend, same_heights
 from potstill.report.figures import STYLE, WIDTH, save, short
 from potstill.report.groups import Record, scored
@@ -110,6 +112,27 @@ def growths(told: dict[str, Scores]) -> Table:
                 for (low, high, greedy), (_, _, sampled) in both
             ]
     return Table("", ("game", "who", "parameters", "greedy", "sampled"), rows)
+
+
+def by_budget(told: dict[str, Scores]) -> Table:
+    """RL of each critic after each number of steps against students: ratios of sizes that have a bound, and tests."""
+    rows = []
+    for game, scores in told.items():
+        for at in answer(scores.records).at_budgets:
+            known = [ratio for ratio in at.ratios if ratio.size.interval != (0.0, math.inf)]
+            sizes = "; ".join(f"{_three(ratio.size)} at {ratio.target:g}" for ratio in known)
+            tests = "; ".join(f"{each.p:.3f} at {each.parameters:,}" for each in at.differences if each.p is not None)
+            if at.ratios:
+                rows.append([game, at.reward, at.play, short(at.steps), sizes or "-", tests])
+    headings = ("game", "RL", "play", "agent steps", "RL's size over the student's, at a score", "p (Holm), at a size")
+    return Table("", headings, rows)
+
+
+def _three(size: Bounded) -> str:
+    """To three figures; > and <= where only a bound is known."""
+    if size.low == size.high:
+        return f"{size.low:.3g}"
+    return f"> {size.low:.3g}" if size.low > 0 else f"<= {size.high:.3g}"
 
 
 def answers(told: dict[str, Scores]) -> str:
@@ -202,6 +225,7 @@ def blocks(told: dict[str, Scores]) -> dict[str, str]:
     return (
         {name: re.sub(r"(?<!\n)\n(?!\n)", " ", text) for name, text in whole.items()}
         | {"side by side": markdown(side_by_side(told)), "growth per doubling": markdown(growths(told))}
+        | {"ratios by budget": markdown(by_budget(told))}
         | runs
     )
 

@@ -12,7 +12,7 @@ from potstill.errors import InputError
 from potstill.report import tables
 from potstill.report.answers import Answers, answer
 from potstill.report.conclusions import ratio_text, replies, span, unknown
-from potstill.report.groups import number, steps_to_reach
+from potstill.report.groups import number
 from potstill.results import runs_table
 
 RL_AND_STUDENT = {"rl": 1.0, "distill-student": RATIO}
@@ -171,21 +171,6 @@ def test_students_that_need_more_are_said_to():
     assert "scores higher than RL from scratch at 0 of 6 sizes and lower at" in replies(answers)[1].sentence
 
 
-def test_an_overhead_is_not_claimed_where_rl_had_less_of_two_budgets():
-    short = {"env_steps": 500_000, "gradient_steps": 9_000}
-    changed = {"rl": short, "rl-long": short | {"env_steps": 1_000_000}}
-    records = [run | changed.get(run["arm"], {}) for run in settled(study(RL_AND_STUDENT))]
-    answers = ask(records)
-    reply = replies(answers)[0]
-    assert reply.verdict == "Not claimed"
-    assert any("RL had no less than the student of 1, the" in note for note in reply.notes)
-    shares = {budget.measure: budget for budget in answers.budgets}
-    assert shares["env_steps"].alone == pytest.approx((1 / 3, 1 / 3))
-    assert shares["env_steps"].with_teacher == pytest.approx((1 / 6, 1 / 6))
-    assert not shares["env_steps"].no_less
-    assert shares["training_macs"].no_less
-
-
 def test_rl_that_was_not_extended_is_a_lower_bound_and_the_answers_are_open():
     answers = ask(settled(study(RL_AND_STUDENT, extended=False)))
     assert all(group.lower_bound for group in answers.of("rl"))
@@ -284,12 +269,6 @@ def test_a_teacher_that_a_size_lacks_is_left_out_of_the_curve_and_that_is_said()
     answers = ask([run for run in records if (run["teacher"], run["width"]) != ("seed-2", "1/8")])
     assert any("student-led distillation leaves out 1 of 3 teachers" in note for note in answers.notes)
     assert ratios(answers)
-
-
-def test_the_step_a_score_was_reached_at_is_the_first():
-    run = {"curve": [{"step": s, "score": v} for s, v in ((1, None), (2, 3.0), (3, 11.0), (4, 9.0), (5, 12.0))]}
-    assert steps_to_reach(run, 10) == 3
-    assert steps_to_reach(run, 13) is None
 
 
 def test_another_task_has_targets_of_its_own():

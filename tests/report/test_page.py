@@ -17,7 +17,7 @@ from potstill.report import page, scaling_figures, tables
 from potstill.report.answers import answer
 
 FEW = {"rl": 1.0, "distill-student": 3.0}
-DRAWN = ("iqm_by_size", "size_ratios", "differences", "budgets", "learning_costs", "cost_fronts")
+DRAWN = ("iqm_by_size", "size_ratios", "differences", "budgets", "cost_fronts")
 DRAWN += ("bad_starts", "covariate_shift", "growth")
 SECTIONS = (
     "Sizes and scores",

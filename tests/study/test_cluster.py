@@ -150,6 +150,19 @@ def test_a_save_between_two_looks_never_brings_a_state_without_its_metrics(monke
     assert not run.folder.exists()
 
 
+def test_what_a_branch_goes_on_from_comes_back_once_with_the_metrics_it_counts_on():
+    run = RemoteRun()
+    run.path.mkdir()
+    run.process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    try:
+        for name in ("branch-1_8.safetensors", "metrics.jsonl", "resume.safetensors"):
+            (run.path / name).write_bytes(b"1")
+        seen = [list(run.poll()[1]) for _ in range(2)]
+    finally:
+        run.close()
+    assert seen == [["metrics.jsonl", "branch-1_8.safetensors", "resume.safetensors"], []]
+
+
 def test_a_cluster_that_does_not_answer_is_refused():
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         cluster.connect("127.0.0.1:1")

@@ -7,12 +7,10 @@ from potstill.errors import InputError
 from potstill.report.budgets import AtBudget, Law, Passing, at_budgets, laws, passings
 from potstill.report.comparisons import (
     Ablation,
-    Budget,
     Difference,
     Growth,
     Ratio,
     ablations,
-    budgets,
     differences,
     front,
     growths,
@@ -43,7 +41,6 @@ class Answers:
     certificates: tuple[Certificate, ...]
     ratios: tuple[Ratio, ...]
     differences: tuple[Difference, ...]
-    budgets: tuple[Budget, ...]
     growths: tuple[Growth, ...]
     front: dict[str, tuple[bool, ...]]
     """Of each cost, which of `groups` no other beats in cost and score; False for a group without that cost."""
@@ -119,7 +116,6 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000, ta
         certificates,
         tuple(ratios(by_arm, scale, seed, resamples, notes)),
         tuple(differences(by_arm, scale, seed, resamples)),
-        tuple(budgets(by_arm)),
         tuple(growths(by_arm, seed, resamples)),
         {cost: front(groups, cost) for cost in ("latency_ms", "bytes", "macs")},
         tuple(ablations(groups, scale, seed, resamples)),

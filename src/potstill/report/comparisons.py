@@ -27,10 +27,6 @@ from potstill.report.groups import (
     units_of,
 )
 
-BUDGETS = {"env_steps": "agent steps", "gradient_steps": "gradient steps", "training_macs": "multiply-adds"}
-
-ENOUGH = 0.95  # RL had no less of a budget than a student: so much of it counts as the same
-
 
 class Ratio(NamedTuple):
     """rho(p): how many times the size RL needs to reach a score."""
@@ -57,20 +53,6 @@ class Difference:
     """Probability that a run of the arm scores above one of RL."""
     lower_bound: bool
     """RL's group is a lower bound, so the difference to it is an upper one."""
-
-
-class Budget(NamedTuple):
-    """What RL from scratch spent for each unit a student spent, least and most over the sizes that both have."""
-
-    student: str
-    measure: str
-    alone: tuple[float, float] | None
-    with_teacher: tuple[float, float] | None
-
-    @property
-    def no_less(self) -> bool:
-        """RL had as much of it as the student, or more, at every size."""
-        return self.alone is not None and self.alone[0] >= ENOUGH
 
 
 class Growth(NamedTuple):
@@ -155,28 +137,6 @@ def differences(
                 yes and found.equivalent(scale.margin),
                 probability_of_improvement(x.games, y.games),
                 y.lower_bound,
-            )
-
-
-def budgets(arms: dict[str, list[Group]]) -> Iterable[Budget]:
-    """What RL spent against what each distilled arm spent, in every measure of `BUDGETS`."""
-    baseline = {group.parameters: group for group in arms.get("rl", [])}
-    for arm in (arm for arm in STUDENTS if arm in arms):
-        pairs = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
-        for measure in BUDGETS if pairs else ():
-            alone: list[float] = []
-            shares: list[float] = []
-            for student, rl in pairs:
-                own, teacher, spent = student.middle(measure), student.middle(f"teacher_{measure}"), rl.middle(measure)
-                if own and spent is not None:
-                    own += student.middle(f"initial_{measure}") or 0.0  # what a finetune began with
-                    alone.append(spent / own)
-                    shares += [spent / (own + teacher)] if teacher is not None else []
-            yield Budget(
-                arm,
-                measure,
-                (min(alone), max(alone)) if len(alone) == len(pairs) else None,
-                (min(shares), max(shares)) if len(shares) == len(pairs) else None,
             )
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from potstill.arms import REWARD, STUDENTS
 from potstill.report.answers import Answers
 from potstill.report.budgets import PLAYS
-from potstill.report.comparisons import ENOUGH, Difference, Ratio
+from potstill.report.comparisons import Difference, Ratio
 from potstill.report.figures import short
-from potstill.report.groups import learning_curve, name, steps_to_reach
+from potstill.report.groups import name
 
 QUESTIONS = (
     "Does learning from reward need a bigger network than supervised learning, for the same performance?",
@@ -77,23 +77,13 @@ def times(ratio: float) -> str:
     return text.rstrip(".") if ratio < 99.5 else f"{float(text):,.0f}"
 
 
-def reach(answers: Answers, arm: str, target: float) -> list[tuple[str, str]]:
-    """(width, '0.9M (5 of 5)') for each size of an arm: median agent steps until its learning curve reached it.
-
-    '-' where no run has a learning curve.
-    """
-    rows = []
-    for group in answers.of(arm):
-        played = [run for run in group.runs if learning_curve(run)]  # a teacher-led run plays no games of its own
-        if not played:
-            rows.append((group.width, "-"))
-            continue
-        steps = sorted(step for run in played if (step := steps_to_reach(run, target)) is not None)
-        runs = len(played)
-        # The median over all runs, those that never reached it counting as longest.
-        middle = short(steps[runs // 2]) if len(steps) > runs // 2 else "never"
-        rows.append((group.width, f"{middle} ({len(steps)} of {runs})"))
-    return rows
+def steps_text(low: float, high: float) -> str:
+    """'1.2M', 'more than 2.0M', 'before 1.0M', '1.0M to 2.0M'."""
+    if low == high:
+        return short(low)
+    if low == 0:
+        return f"before {short(high)}" if math.isfinite(high) else "not known"
+    return f"{short(low)} to {short(high)}" if math.isfinite(high) else f"more than {short(low)}"
 
 
 def _overhead(question: str, answers: Answers) -> Reply:
@@ -118,9 +108,6 @@ def _overhead(question: str, answers: Answers) -> Reply:
             f" {name(student)} reaches them beyond the sizes measured, or too near their ends. {_wanted(answers)}",
         )
     soft = [ratio for ratio in answers.sampled.ratios if _bounded(ratio)] if answers.sampled else []
-    budgets = [budget for budget in answers.budgets if budget.student == student]
-    fair = sum(budget.no_less for budget in budgets)
-    unfair = sum(budget.alone is not None and budget.alone[1] <= 1 / ENOUGH for budget in budgets)
     open_ = any(group.lower_bound for group in answers.of("rl"))
     plays = [told, soft] if answers.sampled else [told]
     larger = [found for reward in REWARD[1:] if (found := _plays(answers, reward))]
@@ -133,12 +120,9 @@ def _overhead(question: str, answers: Answers) -> Reply:
         elif not all(_beyond(found, 1) for found in larger):
             verdict = "Not shown"
         else:
-            at_this = "Yes, at this budget" if answers.longer else "Open"
-            verdict = at_this if open_ else "Yes" if fair >= 2 else "Not claimed"
-    elif _beyond(plays, -1):
-        verdict = "No: a smaller one" if unfair >= 2 else "Not claimed"
+            verdict = "Yes" if not open_ else "Yes, at this budget" if answers.longer else "Open"
     else:
-        verdict = "Not shown"
+        verdict = "No: a smaller one" if _beyond(plays, -1) else "Not shown"
     played = f"{_ratios(told, ' times at ', answers)} in greedy play"
     played += f"; with actions sampled {_ratios(soft, ' times at ', answers)}" if soft else ""
     sentence = (
@@ -160,10 +144,6 @@ def _overhead(question: str, answers: Answers) -> Reply:
     if answers.longer and (again := _ratios([r for r in answers.longer.ratios if _bounded(r)], " times at ", answers)):
         notes.append(f"With {short(answers.longer.steps)} agent steps for RL, greedy: {again}.")
     notes += [_wanted(answers)] * (len(told) < len(ours))
-    notes.append(
-        f"Of three budgets (agent steps, gradient steps, multiply-adds) RL had no less than the student of {fair}, the"
-        " teacher's cost left out; a claim takes two."
-    )
     return Reply(question, verdict, sentence, tuple(notes), f"RL's size over the student's: {played}")
 
 
@@ -230,6 +210,9 @@ def _equal_size(question: str, answers: Answers) -> Reply:
             f" sizes; the differences, from the smallest on, are"
             f" {', '.join(f'{each.score.value:+.1f}' for each in again)}."
         )
+    if passed := [each for each in answers.passings if (each.reward, each.play) == ("rl", "greedy")]:
+        when = "; ".join(f"{steps_text(p.steps.low, p.steps.high)} at {short(p.parameters)}" for p in passed)
+        notes.append(f"Agent steps after which RL passes the student of its size, greedy: {when}.")
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
     figure = "; ".join(

@@ -117,17 +117,6 @@ def scored(record: Record) -> bool:
     return record.get("status") == "done" and None not in (number(record, "score"), number(record, "parameters"))
 
 
-def steps_to_reach(record: Record, target: float) -> float | None:
-    """Agent steps after which a run's learning curve first stood at `target` or higher; None where it never did."""
-    return next((step for step, score in learning_curve(record) if score >= target), None)
-
-
-def learning_curve(record: Record) -> list[tuple[float, float]]:
-    """(step, score) of the points of a record's `curve` that have a score."""
-    points = [(number(point, "step"), number(point, "score")) for point in record.get("curve") or []]
-    return [(step, score) for step, score in points if step is not None and score is not None]
-
-
 def scale_of(task: str, records: Sequence[Record], targets: Sequence[float] = ()) -> Scale:
     """What the plan says (`targets`), or the task's entry; what they leave open, of what the teachers score over random
     play."""

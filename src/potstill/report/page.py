@@ -201,17 +201,14 @@ def _sections(answers: Answers) -> Iterable[Section]:
         "Growth with size",
         "Between each two neighbouring sizes, as no one law fits them; paired over the teachers that both sizes have.",
         [drawn.growth],
-        [tables.growths(answers), tables.reach(answers)],
+        [tables.growths(answers)],
     )
     yield _of(
         answers,
         "Learning",
         "RL is called converged where the slope of its last quarter includes 0 and twice the budget gains less than"
-        " half a point (the arm rl-long); else its score is a lower bound. Scores here are means of the last 100"
-        " training games, sampled: they lag, and where a student plays no more than that, its first games still count"
-        " at the end.",
-        [drawn.learning_costs],
-        [tables.convergence(answers), tables.budgets(answers), tables.shares(answers)],
+        " half a point; else its score is a lower bound.",
+        side=[tables.convergence(answers), tables.budgets(answers)],
     )
     yield _of(answers, "Cost of deployment", "Measured on one thread, for one observation.", [drawn.cost_fronts])
     yield _of(

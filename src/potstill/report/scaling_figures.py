@@ -25,12 +25,11 @@ from potstill.report.drawing import (
     same_heights,
     size_axis,
 )
-from potstill.report.figures import GREY, STYLE, WIDTH, short
+from potstill.report.figures import STYLE, WIDTH, short
 from potstill.report.groups import Group, number
 
 RHO = (0.05, 200.0)
 """Ratios of sizes that a figure has room for."""
-LINES = 60  # learning curves of an arm at a size that are drawn: more cover each other
 
 
 def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
@@ -137,13 +136,15 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
     dashes: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
     lines = dict(zip(rewards, dashes, strict=False))
     plays = list(dict.fromkeys(at.play for at in answers.at_budgets))
-    target = answers.scale.targets[len(answers.scale.targets) // 2]
+    told = [r for at in answers.at_budgets for r in at.ratios if r.size.interval != (0.0, math.inf)]
+    bounded = [target for target in answers.scale.targets if any(r.target == target for r in told)]
+    target = bounded[len(bounded) // 2] if bounded else None
+    told = [ratio for ratio in told if ratio.target == target]
     with rc_context(STYLE):
         columns = 2 if width > NARROW else 1
-        note = (
-            "left: medians of RL's runs, a colour per size; dots: students, at their own and their teachers' steps;"
-            f" right: RL's size over the student's at a score of {target:g}, band: 95 %, open where no size bounds it"
-        )
+        note = "scores: medians of RL's runs, a colour per size; dots: students, at their own and their teachers' steps"
+        if target is not None:
+            note += f"; ratios: RL's size over the student's at a score of {target:g}, 95 % intervals"
         rows = 2 * len(plays) // columns
         figure, axes = canvas(
             f"Score and size needed by budget, {task(answers)}", note, width, 1.5 + 2.3 * rows, rows, columns
@@ -162,18 +163,19 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
                     points = [(at.steps, g.middle("score")) for at in curve for g in at.groups if g.parameters == size]
                     if points:
                         left.plot(
-                            *zip(*points, strict=True), lines[reward], color=colours[size], marker=".", linewidth=1.5
+                            *zip(*points, strict=True),
+                            lines[reward],
+                            color=colours[size],
+                            marker=look_of(reward).marker,
+                            markersize=4,
+                            linewidth=1.5,
                         )
-                told = [(at.steps, r.size) for at in curve for r in at.ratios if r.target == target]
-                look = look_of(reward)
-                for steps, ratio in told:
+                look, side = look_of(reward), dodge(rewards.index(reward), len(rewards)) ** 0.4
+                for steps, ratio in [(at.steps, r.size) for at in curve for r in at.ratios if r in told]:
                     low, high = (min(max(end, RHO[0]), RHO[1]) for end in ratio.interval)
-                    right.plot(
-                        [steps] * 2, [low, high], color=look.colour, linewidth=7, alpha=0.25, solid_capstyle="butt"
-                    )
-                known = [(steps, ratio.low) for steps, ratio in told if ratio.low == ratio.high]
-                if known:
-                    right.plot(*zip(*known, strict=True), lines[reward], color=look.colour, marker=look.marker)
+                    right.plot([steps * side] * 2, [low, high], color=look.colour, linewidth=2.5)
+                    if ratio.low == ratio.high:
+                        right.plot([steps * side], [ratio.low], look.marker, color=look.colour)
             right.axhline(1.0, color="black", linewidth=1.0, zorder=1)
             right.set_yscale("log")
             right.set_ylim(*RHO)
@@ -193,52 +195,6 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
             for r in rewards
         ]
         legend(figure, key, width)
-    return figure
-
-
-def learning_costs(answers: Answers, width: float = WIDTH) -> Figure:
-    """Score while learning against agent steps, wall time and multiply-adds of the run itself: a panel per size."""
-    groups = [group for group in _compared(answers) if any(_costs(run) for run in group.runs)]
-    if not groups:
-        raise InputError("no run has a learning curve with scores")
-    arms = list(dict.fromkeys(group.arm for group in groups))
-    widths = _widths(groups)
-    middle = [widths[len(widths) // 2]]
-    shown = middle if width < NARROW else widths if len(widths) <= 3 else [widths[0], *middle, widths[-1]]
-    labels = ("agent steps", "hours", "multiply-adds")
-    with rc_context(STYLE):
-        rows, columns = (len(shown), 3) if width > NARROW else (3 * len(shown), 1)
-        left_out = f" (of {len(widths)} sizes)" if len(shown) < len(widths) else ""
-        few = f" of the first {LINES}" if max(len(group.runs) for group in groups) > LINES else ""
-        note = f"one line per run{few}; a student's cost without its teacher's; widths {', '.join(shown)}{left_out}"
-        figure, axes = canvas(
-            f"Score while learning, {task(answers)}",
-            note,
-            width,
-            1.3 + (1.75 if columns == 3 else 1.6) * rows,
-            rows,
-            columns,
-        )
-        for place, ax in enumerate(axes):
-            size, cost = shown[place // 3], place % 3
-            for group in (group for group in groups if group.width == size):
-                for run in group.runs[:LINES]:
-                    points = [(x[cost], score) for x, score in _costs(run) if x[cost] is not None]
-                    if points:
-                        look = look_of(group.arm)
-                        ax.plot(*zip(*points, strict=True), color=look.colour, linewidth=0.9, alpha=0.75)
-            if not ax.lines:
-                ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", va="center", color=GREY)
-            ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
-            ax.set_xlim(left=0.0)
-            ax.yaxis.set_major_locator(MaxNLocator(5))
-            if place // 3 == len(shown) - 1 or columns == 1:
-                ax.set_xlabel(labels[cost])
-            if cost == 0 or columns == 1:
-                ax.set_ylabel(f"width {size}")
-        same_heights(axes)
-        legend(figure, key_of(arms, lines=True), width)
     return figure
 
 
@@ -384,19 +340,6 @@ def _compared(answers: Answers) -> list[Group]:
 
 def _widths(groups: Sequence[Group]) -> list[str]:
     return [width for _, width in sorted({(group.parameters, group.width) for group in groups})]
-
-
-def _costs(run: dict[str, Any]) -> list[tuple[tuple[float | None, float | None, float | None], float]]:
-    """((agent steps, hours, multiply-adds), score) along a run's learning curve; multiply-adds go with the steps."""
-    total, macs = number(run, "env_steps"), number(run, "training_macs")
-    points: list[tuple[tuple[float | None, float | None, float | None], float]] = []
-    curve = run.get("curve") or []
-    for point in curve[:: max(len(curve) // 50, 1)]:  # as many as can be seen
-        step, score, seconds = (number(point, key) for key in ("step", "score", "seconds"))
-        if step is not None and score is not None:
-            spent = macs * step / total if macs and total else None
-            points.append(((step, seconds / 3600 if seconds is not None else None, spent), score))
-    return points
 
 
 def _starts(run: dict[str, Any]) -> dict[int, float]:

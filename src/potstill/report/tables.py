@@ -6,13 +6,15 @@ from statistics import median
 from typing import NamedTuple
 
 from potstill.analysis.statistics import Interval
-from potstill.arms import ARMS, LONG, REWARD, STUDENTS
+from potstill.arms import LONG, REWARD, STUDENTS
 from potstill.report import conclusions
 from potstill.report.answers import Answers
 from potstill.report.budgets import AtBudget, Law
-from potstill.report.comparisons import BUDGETS, Ablation
+from potstill.report.comparisons import Ablation
 from potstill.report.figures import short
 from potstill.report.groups import Group, Record, name, number, scored
+
+BUDGETS = {"env_steps": "agent steps", "gradient_steps": "gradient steps", "training_macs": "multiply-adds"}
 
 
 class Value(NamedTuple):
@@ -172,8 +174,8 @@ def passings(answers: Answers) -> Table:
             name(each.reward),
             each.play,
             _width(each.width),
-            _bounded_steps(each.steps.low, each.steps.high),
-            _bounded_steps(*each.steps.interval),
+            conclusions.steps_text(each.steps.low, each.steps.high),
+            conclusions.steps_text(*each.steps.interval),
             _cost(each.spent),
         ]
         for each in answers.passings
@@ -205,20 +207,6 @@ def growths(answers: Answers) -> Table:
     ]
     headings = ("arm", "parameters", "points per doubling", "95 % interval")
     return Table("Points gained per doubling of the parameters", headings, rows)
-
-
-def reach(answers: Answers) -> Table:
-    """Agent steps until each score asked for, by the learning curves."""
-    rows = []
-    for arm in answers.arms:
-        if arm not in ARMS or not any(run.get("curve") for group in answers.of(arm) for run in group.runs):
-            continue
-        columns = [dict(conclusions.reach(answers, arm, target)) for target in answers.scale.targets]
-        rows += [
-            [name(arm), _width(group.width), *(column[group.width] for column in columns)] for group in answers.of(arm)
-        ]
-    targets = [f"steps to {target:g}" for target in answers.scale.targets]
-    return Table("Agent steps to reach a score: median, and runs that did", ("arm", "width", *targets), rows)
 
 
 def convergence(answers: Answers) -> Table:
@@ -256,24 +244,6 @@ def budgets(answers: Answers) -> Table:
     ]
     own, teachers = BUDGETS.values(), [f"teacher's {name}" for name in BUDGETS.values()]
     return Table("Budgets per run: medians", ("arm", "width", *own, "seconds", *teachers), rows)
-
-
-def shares(answers: Answers) -> Table:
-    def text(share: tuple[float, float] | None) -> str:
-        if share is None:
-            return "not recorded"
-        low, high = (f"{end:.2g}" for end in share)
-        return low if low == high else f"{low} to {high}"
-
-    rows = [
-        [name(b.student), BUDGETS[b.measure], text(b.alone), text(b.with_teacher), "yes" if b.no_less else "no"]
-        for b in answers.budgets
-    ]
-    return Table(
-        "Were the budgets equal?",
-        ("student", "budget", "RL's over the student's", "teacher's cost added in", "RL had no less"),
-        rows,
-    )
 
 
 def ablations(answers: Answers) -> Table:
@@ -335,15 +305,6 @@ def _signed(value: float) -> str:
 
 def _interval(low: float, high: float, form: str = ".1f") -> str:
     return f"{low:{form}} to {high:{form}}" if math.isfinite(low) and math.isfinite(high) else "one run: none"
-
-
-def _bounded_steps(low: float, high: float) -> str:
-    """'1.2M', 'more than 2.0M', 'before 1.0M', '1.0M to 2.0M'."""
-    if low == high:
-        return short(low)
-    if low == 0:
-        return f"before {short(high)}" if math.isfinite(high) else "not known"
-    return f"{short(low)} to {short(high)}" if math.isfinite(high) else f"more than {short(low)}"
 
 
 def _width(text: str) -> str | Value:

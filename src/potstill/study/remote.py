@@ -51,7 +51,8 @@ class RemoteRun:
         code = self.process.poll()
         changed = {}
         # What presupposes another is looked at first: a state saved meanwhile never comes without its metrics.
-        for name in reversed(KEPT):
+        branches = sorted(path.name for path in self.path.glob("branch-*.safetensors"))
+        for name in reversed((KEPT[0], *branches, *KEPT[1:])):
             with suppress(FileNotFoundError):  # not yet; or the run is done, and its resume state gone
                 seen = self._version(name)
                 if self.sent.get(name) != seen:
