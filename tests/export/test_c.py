@@ -263,7 +263,7 @@ def test_a_version_that_takes_more_flash_is_not_written(pot, capsys):
         (["--out", "there.c"], "there.h exists: choose another --out"),
         (["--out", "a b.c"], "the name of a C file is letters"),
         (["--format", "c", "--out", "policy.onnx"], "policy.onnx: C files are written as .c"),
-        (["--out", "policy.c", "--opset", "13"], "--opset is ONNX's"),
+        (["--out", "policy.c", "--opset", "13"], "--opset and --raw are ONNX's"),
         (["--out", "nowhere/policy.c"], "cannot write nowhere/policy.c"),
     ],
 )

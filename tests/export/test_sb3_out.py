@@ -12,9 +12,10 @@ from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.export import sb3
 from potstill.load import load
+from potstill.load.sb3 import as_sb3
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
-from potstill.tasks import find_env
+from potstill.tasks import TASKS, find_env
 
 
 def saved(folder, task, **network):
@@ -40,6 +41,7 @@ def saved(folder, task, **network):
         ("cartpole", {"width": "1/8"}),
         ("cartpole", {"width": "1/8", "options": ("activation=relu",), "critic": "split", "critic_width": "1/4"}),
         ("pendulum", {"width": "1/4"}),
+        ("cartpole", {"family": "linear"}),
     ],
 )
 def test_ppo_opens_the_zip_and_predicts_and_values_what_we_do(tmp_path, task, network):
@@ -65,9 +67,32 @@ def test_ppo_opens_the_zip_and_predicts_and_values_what_we_do(tmp_path, task, ne
         torch.testing.assert_close(again(shown)[0], policy(shown)[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("network", [{}, {"critic": "split", "critic_width": "1/4"}])
+def test_convolutions_go_into_sb3s_own_wider_ones(tmp_path, network):
+    """With one normalisation for all pixels, as that of a policy from SB3 and of its students is."""
+    zipped = as_sb3(TASKS["pong"].env)
+    with closing(Envs(zipped, 4)) as envs:
+        probe = envs.reset(3)
+    policy = Policy(NetworkConfig("1/8", **network), (4, 84, 84), 6, dtype="uint8", layout="stack")
+    policy.initialise(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        policy.actor.weight *= 100
+        policy.mean.fill_(20.0)
+        policy.scale.fill_(1 / 250)
+        policy.return_scale.fill_(7.0)
+    save_policy(tmp_path / "policy.safetensors", policy, zipped, probe, {})
+    sb3.export(load_policy(tmp_path), tmp_path / "policy.zip")
+    model = PPO.load(tmp_path / "policy.zip", device="cpu")
+    with torch.no_grad():
+        logits, value = policy(torch.from_numpy(probe))
+        theirs = model.policy.predict_values(torch.from_numpy(probe))
+    np.testing.assert_allclose(theirs[:, 0].numpy(), value.numpy(), atol=1e-3)
+    assert model.predict(probe, deterministic=True)[0].tolist() == logits.argmax(1).tolist()
+
+
 def test_what_sb3_cannot_hold_is_refused_with_the_reason(tmp_path):
     pong = saved(tmp_path, "pong", width="1/64")
-    with pytest.raises(InputError, match="SB3 knows neither these convolutions nor a clipped normalisation"):
+    with pytest.raises(InputError, match="nor a normalisation that is clipped or another for each pixel"):
         sb3.export(pong, tmp_path / "policy.zip")
     folder = tmp_path / "some"
     folder.mkdir()

@@ -103,6 +103,8 @@ class _Export:
     """Write a quantised version beside it too (policy.int8.onnx, policy_int8.c), unless that is larger or slower."""
     int4: bool = False
     """Write C with weights of 4 bits too (policy_int4.c), unless that is larger or slower."""
+    raw: bool = False
+    """Of Atari, in ONNX: colour frames of 210 x 160 in; grey, resizing and stacking are in the file."""
     opset: int | None = None
     """Version of ONNX's operators, 11 by default: a newer one shuts older runtimes out."""
     episodes: int = 20
@@ -130,6 +132,7 @@ def export(arguments: Sequence[str]) -> None:
         int8=options.int8,
         int4=options.int4,
         opset=options.opset,
+        raw=options.raw,
         episodes=options.episodes,
         seed=options.seed,
         threads=runtime.cores,
@@ -157,6 +160,11 @@ def export(arguments: Sequence[str]) -> None:
     Console(width=1_000).print(table)
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")
+    if played := record["models"]["float32"].get("raw"):
+        print(
+            "from colour frames, over a game: "
+            + ", ".join(f"{name.replace('_', ' ')} {played[name]:g}" for name in played)
+        )
     for name, why in record["left_out"].items():
         print(f"no {name} file: {why}")
 

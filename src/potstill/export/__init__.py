@@ -18,6 +18,7 @@ def export(
     int8: bool = False,
     int4: bool = False,
     opset: int | None = None,
+    raw: bool = False,
     threads: int = 1,
     **games: Any,
 ) -> dict[str, Any]:
@@ -34,12 +35,14 @@ def export(
     kind = format or _ENDINGS.get(out.suffix)
     if kind is None:
         raise InputError(f"{out}: the ending says the format: .onnx, .c, or .zip for Stable-Baselines3")
-    if opset is not None and kind != "onnx":
-        raise InputError("--opset is ONNX's: leave it out")
+    if (opset is not None or raw) and kind != "onnx":
+        raise InputError("--opset and --raw are ONNX's: leave them out")
     if (int8 and kind == "sb3") or (int4 and kind != "c"):
         raise InputError(f"{kind} files have no such integers: --int8 goes with onnx and c, --int4 with c")
     if kind == "sb3":
         return sb3.export(loaded, out, threads)
     if kind == "c":
         return c.export(loaded, out, int8=int8, int4=int4, threads=threads, **games)
-    return onnx.export(loaded, out, int8=int8, opset=onnx.OPSET if opset is None else opset, threads=threads, **games)
+    return onnx.export(
+        loaded, out, int8=int8, opset=onnx.OPSET if opset is None else opset, raw=raw, threads=threads, **games
+    )

@@ -16,6 +16,8 @@ from potstill.envs import Array
 from potstill.errors import InputError, first_line
 from potstill.export.actor import Actor, Exported, actor, axes, verify
 from potstill.export.card import latencies, no_better, scores
+from potstill.export.raw import check as check_raw
+from potstill.export.raw import emulator, wrap
 from potstill.policies import LoadedPolicy, recorded_result
 from potstill.storage import checkpoints
 
@@ -38,6 +40,7 @@ def export(
     *,
     int8: bool = False,
     opset: int = OPSET,
+    raw: bool = False,
     episodes: int = 0,
     seed: int = 1,
     threads: int = 1,
@@ -50,6 +53,7 @@ def export(
         out: .onnx; must not exist. It appears when it has been checked.
         int8: writes a quantised model beside it too (`policy.int8.onnx`), unless it is larger or slower.
         opset: from 11 on; the file's runtime must know it.
+        raw: of Atari: the file prepares colour frames itself, as `raw.wrap` says, and plays a game to prove it.
         episodes: whole games of each file, greedy, through onnxruntime, and as many of each disturbance; 0 plays none.
         seed: of these games.
         threads: for the environments; the models run on one.
@@ -67,6 +71,8 @@ def export(
     small = out.with_suffix(".int8.onnx")
     if out.suffix != ".onnx":
         raise InputError(f"{out}: ONNX files are written as .onnx")
+    if raw and (int8 or not loaded.env.atari):
+        raise InputError("--raw prepares Atari's frames, in float32: leave it out for other tasks and with --int8")
     for path in (out, small) if int8 else (out,):
         if path.exists():
             raise InputError(f"{path} exists: choose another --out")
@@ -85,7 +91,12 @@ def export(
     data = _serialise(model, loaded, deployed, score)
     difference, tied = check(data, deployed)
     players, left_out = {"float32": player(data, deployed)}, {}
-    models: dict[str, dict[str, Any]] = {"float32": {"path": str(out), "bytes": len(data)}}
+    proved = {}
+    if raw:
+        whole = wrap(model, emulator(loaded.env).observation_space.shape[:2])
+        data, plain = _serialise(whole, loaded, deployed, score), data
+        proved = {"raw": check_raw(session(data), session(plain), loaded.env, deployed.actions)}
+    models: dict[str, dict[str, Any]] = {"float32": {"path": str(out), "bytes": len(data)} | proved}
     checkpoints.write_atomically(out, data)
     try:
         if int8:
@@ -268,7 +279,7 @@ def trace(actor: Actor, opset: int = OPSET) -> "ModelProto":
 def check(data: bytes, actor: Actor) -> tuple[float, int]:
     """Runs a model in onnxruntime and holds it against PyTorch, as `verify` says."""
     try:
-        outputs, actions = _session(data).run(None, {"observation": actor.observations})
+        outputs, actions = session(data).run(None, {"observation": actor.observations})
     except Exception as error:  # of a dozen kinds: a network of the user's own that holds only for some batches, say
         raise InputError(f"onnxruntime cannot run the file of {actor.policy.family}: {first_line(error)}") from error
     if actor.bounds is not None:
@@ -279,10 +290,10 @@ def check(data: bytes, actor: Actor) -> tuple[float, int]:
 
 def player(data: bytes, actor: Actor) -> Exported:
     """A model in the place of its policy."""
-    session = _session(data)
+    running = session(data)
 
     def run(observations: Array) -> Array:
-        outputs: Array = session.run(["logits" if actor.bounds is None else "mean"], {"observation": observations})[0]
+        outputs: Array = running.run(["logits" if actor.bounds is None else "mean"], {"observation": observations})[0]
         if actor.bounds is None:
             return outputs
         centre, half = actor.units
@@ -291,7 +302,7 @@ def player(data: bytes, actor: Actor) -> Exported:
     return Exported(actor, run)
 
 
-def _session(data: bytes) -> Any:
+def session(data: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

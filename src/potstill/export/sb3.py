@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill.errors import InputError
 from potstill.export.actor import Actor, actor, layers, verify
@@ -24,10 +24,10 @@ class _Task(gymnasium.Env[Any, Any]):
 
 
 def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
-    """Writes a PPO zip with `MlpPolicy` to `out`, after SB3 has computed from it what PyTorch does here.
+    """Writes a PPO zip with `MlpPolicy` or `CnnPolicy` to `out`, after SB3 has computed from it what PyTorch does here.
 
-    SB3 normalises nothing but images by 255, so the normalisation goes into the first layer of actor and critic. The
-    optimizer starts anew.
+    SB3 normalises nothing but images by 255, so the normalisation goes into the first layer of actor and critic. Its
+    convolutions have 32, 64 and 64 channels: those that a narrower network lacks are zeros. The optimizer starts anew.
 
     Args:
         loaded: on the CPU.
@@ -38,7 +38,7 @@ def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
         how many were `tied`; `models`, with the `path` and `bytes` of `float32`. JSON-ready.
 
     Raises:
-        InputError: SB3 is missing, the file exists or cannot be written, the network is not one that MlpPolicy builds,
+        InputError: SB3 is missing, the file exists or cannot be written, the network is not one that SB3 builds,
             the policy uses only some of its task's actions, or SB3 computes something else. No file is left then.
     """
     if out.suffix != ".zip":
@@ -52,33 +52,42 @@ def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
     deployed = actor(loaded, threads)
     deployed.check_listed()
     policy, discrete = deployed.policy, isinstance(deployed.action_space, gymnasium.spaces.Discrete)
-    chains = {"pi": _linears(deployed, layers(policy)), "vf": _linears(deployed, layers(policy, critic=True))}
+    chains = {"pi": _weights(deployed, layers(policy)), "vf": _weights(deployed, layers(policy, critic=True))}
     if discrete and deployed.actions != list(range(int(deployed.action_space.n))):
         raise InputError(f"the policy uses the actions {deployed.actions} of its task alone: SB3 would use all")
-    (activation,) = {type(layer) for layer in deployed.layers if not isinstance(layer, nn.Linear | nn.Flatten)}
-    sizes = {name: [len(bias) for _, bias in chain[:-1]] for name, chain in chains.items()}
     # a critic in units of reward, a Gaussian in those of the environment
     chains["vf"][-1] = tuple(each * policy.return_scale.double() for each in chains["vf"][-1])
     if policy.log_std is not None:
         centre, half = (torch.from_numpy(each).double() for each in deployed.units)
         weight, bias = chains["pi"][-1]
         chains["pi"][-1] = weight * half[:, None], bias * half + centre
+    images = chains["pi"][0][0].dim() == 4
+    if images:
+        kind, features = "CnnPolicy", max(len(chain[-2][1]) for chain in chains.values())
+        options: dict[str, Any] = {"features_extractor_kwargs": {"features_dim": features}, "net_arch": []}
+        options |= {"share_features_extractor": policy.critic_trunk is None}
+    else:
+        kind = "MlpPolicy"
+        options = {"net_arch": {name: [len(bias) for _, bias in chain[:-1]] for name, chain in chains.items()}}
+        options |= {"activation_fn": next(iter(_activations(deployed.layers)), nn.Tanh)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SB3 has advice on spaces and devices
         task = _Task(deployed.observation_space, deployed.action_space)
-        model = PPO("MlpPolicy", task, policy_kwargs={"net_arch": sizes, "activation_fn": activation}, device="cpu")
+        model = PPO(kind, task, policy_kwargs=options, device="cpu")
     theirs = model.policy
-    with torch.no_grad():
-        for chain, net, head in (
-            (chains["pi"], theirs.mlp_extractor.policy_net, theirs.action_net),
-            (chains["vf"], theirs.mlp_extractor.value_net, theirs.value_net),
-        ):
-            modules = [layer for layer in (*net, head) if isinstance(layer, nn.Linear)]
-            for module, (weight, bias) in zip(modules, chain, strict=True):
-                module.weight.copy_(weight)
-                module.bias.copy_(bias)
-        if policy.log_std is not None:
-            theirs.log_std.copy_(policy.log_std + half.log())
+    for name, head in (("pi", theirs.action_net), ("vf", theirs.value_net)):
+        if images:
+            net = (
+                theirs.features_extractor
+                if policy.critic_trunk is None
+                else getattr(theirs, f"{name}_features_extractor")
+            )
+        else:
+            net = theirs.mlp_extractor.policy_net if name == "pi" else theirs.mlp_extractor.value_net
+        modules = [layer for layer in (*net.modules(), head) if isinstance(layer, nn.Linear | nn.Conv2d)]
+        _put(modules, chains[name])
+    if policy.log_std is not None:
+        theirs.log_std.data.copy_(policy.log_std + half.log())
     with TemporaryDirectory() as folder:
         file = Path(folder, "policy.zip")
         model.save(file)
@@ -96,20 +105,56 @@ def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
     }
 
 
-def _linears(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
-    """Weights and biases of a stack of linear layers in float64, the normalisation of inputs inside the first."""
-    linears = [layer for layer in chain if isinstance(layer, nn.Linear)]
-    others = {type(layer) for layer in chain if not isinstance(layer, nn.Linear | nn.Flatten)}
-    policy = deployed.policy
-    if len(others) != 1 or others & {nn.Conv2d} or policy.clip < float("inf") or policy.squash is not None:
+def _activations(chain: list[nn.Module]) -> set[type[nn.Module]]:
+    return {type(layer) for layer in chain if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Flatten)}
+
+
+def _weights(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
+    """Weights and biases of a stack of layers in float64, the normalisation of inputs inside the first.
+
+    Raises:
+        InputError: it cannot go there, or SB3 has no such layers.
+    """
+    policy, convs = deployed.policy, [layer for layer in chain if isinstance(layer, nn.Conv2d)]
+    parts: list[Any] = [each for each in chain if isinstance(each, nn.Linear | nn.Conv2d)]
+    found = [(each.weight.double(), each.bias.double()) for each in parts]
+    mean, scale = policy.mean.double(), policy.scale.double()
+    if convs:  # one number for every pixel, and no pixel is clipped
+        shapes = [(conv.kernel_size, conv.stride, conv.padding) for conv in convs]
+        fits = len(convs) == 3 and shapes == [((n, n), (m, m), (0, 0)) for n, m in ((8, 4), (4, 2), (3, 1))]
+        fits = fits and all(conv.out_channels <= most for conv, most in zip(convs, (32, 64, 64), strict=False))
+        reach = (torch.tensor([0.0, 255.0]) - mean.flatten()[0]) * scale.flatten()[0]
+        fits = fits and len(mean.unique()) == len(scale.unique()) == 1 and bool((reach.abs() <= policy.clip).all())
+        mean, scale = mean.flatten()[:1] / 255, scale.flatten()[:1] * 255
+    else:
+        fits = policy.clip == float("inf")
+        mean, scale = mean.flatten(), scale.flatten()
+    if not fits or len(_activations(chain)) > 1 or policy.squash is not None:
         raise InputError(
-            "SB3's zip is written of linear layers: SB3 knows neither these convolutions nor a clipped normalisation,"
-            " and its PPO does not squash its means"
+            "SB3's zip is written of linear layers, or of its Nature-CNN: it knows neither other convolutions, nor a"
+            " normalisation that is clipped or another for each pixel, and its PPO does not squash its means"
         )
-    found: list[tuple[Tensor, Tensor]] = [(each.weight.double(), each.bias.double()) for each in linears]
-    weight = found[0][0] * policy.scale.double().flatten()
-    found[0] = weight, found[0][1] - weight @ policy.mean.double().flatten()
+    weight, bias = found[0]
+    if convs:
+        found[0] = weight * scale, bias - (weight * scale * mean).sum((1, 2, 3))
+    else:
+        found[0] = weight * scale, bias - (weight * scale) @ mean
     return found
+
+
+@torch.no_grad()
+def _put(modules: list[Any], chain: list[Any]) -> None:
+    """Gives SB3's layers these weights; what they have more of becomes zero. A shared critic brings its head alone."""
+    before, mine = None, None  # channels of the layer before, SB3's and ours
+    for module, (weight, bias) in zip(modules[-len(chain) :], chain, strict=True):
+        module.weight.zero_()
+        module.bias.zero_()
+        room, given = module.weight, weight
+        if before is not None and before != mine and weight.dim() == 2:  # each channel was flattened to many numbers
+            room, given = room.view(len(room), before, -1), given.view(len(given), mine, -1)
+        room[tuple(slice(n) for n in given.shape)] = given.to(room.dtype)
+        module.bias[: len(bias)] = bias.to(room.dtype)
+        before, mine = len(module.bias), len(bias)
 
 
 @torch.no_grad()
@@ -117,7 +162,9 @@ def _check(deployed: Actor, model: Any) -> tuple[float, int]:
     """Holds what SB3 computes and predicts against PyTorch, as `verify` says."""
     actions, _ = model.predict(deployed.observations, deterministic=True)
     shown, _ = model.policy.obs_to_tensor(deployed.observations)
-    outputs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(model.policy.extract_features(shown)))
+    features = model.policy.extract_features(shown)
+    features = features[0] if isinstance(features, tuple) else features  # where the critic has its own
+    outputs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(features))
     numbers: Any = outputs.numpy()
     if deployed.bounds is not None:
         centre, half = deployed.units
