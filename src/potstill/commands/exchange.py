@@ -121,24 +121,13 @@ def export(arguments: Sequence[str]) -> None:
     """`potstill export`."""
     from potstill.export import export as written
 
-    options = parse(_Export, arguments, "export")
-    ending = {"c": "c", "sb3": "zip"}.get(options.format or "", "onnx")
-    runtime = Runtime(threads=options.threads)
+    options = vars(parse(_Export, arguments, "export"))
+    runtime, json_only = Runtime(threads=options.pop("threads")), options.pop("json")
     runtime.apply()
-    record = written(
-        load(options.policy, options.env, statistics=options.statistics),
-        options.out or Path(f"policy.{ending}"),
-        options.format,
-        int8=options.int8,
-        int4=options.int4,
-        opset=options.opset,
-        raw=options.raw,
-        episodes=options.episodes,
-        seed=options.seed,
-        threads=runtime.cores,
-        quiet=options.json and not sys.stderr.isatty(),
-    )
-    if options.json:
+    loaded = load(options.pop("policy"), options.pop("env"), statistics=options.pop("statistics"))
+    out = options.pop("out") or Path("policy").with_suffix({"c": ".c", "sb3": ".zip"}.get(options["format"], ".onnx"))
+    record = written(loaded, out, **options, threads=runtime.cores, quiet=json_only and not sys.stderr.isatty())
+    if json_only:
         print(json.dumps(record, allow_nan=False))
         return
     from rich.console import Console
@@ -181,7 +170,7 @@ class _Push:
     """An .mp4 of a game, such as `potstill watch` makes, which the Hub plays on the policy's page."""
     message: str = ""
     """The commit's message. Default: task and width."""
-    license: str = "mit"
+    licence: Annotated[str, arg(name="license")] = "mit"
     """The licence you give it, by the Hub's name for it."""
 
 
@@ -189,17 +178,8 @@ def push(arguments: Sequence[str]) -> None:
     """`potstill push`."""
     from potstill.export import hub
 
-    options = parse(_Push, arguments, "push")
-    print(
-        hub.push(
-            options.policy,
-            options.repo_id,
-            private=options.private,
-            film=options.film,
-            message=options.message,
-            licence=options.license,
-        )
-    )
+    options = vars(parse(_Push, arguments, "push"))
+    print(hub.push(options.pop("policy"), options.pop("repo_id"), **options))
 
 
 @dataclass(frozen=True)

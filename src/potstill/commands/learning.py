@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -46,21 +47,7 @@ def train(arguments: Sequence[str]) -> None:
     """`potstill train`."""
     origins = (Path(name) if (name := peek(arguments, flag, "")) else None for flag in ("--teacher", "--start-from"))
     name, config = api.training_config(peek(arguments, "--env", "") or None, *origins)
-    options = parse(_Train, arguments, "train", _Train(env=name, config=config))
-    if options.resume is not None:
-        _resume(options)
-        return
-    _print_run(
-        lambda: api.train(
-            options.env,
-            config=options.config,
-            teacher=options.teacher,
-            start_from=options.start_from,
-            out=options.out,
-            runtime=options.runtime,
-            evaluation=options.evaluation,
-        )
-    )
+    _make(api.train, vars(parse(_Train, arguments, "train", _Train(env=name, config=config))))
 
 
 @dataclass(frozen=True)
@@ -85,27 +72,12 @@ class _Distill:
 
 def distill(arguments: Sequence[str]) -> None:
     """`potstill distill`."""
-    options = parse(_Distill, arguments, "distill", _Distill())
-    if options.resume is not None:
-        _resume(options)
-        return
-    if options.teacher is None:
+    options = vars(parse(_Distill, arguments, "distill", _Distill()))
+    if options["resume"] is None and options["teacher"] is None:
         raise InputError(
             "name the teacher: a run directory, an expert directory such as data/experts/pong/seed-0, or a checkpoint"
         )
-    teacher = options.teacher
-    _print_run(
-        lambda: api.distill(
-            teacher,
-            env=options.env,
-            statistics=options.statistics,
-            config=options.config,
-            out=options.out,
-            data=options.data,
-            runtime=options.runtime,
-            evaluation=options.evaluation,
-        )
-    )
+    _make(api.distill, options)
 
 
 @dataclass(frozen=True)
@@ -131,18 +103,11 @@ def compress(arguments: Sequence[str]) -> None:
     """`potstill compress`: exits with 1 where no student was found."""
     if peek(arguments, "--width", ""):
         raise InputError("--width is what compress looks for: bound it with --max-parameters")
-    options = parse(_Compress, arguments, "compress")
-    out = options.out or next_directory(Path("distill_run"), "compression")
-    runtime = Runtime(device=options.device, threads=options.threads, quiet=options.quiet)
+    options = vars(parse(_Compress, arguments, "compress"))
+    out = options.pop("out") or next_directory(Path("distill_run"), "compression")
+    runtime = Runtime(**{name: options.pop(name) for name in ("device", "threads", "quiet")})
     try:
-        found = api.compress(
-            options.teacher,
-            env=options.env,
-            statistics=options.statistics,
-            config=options.config,
-            out=out,
-            runtime=runtime,
-        )
+        found = api.compress(**options, out=out, runtime=runtime)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
@@ -151,17 +116,17 @@ def compress(arguments: Sequence[str]) -> None:
     sys.exit(0 if found.reached else 1)
 
 
-def _resume(options: _Train | _Distill) -> None:
-    path, data = options.resume, options.data if isinstance(options, _Distill) else None
-    if options.out is not None:
-        raise InputError("--resume goes on in the run's own directory, --out names a new one: leave one of them out")
-    assert path is not None
-    _print_run(lambda: api.resume(path, runtime=options.runtime, evaluation=options.evaluation, data=data))
-
-
-def _print_run(make: Callable[[], api.Run]) -> None:
+def _make(make: Callable[..., api.Run], options: dict[str, Any]) -> None:
+    """Makes a run, or goes on with the one that `resume` names, and prints it."""
+    if (path := options.pop("resume")) is not None:
+        if options["out"] is not None:
+            raise InputError(
+                "--resume goes on in the run's own directory, --out names a new one: leave one of them out"
+            )
+        kept = [name for name in ("runtime", "evaluation", "data") if name in options]
+        make, options = api.resume, {"path": path} | {name: options[name] for name in kept}
     try:
-        run = make()
+        run = make(**options)
     except Interrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
