@@ -706,7 +706,7 @@ def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teac
     assert (state.errors, state.rates["training"]) == ({}, 1.0)
 
 
-def test_a_stable_baselines3_zip_is_imported_into_the_folder(tmp_path):
+def test_a_stable_baselines3_zip_teaches_as_it_lies_there(tmp_path):
     from stable_baselines3 import PPO
 
     from potstill.load import Origin

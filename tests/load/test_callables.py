@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 
 import potstill as ps
 from potstill import imports
+from potstill.compress import outcome
+from potstill.compress.search import Search
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
+from potstill.load import Origin
 from potstill.load.callables import LOG_STD, Foreign, load_foreign
 from potstill.training import trainer
 from potstill.training.trainer import Interrupted
@@ -182,6 +185,26 @@ def test_what_is_handed_over_teaches_in_this_process_and_is_refused_where_worker
     assert run.config["teacher"].startswith("python:")
     with pytest.raises(InputError, match="was handed over in Python, and workers cannot import it"):
         ps.compress(lambda seen: seen @ np.ones((4, 2)), env="cartpole", out="small", device="cpu", quiet=True)
+
+
+def test_code_is_compressed_whatever_its_size_may_be(controller):
+    ps.import_modules(["./my_controller.py"])
+    origin, runtime = Origin(Path("my_controller:act"), CARTPOLE), ps.Runtime(device="cpu", threads=1, quiet=True)
+    config = ps.CompressConfig(games=2, confirm_games=2)
+    run = outcome.open_compression(origin, config, Path("small"), runtime)
+    state = Search(run, config, runtime)
+    assert state.teacher.policy.sees_raw
+    assert len(state.shapes) > 10
+    with run.lock():
+        assert state.play("teacher", 2).score == 500
+    assert outcome.open_compression(origin, config, Path("small"), runtime).config == run.config
+
+
+def test_code_is_not_exported(controller, call):
+    words = ["export", "my_controller:act", "--env", "cartpole", "--import", "./my_controller.py", "--out", "new.onnx"]
+    code, _, said = call(*words)
+    assert code == 2
+    assert "distil it, export the student" in said
 
 
 def test_an_onnx_file_teaches_as_the_policy_it_was_made_from(controller, call, save_teacher):

@@ -21,8 +21,7 @@ from potstill.errors import InputError
 from potstill.evaluation import Evaluation
 from potstill.export import export
 from potstill.imports import check_shared
-from potstill.load import Place, load, origin_of
-from potstill.load.sb3 import import_sb3
+from potstill.load import Place, load, origin_in, origin_of
 from potstill.policies import LoadedPolicy, load_policy
 from potstill.report import compression
 from potstill.storage.checkpoints import write_atomically
@@ -40,7 +39,7 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
     """The directory of a compression: a new one, or one begun with the same settings, whose budget may have grown.
 
     Args:
-        teacher: of which a Stable-Baselines3 zip is imported into the directory.
+        teacher: of code and ONNX files, whose size is unknown, students are as large as the default network at most.
 
     Raises:
         InputError: nothing smaller than the teacher is asked for, `out` is something else's, a package is missing, or
@@ -52,8 +51,6 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
     origin = origin_of(teacher)
     check_shared(str(origin.path))
     loaded = load(origin)
-    if loaded.policy.sees_raw:
-        raise InputError(f"{origin.path} has no size that a student could be smaller than: distil it, at a --width")
     smallest = shapes(loaded.policy, config)[0]
     settings = asdict(config)
     del settings["budget"]
@@ -72,8 +69,6 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
                 " train here"
             )
         run = Run.create(out, document | provenance(runtime))
-    if origin.env is not None and not (run.path / "teacher").exists():
-        import_sb3(origin.path, origin.env, run.path / "teacher", statistics=origin.statistics)
     return run
 
 
@@ -143,7 +138,7 @@ def _record(state: Search) -> dict[str, Any]:
         "teacher": state.run.config["teacher"],
         "teacher_score": theirs.summary()["mean"],
         "teacher_point_win_rate": theirs.summary()["point_win_rate"],
-        "teacher_size": size._asdict() | {"network": str(teacher.policy)},
+        "teacher_size": None if teacher.policy.sees_raw else size._asdict() | {"network": str(teacher.policy)},
         "teacher_games": _told(theirs),
         "teacher_latency": evaluation.latency(teacher.policy),
         "random_score": None if state.points else state.games["random"].summary()["mean"],
@@ -205,9 +200,8 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
         path.unlink(missing_ok=True)  # of a call that was stopped here
     measured, moving, missing = {}, None, None
     if record["reached"]:
-        own = run.path / "teacher"
         student = load_policy(run.policy_path)
-        teacher = load_policy(own if own.exists() else Path(run.config["teacher"]))
+        teacher = load(origin_in(run.config, "teacher"))
         # A half of the time, for four times as many games of both.
         episodes = int(min(DISTURBED, (until - time.monotonic()) / 16 / record["game_seconds"]))
         measured["student"] = measure(

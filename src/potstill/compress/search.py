@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,8 @@ from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation, Start
 from potstill.export import c
-from potstill.load import Origin
+from potstill.load import load, origin_in
 from potstill.networks import resolve_device
-from potstill.policies import load_policy
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
 from potstill.storage.runs import Run
@@ -115,10 +113,9 @@ class Search:
     """
 
     def __init__(self, run: Run, config: CompressConfig, runtime: Runtime, began: float | None = None) -> None:
-        own = run.path / "teacher"
         self.run, self.config, self.runtime = run, config, runtime
-        self.teacher_path = own if own.exists() else Path(run.config["teacher"])
-        self.teacher = load_policy(self.teacher_path)
+        self.origin = origin_in(run.config, "teacher")
+        self.teacher = load(self.origin)
         self.shapes, self.ways = shapes(self.teacher.policy, config), ways(config.base)
         self.points = has_points(self.teacher.env)
         self.games: dict[str, Evaluation] = {}
@@ -280,8 +277,7 @@ class Search:
         began, folder = time.monotonic(), self.run.path / "runs"
         foreseen = max(self.foresee(trial) for trial in trials)
         specs = [
-            RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), Origin(self.teacher_path))
-            for t in trials
+            RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), self.origin) for t in trials
         ]
         begun = any((folder / spec.name).exists() for spec in specs)  # by an earlier call: the clock tells nothing
         for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(self._confirming())):
@@ -334,8 +330,8 @@ class Search:
         before = [] if known is None else known.episodes
         if known is not None and len(before) >= count:
             return known
-        path = self.run.path / "runs" / trial if trial else self.teacher_path
-        loaded = load_policy(path, str(resolve_device(self.runtime.device)))
+        place = self.run.path / "runs" / trial if trial else self.origin
+        loaded = load(place, device=str(resolve_device(self.runtime.device)))
         began, episodes = time.monotonic(), count - len(before)
         bits = self.config.base.bits if trial else 32
         games = evaluation.play(

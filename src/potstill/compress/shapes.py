@@ -39,7 +39,8 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
         student = Policy(replace(network, critic="shared"), **policy.spaces)
         size = student.size()
         found.setdefault(str(student), Shape(name, network, size, _cost(student, size, config)))
-    cost = _cost(policy, policy.size(), config)
+    # Of the user's own code nothing is known.
+    cost = math.inf if policy.sees_raw else _cost(policy, policy.size(), config)
     smaller = sorted((s for s in found.values() if s.cost < cost), key=lambda s: (s.cost, s.size.parameters))
     if not smaller:
         raise InputError("the teacher is the smallest of its family already")

@@ -51,6 +51,10 @@ class Actor(NamedTuple):
 def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
     """The deployed actor of a policy, with raw observations of its own sampled play and of its probe."""
     policy = loaded.policy
+    if policy.sees_raw:
+        raise InputError(
+            f"{loaded.path} is code, an ONNX file or a network with a memory: distil it, export the student"
+        )
     generator = torch.Generator().manual_seed(0)
     with closing(Envs(loaded.env, 1 if loaded.alone else 8, threads=threads)) as envs:
         evaluation.check_fit(policy, envs)

@@ -143,7 +143,9 @@ def _origin(place: Place) -> Origin:
         case str() | Path():
             return Origin(Path(place))
         case LoadedPolicy():
-            return Origin(place.path, place.env if nameless(place.path) else None, place.statistics)
+            lacking = nameless(place.path)  # and what was opened without statistics is so again
+            without = Path("none") if place.path.suffix in (".zip", *SUFFIXES) else None
+            return Origin(place.path, place.env if lacking else None, place.statistics or without)
         case Run():
             return Origin(place.path)
         case _:

@@ -32,6 +32,7 @@ from potstill.load.weights import (
     DETERMINISTIC,
     Q_TEMPERATURE,
     check_finite,
+    check_layers,
     lay,
     mlp_of,
     random_play,
@@ -384,10 +385,10 @@ def _build(
     names, critic, behind = _layout(state, kind, cnn)
     if f"{names['actor']}.weight" not in state:
         raise InputError(f"policy.pth has no {names['actor']}.weight: it is no MlpPolicy or CnnPolicy of {algorithm}")
-    stacked = bool(kind.lstm or (cnn and behind))
     aside = kind.aside
-    if cnn and f"{names['trunk.linears.0']}.bias" in state:
-        stacked = stacked or len(state[f"{names['trunk.linears.0']}.bias"]) != 512
+    features = state.get(f"{names.get('trunk.linears.0')}.bias")
+    stacked = bool(kind.lstm or (cnn and (behind or (features is not None and features.numel() != 512))))
+    if cnn:
         config = NetworkConfig(family="nature", critic="split" if critic else "shared")
     elif not stacked:
         config = mlp_of(state, [theirs for ours, theirs in names.items() if ours != "actor"], activation)
@@ -409,6 +410,7 @@ def _build(
     expected |= {name for name in state if kind.lstm and name.startswith(f"{kind.lstm}.")}
     if missing := sorted(expected - set(state)):
         raise InputError(f"policy.pth has no {missing[0]}: it is no MlpPolicy or CnnPolicy of {algorithm}")
+    check_layers(state, (*names.values(), *behind), "policy.pth")
     aside = (*aside, *(_copies(state, names) if cnn else ()))
     unknown = set(state) - expected - (set(deviations) if envs.continuous else set())
     if unknown := {name for name in unknown if not name.startswith(aside)}:
@@ -487,7 +489,7 @@ def _stacked(
             centre=centre,
             squash=squash is not None,
         )
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"policy.pth does not hold the layers of one network: {first_line(error)}") from error
     with closing(Envs(envs.config, 1)) as games:
         return Foreign(path.name, Network(module), games)

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.load.weights import DETERMINISTIC, Q_TEMPERATURE, check_finite, lay, mlp_of, read_tensors, sharpen
+from potstill.load.weights import (
+    DETERMINISTIC,
+    Q_TEMPERATURE,
+    check_finite,
+    check_layers,
+    lay,
+    mlp_of,
+    read_tensors,
+    sharpen,
+)
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
 from potstill.storage.files import read_bytes
@@ -62,6 +71,8 @@ def load_weights(
     Raises:
         InputError: a pickle where tensors belong, a damaged file; layers that no network here has, or of another task.
     """
+    if statistics not in (None, Path("none")):
+        raise InputError(f"--statistics of {path}, a state dict, are none: VecNormalize's belong to a zip")
     content = read_bytes(path, MAX_BYTES, follow=True)
     envs = Envs(env, 1)
     envs.close()  # its shapes are all that is needed
@@ -127,8 +138,8 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
     known |= {f"{found.value}.weight", f"{found.value}.bias"}
     if unknown := [name for name in state if name not in known and not name.startswith(found.aside or ("\0",))]:
         raise InputError(f"{what} has {unknown[0]}, for which there is no place")
-    if missing := [f"{name}.weight" for name in (*found.hidden, found.head) if f"{name}.weight" not in state]:
-        raise InputError(f"{what} has no {missing[0]}")
+    own = [found.value] if found.value else []
+    check_layers(state, (*found.hidden, found.head, *found.critic, *own), what)
     convs = [name for name in found.hidden if state[f"{name}.weight"].dim() == 4]
     linears = [name for name in found.hidden if name not in convs]
     names = {f"trunk.convs.{number}": name for number, name in enumerate(convs)}
@@ -142,8 +153,8 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
         beside = mlp_of(state, found.critic, found.activation) if found.value else None
         if beside is not None and (beside.family, beside.options) == (config.family, config.options):
             config = replace(config, critic="split", critic_width=beside.width)
-            own = {f"critic_trunk.linears.{number}": name for number, name in enumerate(found.critic)}
-            names |= own | {"critic": found.value}
+            names |= {f"critic_trunk.linears.{number}": name for number, name in enumerate(found.critic)}
+            names["critic"] = found.value
     actions = envs.num_actions if isinstance(envs.num_actions, int) else sum(envs.num_actions)
     outputs = len(state[f"{found.head}.weight"])
     if outputs != actions:

@@ -62,6 +62,17 @@ def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
+def check_layers(state: Mapping[str, Tensor], layers: Iterable[str], what: str) -> None:
+    """Raises InputError where one of these is missing, or is neither linear nor a convolution of images."""
+    for layer in layers:
+        weight, bias = (state.get(f"{layer}.{part}") for part in ("weight", "bias"))
+        if weight is None or bias is None:
+            raise InputError(f"{what} has no {layer}.{'bias' if weight is not None else 'weight'}")
+        if weight.dim() not in (2, 4) or bias.shape != weight.shape[:1] or not weight.numel():
+            shapes = f"{tuple(weight.shape)}, its bias {tuple(bias.shape)}"
+            raise InputError(f"{layer}.weight in {what} is {shapes}: that is no layer")
+
+
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
     if infinite := [name for name in sorted(state) if not state[name].isfinite().all()]:
         raise InputError(f"{infinite[0]} in {what} is not finite")
@@ -69,7 +80,7 @@ def check_finite(state: Mapping[str, Tensor], what: str) -> None:
 
 def mlp_of(state: Mapping[str, Tensor], layers: Iterable[str], activation: str) -> NetworkConfig:
     """The multilayer perceptron that has these layers; of two equal ones, 64 units are width 1."""
-    units = [state[f"{layer}.weight"].shape[0] for layer in layers]
+    units = [size for layer in layers for size in state[f"{layer}.weight"].shape[:1]]
     if not units:
         return NetworkConfig(family="linear")
     options = () if activation == "tanh" else (f"activation={activation}",)

@@ -83,8 +83,10 @@ def claim(record: dict[str, Any]) -> str:
     keep, sure = f"{100 * record['keep']:g} %", f"{100 * record['confidence']:g} %"
     what, why = f"the teacher's {record['measure']}", f" {record['why'][:1].upper()}{record['why'][1:]}"
     if record["reached"]:
-        part = 100 * record["parameters"] / record["teacher_size"]["parameters"]
-        digits = 0 if part >= 10 else 1 if part >= 1 else 2
+        of = ""  # a teacher whose size is known
+        if record["teacher_size"]:
+            part = 100 * record["parameters"] / record["teacher_size"]["parameters"]
+            of = f", {part:.{0 if part >= 10 else 1 if part >= 1 else 2}f} % of the teacher's"
         why += (
             "."
             if record["stopped"] != "budget"
@@ -93,7 +95,7 @@ def claim(record: dict[str, Any]) -> str:
         return (
             f"With {sure} confidence, the student {record['shape']} keeps at least {keep} of {what}"
             f" (measured {100 * record['share']:.1f} %, at least {_floor(record['share_low'])} %), with"
-            f" {record['parameters']:,} parameters, {part:.{digits}f} % of the teacher's.{why}"
+            f" {record['parameters']:,} parameters{of}.{why}"
         )
     bound = f" of at most {record['max_parameters']:,} parameters" if record["max_parameters"] else ""
     text = f"Not reached: no student{bound} was shown to keep {keep} of {what} with {sure} confidence."
@@ -162,7 +164,7 @@ def _title(record: dict[str, Any]) -> str:
 def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
     """Teacher beside student: a heading and a row per figure. What was not measured is a dash."""
     size, games, speed = record["teacher_size"], record["teacher_games"], record["teacher_latency"]
-    columns = {"teacher": size | games | speed}
+    columns = {"teacher": (size or {}) | games | speed}
     if record["reached"]:
         columns["student"] = record | {"mean": record["score"]}
     columns = {who: column | measured.get(who, {}) for who, column in columns.items()}
