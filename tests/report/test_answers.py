@@ -365,15 +365,17 @@ WIDE = ("1/16", "1/8", "1/4")
 
 def test_answers_are_of_the_budget_at_which_rl_has_as_many_steps_as_student_and_teacher_together():
     records = branched(study(RL_AND_STUDENT, WIDE, extended=False), {8: -4.0, 4: -2.0, 2: -1.0})
-    answers = ask(records)  # students: 1.5M, and as many of their teachers'
+    tuned = [run | {"arm": "finetune", "env_steps": 9e6} for run in records if run["arm"] == "distill-student"] * 2
+    answers = ask(records + tuned)  # students: 1.5M, and as many of their teachers'
     assert [(at.play, at.steps) for at in answers.at_budgets] == [
         (play, steps) for play in ("greedy", "sampled") for steps in (1.5e6, 3e6, 6e6, 12e6)
     ]
     assert {run["env_steps"] for group in answers.of("rl") for run in group.runs} == {3e6}
     assert answers.at("rl", "greedy").steps == 3e6
     assert answers.longer.steps == 12e6
-    assert answers.at("rl", "greedy").ratios == tuple(r for r in answers.ratios if r.reward == "rl")
-    assert answers.at("rl", "greedy").differences == answers.differences
+    assert answers.at("rl", "greedy").ratios == tuple(r for r in answers.ratios if r.student == "distill-student")
+    students = tuple(each for each in answers.differences if each.arm == "distill-student")
+    assert answers.at("rl", "greedy").differences == students
     assert {certificate.convergence.gain for certificate in answers.certificates} >= {None, 1.0, 2.0}
 
 

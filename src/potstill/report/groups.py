@@ -161,7 +161,8 @@ def by_budget(records: Sequence[Record], arm: str) -> dict[float, list[Record]]:
 def headline(records: Sequence[Record]) -> list[Record]:
     """The records that answers are of: of an arm with branches those of one budget, the least at which it had as many
     agent steps as a student and its teacher together, else the largest; of other arms all."""
-    distilled = [run for run in records if run.get("arm") in STUDENTS]
+    student = student_arm({str(run.get("arm")) for run in records})
+    distilled = [run for run in records if student is not None and run.get("arm") == student]
     both = [(number(run, "env_steps"), number(run, "teacher_env_steps")) for run in distilled]
     spent = [own + teacher for own, teacher in both if own is not None and teacher is not None]
     needed = 0.95 * float(median(spent)) if spent else math.inf
