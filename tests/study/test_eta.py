@@ -88,3 +88,11 @@ def test_when_all_is_over_nothing_is_left():
     eta = Eta()
     ended(eta, spec(), 100.0)
     assert eta.left([], [], 2) == 0.0
+
+
+def test_a_branch_that_waits_takes_what_its_trunk_does_not_do_for_it():
+    eta, trunk = Eta(), spec("rl", "1/8", 4096 * 40)
+    ended(eta, trunk, 400.0)
+    config = replace(trunk.config, total_timesteps=4096 * 10, anneal_from=0.8)
+    branch = trunk._replace(name="branch", config=config, trunk=trunk, share="1/4")
+    assert eta.left([], [branch], 1) == pytest.approx(100.0 * (1 - 0.8 * 0.8))  # a quarter, but for 0.8 of the training

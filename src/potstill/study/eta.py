@@ -48,7 +48,7 @@ class Eta:
         seen = self._ended + [(run.spec, own[run.spec.name]) for run in active if run.spec.name in own]
         if not seen:
             return math.nan
-        rests = [_expected(spec, seen) for spec in waiting]
+        rests = [_expected(spec, seen) * (1.0 - TRAINING * spec.inherited) for spec in waiting]
         for run in active:
             whole = own.get(run.spec.name) or _expected(run.spec, seen)
             rest = max(whole * (1.0 - TRAINING * run.before) - run.seconds, 0.0)

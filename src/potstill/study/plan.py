@@ -45,6 +45,13 @@ class RunSpec(NamedTuple):
         """The runs that must be over before it begins."""
         return {spec.name for spec in (self.start_from, self.trunk) if spec is not None}
 
+    @property
+    def inherited(self) -> float:
+        """Share of its training that the run does which it branches off."""
+        if self.trunk is None or isinstance(self.config, DistillConfig):
+            return 0.0
+        return self.config.constant_updates / self.config.updates
+
     def identity(self, teacher_hash: str | None) -> str:
         """12 hex digits that change with whatever would change the result; `teacher_hash` is of the teacher's file."""
         first = self.start_from.identity(teacher_hash) if self.start_from is not None else None
