@@ -5,6 +5,7 @@ A page that would load anything from elsewhere stops the build.
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from check_docs import help_text
@@ -27,16 +28,30 @@ def command_line() -> str:
     return "\n\n".join(f"## {name}\n\n```text\n{(text or '').strip()}\n```" for name, text in shown.items())
 
 
-def columns() -> str:
-    """A table of the columns, in the order of the files."""
+PPO = [
+    *("step", "seconds", "score", "games", "kl", "clip_fraction", "policy_loss", "value_loss", "entropy", "grad_norm"),
+    *("learning_rate", "return_scale"),
+]
+DISTILLATION = [
+    *("step", "seconds", "score", "games", "loss", "agreement", "action_difference", "grad_norm", "learning_rate"),
+]
+
+
+def columns(names: Iterable[str] = COLUMNS) -> str:
+    """A table of these columns."""
     rows = [
         f"| `{column.name}` | {TYPES[column.dtype.__name__]} | {column.help.replace('|', chr(92) + '|')} |"
-        for column in COLUMNS.values()
+        for column in map(COLUMNS.__getitem__, names)
     ]
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])
 
 
-MADE = {"<!-- the command line -->": command_line, "<!-- the columns -->": columns}
+MADE: dict[str, Callable[[], str]] = {
+    "<!-- the command line -->": command_line,
+    "<!-- the columns -->": columns,
+    "<!-- the metrics of PPO -->": lambda: columns(PPO),
+    "<!-- the metrics of distillation -->": lambda: columns(DISTILLATION),
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

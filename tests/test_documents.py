@@ -1,19 +1,26 @@
 """README's Python runs, the checks of the documents find what they are for, and the site says what the code says."""
 
+import json
 import os
 import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import potstill
 from potstill.cli import COMMANDS
+from potstill.distill import DistillConfig
 from potstill.results import COLUMNS
 from potstill.study.planfile import read_plan
 
 ROOT = Path(__file__).parents[1]
+
+
+def always_left(observations):
+    return np.zeros(len(observations), np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +85,15 @@ def test_the_reference_has_every_command_and_every_column(site):
     for name in [name for name in COMMANDS if name != "study"] + ["study run", "study tune"]:
         assert f"## potstill {name}\n\n```text\nusage: potstill {name}" in shown
     assert [row.split("`")[1] for row in table.splitlines()[2:]] == list(COLUMNS)
+
+
+def test_the_metrics_of_the_reference_are_those_that_trainings_write(site, tmp_path):
+    with (ROOT / "data" / "experts" / "pong" / "seed-0" / "metrics.jsonl").open() as lines:
+        assert list(json.loads(lines.readline())) == site["PPO"]
+    config = DistillConfig(total_timesteps=2048, num_envs=4, warmup_steps=256)
+    run = potstill.distill(always_left, env="cartpole", config=config, out=tmp_path / "run", threads=1, episodes=0)
+    written = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(written) == {*site["DISTILLATION"]} - {"action_difference"}
 
 
 def test_the_python_reference_has_everything_public():
