@@ -22,7 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from potstill import ppo, results, telemetry
+from potstill import api, ppo, results, telemetry
 from potstill.buffer import DatasetWriter, open_dataset
 from potstill.cli import main
 from potstill.commands import studying
@@ -139,8 +139,10 @@ def test_a_pickle_given_as_a_policy_is_refused_and_not_run(tmp_path, capsys):
     for name, legacy in (("model.pt", False), ("model.pth", True), ("policy.safetensors", False)):
         file = tmp_path / name
         torch.save(Payload(marker), file, _use_new_zipfile_serialization=not legacy)
-        assert "is not a safetensors file" in refused(capsys, "evaluate", file)
-        assert "is not a safetensors file" in refused(capsys, "distill", file, "--out", tmp_path / "out")
+        task = ["--env", "cartpole"] if name != "policy.safetensors" else []
+        said = "is not a safetensors file" if not task else "which is not run"
+        assert said in refused(capsys, "evaluate", file, *task)
+        assert said in refused(capsys, "distill", file, "--out", tmp_path / "out", *task)
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
     torch.load(tmp_path / "model.pt", weights_only=False)
@@ -688,7 +690,7 @@ def test_a_push_uploads_no_file_that_a_link_leads_to(policy, tmp_path, capsys, m
     [
         (PLAN + '[arms."../../evil"]\nmethod = "rl"\n', r"arm '\.\./\.\./evil' becomes part of the names of files"),
         (PLAN + '[arms."/tmp/evil"]\nmethod = "rl"\n', "arm '/tmp/evil' becomes part"),
-        (PLAN + '[arms."a\\u0000b"]\nmethod = "rl"\n', "becomes part"),
+        (PLAN + '[arms."a\\u0000b"]\nmethod = "rl"\n', "holds a null character"),
         (PLAN + '[arms."a\\nb"]\nmethod = "rl"\n', "becomes part"),
         (PLAN + f'[arms.{"x" * 300}]\nmethod = "rl"\n', "becomes part"),
         ('name = "../evil"\n' + PLAN, "becomes a folder"),
@@ -696,7 +698,7 @@ def test_a_push_uploads_no_file_that_a_link_leads_to(policy, tmp_path, capsys, m
         (PLAN.replace("1/8", "1e999999999"), "is not a number"),
         (PLAN.replace("[0]", f"[{10**30}]"), r"below 2\^63"),
         (PLAN.replace("[0]", "[1" + "0" * 5_000 + "]"), "is not TOML"),
-        (PLAN.replace('"cartpole"', '"os:CartPole-v1"'), "no environment is called"),
+        (PLAN.replace('"cartpole"', '"os:CartPole-v1"'), "is code of module os: allow it with"),
         (f'"{"a" * 5_000}\\n\\u001b[2J" = 1\n', "is not a key of a plan"),
         ("x = " + "[" * 30_000, "is not TOML"),
         (".".join(["a"] * 30_000) + " = 1", "more than 200 dots"),
@@ -761,7 +763,7 @@ def test_what_a_record_says_reaches_tables_and_lists_as_text(tmp_path, capsys):
     name = "[red]x"
     record = {"run": name, "status": "failed", "error": ESCAPES, "arm": name, "parameters": 22}
     (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    studying._print_table(results.runs_table(tmp_path))
+    studying._print(api.overview(results.runs_table(tmp_path)))
     assert "[red]x" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         studying._exit_for({name: ESCAPES}, 1)
