@@ -28,7 +28,7 @@ from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
-from potstill.load import Place, load, load_all, origin_of, path_of
+from potstill.load import Place, load, load_all, nameless, origin_of, path_of
 from potstill.networks import Policy, as_options, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
@@ -300,7 +300,7 @@ def evaluate(
     runtime.apply()
     loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where, statistics)
     task = with_sticky(loaded.env, sticky)
-    start = _start(start, where) if isinstance(start, str) else start
+    start = _start(start, where, env) if isinstance(start, str) else start
     compared = {}  # first: a teacher of another task is refused before the games
     for other in others:
         compared = games.compare(
@@ -326,11 +326,13 @@ def evaluate(
     return Record(so_far.summary() | sizes | compared)
 
 
-def _start(text: str, device: str) -> Start:
+def _start(text: str, device: str, env: EnvLike | None) -> Start:
     who, _, steps = text.rpartition(":")
     if not who or not steps.isdecimal() or len(steps) > 12:
         raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
-    return Start(int(steps), None if who == "random" else load(who, device=device).policy)
+    if who == "random":
+        return Start(int(steps))
+    return Start(int(steps), load(who, env if nameless(Path(who)) else None, device).policy)
 
 
 class Compressed(Run):

@@ -1,5 +1,6 @@
 """VecNormalize's statistics: folded into the policy as SB3 applies them, and read from hostile pickles without harm."""
 
+import json
 import os
 import pickle
 import random
@@ -13,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+import potstill as ps
 from potstill.distill import DistillConfig, start
 from potstill.errors import InputError
 from potstill.load.pickles import array, read_pickle
@@ -107,6 +109,38 @@ def test_a_zip_trained_with_statistics_that_are_not_there_is_refused_with_what_s
     words[-1] = tmp_path / "none"
     assert call(*words, "--statistics", "none")[0] == 0
     assert load_policy(tmp_path / "none").policy.clip == float("inf")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--episodes", 2, "--device", "cpu"],
+        ["export", "--episodes", 0, "--threads", 1, "--out", "new.onnx"],
+        ["distill", "--total-timesteps", 512, "--num-envs", 8, "--warmup-steps", 256, "--evaluate", 0, "--out", "run"],
+    ],
+)
+def test_statistics_are_named_wherever_a_zip_is_opened(call, trained, tmp_path, monkeypatch, words):
+    _, _, folder = trained
+    monkeypatch.chdir(tmp_path)
+    words = [words[0], folder / "model.zip", "--env", "cartpole", *words[1:]]
+    code, _, err = call(*words)
+    assert code == 2
+    assert "--statistics FILE, or --statistics none" in err
+    code, _, err = call(*words, "--statistics", folder / "kept.pkl")
+    assert code == 0, err
+    if words[0] == "distill":
+        assert load_policy(tmp_path / "run").policy.clip == np.float32(0.7)
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["teacher_statistics"] == str(
+            folder / "kept.pkl"
+        )
+
+
+def test_what_was_opened_without_statistics_teaches_without(trained, tmp_path):
+    file = beside(trained, tmp_path / "zip", "vecnormalize.pkl")
+    opened = ps.load(file, "cartpole", statistics="none")
+    settings = {"total_timesteps": 512, "num_envs": 8, "warmup_steps": 256, "episodes": 0, "device": "cpu"}
+    run = ps.distill(opened, out=tmp_path / "run", quiet=True, **settings)
+    assert run.policy.clip == float("inf")
 
 
 def test_statistics_of_rewards_only_leave_the_observations_alone(trained, tmp_path):

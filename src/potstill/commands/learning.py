@@ -53,8 +53,8 @@ def train(arguments: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Distill:
     teacher: Positional[Path | None] = None
-    """The teacher: a run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or
-    module:name, code of yours that answers observations (docs/howto/task.md)."""
+    """The teacher: a run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, a .cleanrl_model, an
+    .onnx file, or module:name, code of yours that answers observations (docs/howto/task.md)."""
     env: str | None = None
     """The task of a zip, an ONNX file or code, which do not name it; other teachers know theirs."""
     statistics: Path | None = None
@@ -83,7 +83,8 @@ def distill(arguments: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Compress:
     teacher: Positional[Path]
-    """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or module:name."""
+    """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, a .cleanrl_model, an .onnx
+    file, or module:name."""
     env: str | None = None
     """The task of a zip, an ONNX file or code, which do not name it."""
     statistics: Path | None = None

@@ -21,7 +21,8 @@ from potstill.training.runtime import Runtime, processor
 @dataclass(frozen=True)
 class _Evaluate:
     policy: Positional[Path]
-    """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, an .onnx file, or module:name."""
+    """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, a .cleanrl_model, an .onnx
+    file, or module:name."""
     env: str | None = None
     """The task of a zip, an ONNX file or code, policy or teacher, which do not name it."""
     statistics: Path | None = None

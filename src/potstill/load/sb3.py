@@ -410,7 +410,6 @@ def _build(
     expected |= {name for name in state if kind.lstm and name.startswith(f"{kind.lstm}.")}
     if missing := sorted(expected - set(state)):
         raise InputError(f"policy.pth has no {missing[0]}: it is no MlpPolicy or CnnPolicy of {algorithm}")
-    check_layers(state, (*names.values(), *behind), "policy.pth")
     aside = (*aside, *(_copies(state, names) if cnn else ()))
     unknown = set(state) - expected - (set(deviations) if envs.continuous else set())
     if unknown := {name for name in unknown if not name.startswith(aside)}:
@@ -424,6 +423,7 @@ def _build(
     if outputs // quantiles != actions:
         does = "takes {} actions at once" if envs.continuous else "chooses among {} actions"
         raise InputError(f"the policy {does.format(outputs // quantiles)}, {envs.config.id} has {envs.num_actions}")
+    check_layers(state, (*names.values(), *behind), "policy.pth")
     check_finite(state, "policy.pth")
     shape = tuple(envs.observation_shape)
     image = len(shape) == 3 and envs.observation_dtype == np.uint8
