@@ -42,7 +42,7 @@ TRUNK = replace(WHOLE, branch=SHARES)
 
 
 def train(config, out):
-    return api.train(config=config, out=out, runtime=RUNTIME, evaluation=NOT_EVALUATED)
+    return api.train(config.env, config=config, out=out, runtime=RUNTIME, evaluation=NOT_EVALUATED)
 
 
 def outcome(run):
