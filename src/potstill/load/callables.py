@@ -89,7 +89,8 @@ class Foreign(Policy):
         Raises:
             InputError: the code raised, or answered otherwise than at first.
         """
-        told = self._call(self.answer, inputs.cpu().numpy().astype(self._dtype, copy=False))
+        own = inputs.cpu().numpy().astype(self._dtype)  # a copy: code may write into what it is given
+        told = self._call(self.answer, own)
         try:
             answer = np.asarray(told.detach().cpu() if isinstance(told, Tensor) else told)
         except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor without data

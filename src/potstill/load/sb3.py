@@ -58,19 +58,11 @@ _KNOWN = {("features_extractor_class", _TORCH_LAYERS + name) for name in _EXTRAC
 _KNOWN |= {("normalize_images", "True"), ("sde_net_arch", "None"), ("lstm_kwargs", "None")}
 _ACTIVATIONS = {name.replace("_", ""): name for name in networks.ACTIVATIONS}  # by torch's name in small letters
 #: policy_kwargs that the weights show anyway, that are read elsewhere, or that a trained policy does not use.
-_HARMLESS = {"net_arch", "share_features_extractor", "features_extractor_kwargs", "optimizer_class", "optimizer_kwargs"}
-_HARMLESS |= {
-    "ortho_init",
-    "log_std_init",
-    "full_std",
-    "use_expln",
-    "use_sde",
-    "clip_mean",
-    "squash_output",
-    "with_bias",
-}
-_HARMLESS |= {"n_critics", "n_quantiles", "device"}
-_HARMLESS |= {"lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm"}
+_HARMLESS = {
+    "net_arch", "share_features_extractor", "features_extractor_kwargs", "optimizer_class", "optimizer_kwargs",
+    "ortho_init", "log_std_init", "full_std", "use_expln", "use_sde", "clip_mean", "squash_output", "with_bias",
+    "n_critics", "n_quantiles", "device", "lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm",
+}  # fmt: skip
 
 
 class Kind(NamedTuple):
