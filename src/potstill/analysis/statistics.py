@@ -176,8 +176,9 @@ def permutation_test(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, limit
         raise InputError("a score is not a finite number: leave failed runs out, and say so")
     m, n = len(one), len(other)
     if math.comb(m + n, m) > limit:
-        drawn = rng.permuted(np.tile(both, (limit // 10 - 1, 1)), axis=1)
-        sums = np.concatenate([[one.sum()], drawn[:, :m].sum(axis=1)])
+        rows, block = limit // 10 - 1, max(1, (1 << 22) // (m + n))  # 32 MiB at a time, however many runs
+        drawn = (np.tile(both, (min(block, rows - at), 1)) for at in range(0, rows, block))
+        sums = np.concatenate([[one.sum()], *(rng.permuted(each, axis=1)[:, :m].sum(axis=1) for each in drawn)])
     else:
         sums = both[np.array(list(itertools.combinations(range(m + n), m)))].sum(axis=1)
     differences = np.abs(sums / m - (both.sum() - sums) / n)

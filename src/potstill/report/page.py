@@ -312,11 +312,16 @@ def _svg(figure: Figure) -> str:
 
 
 def _as_json(rows: Sequence[Sequence[str | tables.Value]]) -> Markup:
-    """Rows of a table for the page's script: a cell is what it shows, or that and what it is sorted by."""
+    """Rows of a table for the page's script: a cell is what it shows, with what it is sorted by where that differs."""
     cells = [
-        [cell if isinstance(cell, str) or cell.text == str(cell.key) else list(cell) for cell in row] for row in rows
+        [cell if isinstance(cell, str) else cell.text if _says(cell) else list(cell) for cell in row] for row in rows
     ]
     return Markup(json.dumps(cells, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _says(cell: tables.Value) -> bool:
+    """Whether the script can read what a cell is sorted by from what it shows: a number, with commas."""
+    return isinstance(cell.key, float) and re.fullmatch(r"-?[\d,]+(\.\d+)?", cell.text) is not None
 
 
 def _facts(studies: Sequence[Study], seed: int, resamples: int, asked: int) -> list[tuple[str, str]]:
