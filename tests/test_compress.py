@@ -256,7 +256,7 @@ class Synthetic(Search):
         self.won, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
         self.endless, self.slow = endless, slow
         self.points, self.games, self.errors, self.confirmations, self._samples = True, {}, {}, [], {}
-        self.rates, self.clock, self.rounds = {"game": 0.5, "training": 1.0}, 0.0, []
+        self.rates, self.clock, self.rounds = {"game": 0.5, "start": 0.0, "training": 1.0}, 0.0, []
 
     spent = property(lambda self: self.clock)
 

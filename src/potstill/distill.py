@@ -75,7 +75,6 @@ class DistillConfig:
     """Teacher lead: probability of a random action, so that the data hold bad states and the way back (DART)."""
     precision: Precision = "auto"
     """float32, bfloat16, or what measures faster here."""
-
     bits: int = 32
     """Of a deployed weight: 32, or 8 or 4 for a network that is exported as integers: over the last half of its
     gradient steps the student plays and learns with rounded weights and activations, and its weights end rounded."""

@@ -122,7 +122,8 @@ class Search:
         self._samples: dict[tuple[str, int], Sample] = {}  # by name and number of games
         self.errors: dict[str, str] = {}  # by trial: why it could not be trained; the next call tries again
         self.confirmations: list[Confirmation] = []
-        self.rates = {"game": 0.0, "training": 1.0}  # seconds a game; seconds a training over what was foreseen
+        # Seconds a game and to start a process; seconds of a training over what was foreseen.
+        self.rates = {"game": 0.0, "start": 0.0, "training": 1.0}
         self.stopped = "exhausted"  # or budget, where that left something untried
         self.seconds: float = 0.0
         self._foreseen: list[float] = []  # seconds to train the cheapest and the dearest shape in the first way
@@ -145,8 +146,9 @@ class Search:
         bound = min((place for place in range(every) if self.will_do(place)), default=every)
         candidates = [Trial(place, way) for place in range(bound) if (way := self.tried(place)) < len(self.ways)]
         confirming = self._confirming()
-        games = self.rates["game"] * (self.config.games + (0 if confirming else self.config.confirm_games))
-        seconds = {trial: self.foresee(trial) * self.rates["training"] + games for trial in candidates}
+        games = self.config.games + (0 if confirming else self.config.confirm_games)
+        around = self.rates["start"] + self.rates["game"] * games
+        seconds = {trial: self.foresee(trial) * self.rates["training"] + around for trial in candidates}
         fits = [trial for trial in candidates if self.time_for(seconds[trial], confirming)]
         self.stopped = "budget" if candidates and not fits else "exhausted"
         untried = [trial for trial in fits if not trial.way]
@@ -174,9 +176,8 @@ class Search:
     @property
     def chosen(self) -> Trial | None:
         """The cheapest student that is confirmed."""
-        passed = {each.name for each in self.confirmations if each.passed}
         trials = (Trial(place, way) for place in range(len(self.shapes)) for way in range(len(self.ways)))
-        return next((trial for trial in trials if self.name(trial) in passed), None)
+        return next((trial for trial in trials if self._confirmed(trial)), None)
 
     @property
     def reason(self) -> str:
@@ -194,13 +195,15 @@ class Search:
 
     def will_do(self, place: int) -> bool:
         """Whether a shape is confirmed, or promises to be."""
-        passed = {each.name for each in self.confirmations if each.passed}
         trials = [Trial(place, way) for way in range(self.tried(place))]
-        return any(self.name(trial) in passed or self._promises(trial) for trial in trials)
+        return any(self._confirmed(trial) or self._promises(trial) for trial in trials)
+
+    def _confirmed(self, trial: Trial) -> bool | None:
+        """Whether its confirmation passed; None before it."""
+        return next((each.passed for each in self.confirmations if each.name == self.name(trial)), None)
 
     def _promises(self, trial: Trial) -> bool:
-        known = {each.name for each in self.confirmations}
-        return self.name(trial) not in known and self.needed(trial) is not None
+        return self._confirmed(trial) is None and self.needed(trial) is not None
 
     def _best_share(self, place: int) -> float:
         found = (self.screened(Trial(place, way)) for way in range(self.tried(place)))
@@ -210,10 +213,10 @@ class Search:
 
     @property
     def risk(self) -> float:
-        """Error risk of the next confirmation. That of one that passed is handed on: all keep to 1 - confidence.
+        """Error rate of the next confirmation. That of one that passed is handed on: all keep to 1 - confidence.
 
         Source: the fallback procedure of Wiens 2003, as Tian and Ramdas 2021, "Online control of the familywise error
-        risk", section 3, have it, with weights 1/2, 1/4, 1/8 ...
+        rate", section 3, have it, with weights 1/2, 1/4, 1/8 ...
         """
         risk = 0.0
         for number in range(len(self.confirmations) + 1):
@@ -275,7 +278,7 @@ class Search:
             TimeUp: they did not end with time to spare for a confirmation, and are saved.
         """
         began, folder = time.monotonic(), self.run.path / "runs"
-        foreseen = max(self.foresee(trial) for trial in trials)
+        foreseen = {self.name(trial): self.foresee(trial) for trial in trials}
         specs = [
             RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), self.origin) for t in trials
         ]
@@ -285,8 +288,14 @@ class Search:
                 self.errors[ended.spec.name] = ended.error
         if not all(self.name(trial) in self.errors or self.trained(trial) for trial in trials):
             raise TimeUp
-        if not begun:
-            self.rates["training"] = (time.monotonic() - began) / foreseen
+        took = {
+            name: read_json(folder / name / "result.json")["wall_seconds"]
+            for name in foreseen
+            if name not in self.errors
+        }
+        if took and not begun:
+            name = max(took, key=lambda name: took[name])
+            self.rates |= {"start": time.monotonic() - began - took[name], "training": took[name] / foreseen[name]}
         self.save()
         return list(trials)
 
@@ -438,7 +447,7 @@ class Search:
         try:
             document = read_json(self._path)
             self.seconds = float(document["seconds"])
-            self.rates = {key: float(value) for key, value in document["rates"].items()}
+            self.rates |= {key: float(value) for key, value in document["rates"].items()}
             self.confirmations = [Confirmation(**row) for row in document["confirmations"]]
             for name, rows in document["games"].items():
                 seed = SEEDS[name.partition(" ")[0]]

@@ -219,12 +219,8 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
             constants.append((f"weight{number}", "float", block.weight.numpy()))
             constants.append((f"bias{number}", "float", block.bias.numpy()))
         else:
-            constants.append(
-                (
-                    f"weight{number}",
-                    *((("int8_t", scales.weight)) if bits == 8 else ("uint8_t", _packed(scales.weight))),
-                )
-            )
+            packed = ("uint8_t", _packed(scales.weight)) if bits == 4 else ("int8_t", scales.weight)
+            constants.append((f"weight{number}", *packed))
             constants.append((f"bias{number}", "int32_t", scales.bias))
             constants.append((f"product{number}", "int32_t", scales.product))
         functions.append(_function(number, block, scales, reads, writes, bits, actor.policy.layout == "last"))
