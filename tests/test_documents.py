@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,10 +64,39 @@ def test_a_sentence_that_is_too_long_and_a_word_that_decorates_are_told(checks):
     assert hard("This is simply `just` so.\n") == ["the word 'simply' only decorates"]
 
 
-@pytest.mark.parametrize(("page", "runs"), [("reference/plan.md", None), ("howto/study.md", 20)])
+SMALL = {
+    "train": ["--total-timesteps", "256", "--num-envs", "4", "--num-steps", "16", "--minibatch-size", "32"],
+    "distill": ["--total-timesteps", "256", "--num-envs", "4", "--warmup-steps", "64"],
+}
+
+
+def test_the_commands_for_a_task_of_ones_own_run(tmp_path):
+    """A network, a loss and a teacher of one's own, too; the runs are shorter."""
+    page = (ROOT / "docs" / "howto" / "task.md").read_text().replace("\\\n", " ").replace("runs/", f"{tmp_path}/")
+    commands = []
+    for line in re.findall(r"^potstill (.*)$", page, re.MULTILINE):
+        words = line.split()
+        if words[0] in SMALL:
+            words += [*SMALL[words[0]], "--evaluate", "2", "--threads", "1", "--quiet"]
+        commands.append([word if word != "100" else "2" for word in words])
+    assert [words[0] for words in commands] == ["train", "distill", "evaluate", "distill"]
+    one = (
+        "import json, sys; from potstill.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n    try: main(words)\n"
+        "    except SystemExit as stop: assert not stop.code"
+    )
+    subprocess.run([sys.executable, "-c", one, json.dumps(commands)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("teacher", "student", "scripted")]
+    assert [result["env"] for result in results] == ["Corridor-v0"] * 3
+    assert [result["objective"] for result in results[1:]] == ["my_tasks:hellinger", "greedy-cross-entropy"]
+    assert results[1]["parameters"] < results[0]["parameters"]
+
+
+@pytest.mark.parametrize(("page", "runs"), [("examples/plan.toml", None), ("docs/howto/study.md", 20)])
 def test_the_plans_of_the_documents_can_be_read(tmp_path, monkeypatch, page, runs):
     monkeypatch.setenv("POTSTILL_IMPORT", "")
-    (plan,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    text = (ROOT / page).read_text()
+    (plan,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL) or [text]
     (tmp_path / "data").symlink_to(ROOT / "data")
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "my_tasks.py").write_text("")
