@@ -307,6 +307,7 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
         "watch": "(default: game.mp4)",
         "export": "(default: 20)",
         "import-sb3": "(default: 0.01)",
+        "import-weights": "(default: auto)",
         "push": "(default: mit)",
         "pull": "(default: main)",
         "info": "-h, --help",

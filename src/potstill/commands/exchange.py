@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from potstill.api import Record
 from potstill.load import load, sb3
@@ -63,8 +63,8 @@ class _ImportWeights:
     network: str = "auto"
     """Of one that is not CleanRL's: mlp, nature or linear, whose layers are those of the file in their order; or
     module:name, your own network, whose features are the logits, or the means of continuous actions."""
-    network_option: tuple[str, ...] = ()
-    """key=value, an argument of the network, such as activation=relu of mlp (tanh without it)."""
+    network_option: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """key=value, an argument of the network, such as activation=relu of mlp (tanh without it). May be repeated."""
     statistics: Path | None = None
     """none, of CleanRL's ppo_continuous_action, says that nothing normalised the observations."""
 
