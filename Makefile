@@ -10,10 +10,19 @@ venv: .venv/.installed
 	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+STUDENT = study_run/pong/runs/distill-student_width-1_16_teacher-seed-0_seed-0
+FILM = study_run/pong/teacher-and-student.mp4
+
+# The three questions, small but whole, on two cores in ten minutes; the largest runs begin first.
 study: venv
-	.venv/bin/potstill study run plans/quick.toml --out study_run/quick
-	.venv/bin/python figures/size_score.py study_run/quick
-	.venv/bin/potstill report study_run/quick
+	.venv/bin/potstill study run plans/quick-pong.toml --out study_run/pong
+	.venv/bin/potstill study run plans/quick.toml --out study_run/breakout
+	test -f $(FILM) || .venv/bin/potstill watch data/experts/pong/seed-0 $(STUDENT) --max-steps 300 --out $(FILM)
+	.venv/bin/potstill report study_run/breakout study_run/pong --out study_run/report.html
+	@printf '\nNext, with .venv/bin/ before each:\n'
+	@echo '  potstill compress data/experts/pong/seed-0 --keep 0.9    the smallest student that keeps 90 %'
+	@echo '  potstill export $(STUDENT) --out student.onnx'
+	@echo '  potstill train --env cartpole                            an expert of your own, in a minute'
 
 # One page of the studies whose records are committed, data/results/first/pong/report.html; and what README and docs tell of them.
 report: venv

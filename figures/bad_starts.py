@@ -1,7 +1,7 @@
 """python figures/bad_starts.py FOLDER [--arms ARM ...] [--out FILE]"""
 
 from potstill.report.scaling_figures import bad_starts
-from potstill.report.script import main_of_study
+from potstill.report.script import main
 
 if __name__ == "__main__":
-    main_of_study(bad_starts)
+    main(bad_starts)

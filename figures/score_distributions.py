@@ -1,8 +1,7 @@
-"""python figures/score_distributions.py FOLDER_OR_CSV [--arms ARM ...] [--out FILE]"""
+"""python figures/score_distributions.py FOLDER [--arms ARM ...] [--out FILE]"""
 
-from potstill.report.figures import score_distributions
+from potstill.report.scaling_figures import score_distributions
 from potstill.report.script import main
-from potstill.results import EPISODES
 
 if __name__ == "__main__":
-    main(score_distributions, EPISODES)
+    main(score_distributions)

@@ -1,8 +1,7 @@
-"""python figures/size_score.py FOLDER_OR_CSV [--arms ARM ...] [--out FILE]"""
+"""python figures/size_score.py FOLDER [--arms ARM ...] [--out FILE]"""
 
-from potstill.report.figures import size_score
+from potstill.report.scaling_figures import size_score
 from potstill.report.script import main
-from potstill.results import TABLE
 
 if __name__ == "__main__":
-    main(size_score, TABLE)
+    main(size_score)

@@ -23,8 +23,9 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import OBJECTIVES
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
-from potstill.report import figures
-from potstill.results import curves_table, runs_table
+from potstill.report import scaling_figures
+from potstill.report.answers import answer
+from potstill.results import read_runs, runs_table
 from potstill.storage import checkpoints
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
@@ -130,10 +131,10 @@ def test_tables_and_figures_take_runs_without_agreement(folder):
     assert table["agreement"].to_list() == [None, None]
     assert table["action_difference"].to_list()[1] is None  # a teacher has no teacher
     assert table["action_difference"].to_list()[0] == result(folder, "student")["action_difference"]
-    figures.learning_curves(curves_table(folder))
-    figures.size_score(table)
+    told = answer(read_runs(folder), resamples=100)
+    scaling_figures.size_score(told)
     with pytest.raises(InputError):
-        figures.agreement_score(table)
+        scaling_figures.agreement_score(told)
 
 
 def test_greedy_play_takes_the_mean_and_sampled_play_does_not(folder):

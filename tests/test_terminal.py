@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from rich.console import Console
 
-from potstill import cli, telemetry
+from potstill import api, cli, telemetry
 from potstill.commands import studying
 from potstill.results import runs_table
 from potstill.study import execute
@@ -119,12 +119,12 @@ def test_the_table_of_a_study_has_six_columns_and_a_line_for_each_size(columns, 
     for record in made:
         (tmp_path / f"{record['run']}.json").write_text(json.dumps(record))
     with terminal(columns, rows) as lines:
-        studying._print_table(runs_table(tmp_path))
+        studying._print(api.overview(runs_table(tmp_path)))
     assert len(lines) == 2 + 6  # headings, a rule, and three arms at two sizes
     cells = [re.split(r" {2,}", line.strip()) for line in lines]
     assert {len(row) for row in cells[:1] + cells[2:]} == {6 if seeds > 1 else 5}
     assert "…" not in "".join(lines)
-    assert cells[-1][2:] == (["2 of 3", "173.5", "123.5 to 223.5", "41%"] if seeds > 1 else ["0 of 1", "-", "-"])
+    assert cells[-1][2:] == (["2 of 3", "173.5", "123.5 to 223.5", "41 %"] if seeds > 1 else ["0 of 1", "-", "-"])
 
 
 @SIZES

@@ -436,7 +436,9 @@ def overview(table: pl.DataFrame) -> Table:
         row += [f"{done}" if done == len(group) else f"{done} of {len(group)}"]
         row += [f"{mean(scores):.1f}" if scores else "-"]
         row += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
-        output.add_row(Text(arm), *map(Text, row), "-" if kept is None else f"{kept:.0%}")  # Text reads no markup
+        output.add_row(
+            Text(arm), *map(Text, row), "-" if kept is None else f"{100 * kept:.0f} %"
+        )  # Text reads no markup
     return output
 
 

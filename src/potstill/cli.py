@@ -18,7 +18,7 @@ COMMANDS = {
     "watch": "film a game, or teacher and student side by side",
     "export": "a policy as an ONNX file, checked against PyTorch",
     "import-sb3": "a Stable-Baselines3 zip as a policy, running none of it",
-    "import-weights": "a state dict, such as CleanRL's, as a policy, running none of it",
+    "import-weights": "a state dict as a policy, running none of it",
     "push": "a policy to the Hugging Face Hub, with a card",
     "pull": "a policy from the Hugging Face Hub, never a pickle",
     "info": "versions, devices, cores: what a bug report needs",

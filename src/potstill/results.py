@@ -21,7 +21,6 @@ from potstill.analysis.scaling import Convergence, convergence
 from potstill.arms import arm_of, method_of
 from potstill.errors import InputError, printable
 from potstill.storage.checkpoints import write_atomically
-from potstill.storage.files import read_bytes
 from potstill.storage.runs import Run, read_document
 
 TEXT, WHOLE, NUMBER = pl.String, pl.Int64, pl.Float64
@@ -95,6 +94,7 @@ _COLUMNS = (
         "of an RL run with a learning curve, in a study: converged, not converged or unknown",
     ),
     Column("teacher_score", NUMBER, "the teacher's mean score, greedy, sticky as trained"),
+    Column("teacher_parameters", WHOLE, "parameters of the teacher's actor"),
     Column("teacher_point_win_rate", NUMBER, "the teacher's share of the points"),
     Column("random_score", NUMBER, "mean score of a uniformly random policy, where it was measured"),
     Column(
@@ -142,7 +142,6 @@ COLUMNS = {column.name: column for column in _COLUMNS}
 _START = re.compile(r"score_start_([0-9]{1,18})")
 _NAMES = tuple(COLUMNS)
 TABLE = _NAMES[: _NAMES.index("game")]
-TABLE_LIMIT = 1 << 30  # bytes of a CSV
 CURVE_POINTS = 200  # of a record's learning curve, at most
 EPISODES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "game", "score")
 CURVES: tuple[str, ...] = ("run", "arm", "env", "width", "parameters", "seed", "step", "seconds", "games", "score")
@@ -261,29 +260,6 @@ def write_tables(folder: Path) -> None:
     frames = {"table": runs_frame(records), "episodes": _episodes_frame(records), "curves": _curves_frame(records)}
     for name, frame in frames.items():
         write_atomically(Path(folder) / f"{name}.csv", frame.write_csv().encode())
-
-
-def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
-    """The table with `columns` (TABLE, EPISODES or CURVES) from a CSV of `write_tables`, or from a folder of runs.
-
-    Raises:
-        InputError: nothing to read there, or another table.
-    """
-    path = Path(path)
-    if path.is_dir():
-        frames = {TABLE: runs_frame, EPISODES: _episodes_frame, CURVES: _curves_frame}
-        return frames[columns](read_runs(path))
-    try:
-        # From bytes: polars' own file errors say less than the system's.
-        text = read_bytes(path, TABLE_LIMIT, follow=True)
-        columns = _with_starts(columns, text.partition(b"\n")[0].decode(errors="replace").rstrip().split(","))
-        frame = pl.read_csv(text, schema_overrides=_schema(columns))
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path} is not a table of potstill's: {str(error).splitlines()[0]}") from error
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}: name the folder of runs, and the right table is made")
-    return _with_plain_labels(frame.select(columns), f"{path} is not a table of potstill's")
 
 
 def convergence_of(records: Iterable[dict[str, Any]]) -> dict[str, Convergence]:

@@ -44,7 +44,7 @@ from potstill.load import sb3
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page
-from potstill.results import TABLE, curves_table, episodes_table, read_table, runs_table
+from potstill.results import curves_table, episodes_table, runs_table
 from potstill.storage import checkpoints
 from potstill.storage.runs import Run
 from potstill.study import execute
@@ -386,18 +386,6 @@ def readers(seeds: Seeds) -> list[Reader]:
         whole = isinstance(sizes, dict) and all(type(size) in (int, type(None)) for size in sizes.values())
         return hub._expected("user/name", sizes if whole else {})  # huggingface_hub itself checks the types
 
-    def csv(folder: Path, case: Case) -> None:
-        rows = edited([seeds.record, seeds.record], case.edits)
-        names = list(TABLE)
-        text = ",".join(names) + "\n"
-        for row in rows if isinstance(rows, list) else []:
-            cells = [row.get(name) if isinstance(row, dict) else row for name in names]
-            text += ",".join("" if cell is None else str(cell) for cell in cells) + "\n"
-        (folder / "table.csv").write_bytes(damaged(text.encode(errors="replace"), case.damage))
-
-    def tables(folder: Path) -> Any:
-        return [read_table(folder / "table.csv", TABLE)]
-
     run_files = {"a/config.json": seeds.run_config, "a/result.json": seeds.result, "a/metrics.jsonl": seeds.metrics}
     games = {"format": 1, "played": 3, "games": 9, "matches": {"0123456789ab": {"mean": 1.0, "episodes": 3}}}
     lock = {"pid": 2**22 + 1, "host": "elsewhere", "started": "2026", "born": 5}
@@ -416,7 +404,6 @@ def readers(seeds: Seeds) -> list[Reader]:
         Reader("data set", 40, dataset, states),
         Reader("hub card", 20, json_files({"result.json": seeds.result, "config.json": seeds.run_config}), card),
         Reader("hub listing", 20, json_files({"listing.json": sizes}), listing),
-        Reader("table", 20, csv, tables),
     ]  # fmt: skip
 
 

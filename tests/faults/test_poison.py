@@ -14,7 +14,6 @@ import time
 import tracemalloc
 import zipfile
 from contextlib import closing
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -348,7 +347,6 @@ HUGE = {
     "config.json": (lambda path: Run.open(path.parent), b'{"kind": "'),
     "result.json": (lambda path: results.read_runs(path.parent), b'{"status": "'),
     "study.json": (files.read_json, b'{"name": "'),
-    "table.csv": (lambda path: results.read_table(path, results.TABLE), b"run,arm\n"),
 }
 
 
@@ -808,11 +806,6 @@ def test_an_arm_that_a_figure_would_take_for_tex_is_refused(tmp_path, arm):
     with pytest.raises(InputError, match="do not fit a table: one has the arm") as error:
         page.read_study(tmp_path)
     assert one_line(error)
-    table = results.runs_table(Path(__file__).parents[2] / "data" / "results" / "quick").clear()
-    row = ",".join(f'"{arm}"' if name == "arm" else "" for name in table.columns)
-    (tmp_path / "table.csv").write_text(f"{','.join(table.columns)}\n{row}\n")
-    with pytest.raises(InputError, match=r"table.csv is not a table of potstill's: one has the arm"):
-        results.read_table(tmp_path / "table.csv", results.TABLE)
 
 
 def test_safetensors_of_somebody_else_are_refused_by_name(tmp_path):

@@ -1,214 +1,155 @@
+"""Every figure of every committed study, and of made-up ones: whole, legible, and what the records say."""
+
 import runpy
 import sys
+from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pytest
+import synthetic
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from potstill.errors import InputError
-from potstill.report import figures
-from potstill.results import CURVES, EPISODES, TABLE
+from potstill.report import figures, page, scaling_figures
+from potstill.report.answers import Answers, answer
+from potstill.report.page import read_study
 
-SIZES = {"1/32": 1_981, "1/16": 7_230, "1/8": 27_544, "1/4": 107_000, "1/2": 424_000, "1": 1_690_000}
-ARMS = ("rl", "distill-student", "distill-teacher")
-
-
-def frame(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pl.DataFrame:
-    defaults = dict.fromkeys(columns) | {"env": "pong"}
-    return pl.DataFrame([defaults | row for row in rows], infer_schema_length=None)
+ROOT = Path(__file__).parents[2]
+DRAWN = ("size_score", "size_ratios", "differences", "growth", "learning_curves", "cost_fronts", "bad_starts")
+DRAWN += ("budgets", "covariate_shift", "score_distributions", "agreement_score")
+STUDIES = sorted({path.parent for path in (ROOT / "data" / "results").rglob("study.json")})
 
 
-def groups(seeds: int = 3) -> list[dict[str, object]]:
-    """Every arm at every size, made up: scores rise to the teacher's, runs of RL are 2 points lower."""
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "run": f"{arm}-{place}-{seed}",
-            "arm": arm,
-            "width": width,
-            "parameters": parameters,
-            "seed": seed,
-            "score": 20.5 - 30 * 0.4**place - 2 * (arm == "rl") + rng.normal(0, 0.3),
-        }
-        for arm in ARMS
-        for place, (width, parameters) in enumerate(SIZES.items())
-        for seed in range(seeds)
-    ]
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    arms = {"rl": 1.0, "distill-student": 3.0, "distill-teacher": 1.5, "rl-split": 1.2, "ppd": 2.0, "finetune": 4.0}
+    return answer(synthetic.study(arms | {"self-distill": 2.5}, seeds=2), resamples=200)
 
 
-def table() -> pl.DataFrame:
-    taught = {"teacher": "data/experts/pong/seed-0", "teacher_score": 20.5}
-    rows = [{"status": "done"} | row | (taught if row["arm"] != "rl" else {}) for row in groups()]
-    rows = [row | {"agreement": 0.6 + 0.019 * row["score"] if "teacher" in row else None} for row in rows]
-    return frame(rows, TABLE)
-
-
-def episodes() -> pl.DataFrame:
-    rng = np.random.default_rng(0)
-    games = [
-        (group, game, score)
-        for group in groups(1)
-        for game, score in enumerate(group["score"] + rng.integers(-3, 4, 20))
-    ]
-    return frame([group | {"game": game, "score": score} for group, game, score in games], EPISODES)
-
-
-def curves() -> pl.DataFrame:
-    points = []
-    for group in groups(2):
-        for step in range(0, 1_000_001, 50_000):
-            score = None if group["arm"] == "distill-teacher" else group["score"] * step / 1e6 - 21 * (1 - step / 1e6)
-            agreement = None if group["arm"] == "rl" else 0.9 + step / 2e7
-            points.append(group | {"step": step, "score": score, "agreement": agreement})
-    return frame(points, CURVES)
-
-
-def dots(figure: Figure, arm: str) -> list[tuple[float, float]]:
-    (found,) = [dots for dots in figure.axes[0].collections if dots.get_label() == arm]
-    return sorted(map(tuple, found.get_offsets().tolist()))
-
-
-def words(figure: Figure) -> list[str]:
-    texts = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
-    return [text.replace("\n", " ").strip() for text in texts if text.strip()]
-
-
-DRAWN = [
-    pytest.param(draw, make, id=draw.__name__)
-    for draw, make in (
-        (figures.learning_curves, curves),
-        (figures.size_score, table),
-        (figures.score_distributions, episodes),
-        (figures.agreement_score, table),
-    )
-]
-
-
-@pytest.mark.parametrize(("draw", "make"), DRAWN)
-def test_nothing_written_is_cut_off_at_the_edge(draw, make):
-    figure = draw(make())
+def written(figure: Figure) -> list[Text]:
+    """All text that is drawn: not of ticks beyond an axis, nor of panels that are not shown."""
     figure.draw_without_rendering()
-    page = figure.bbox
-    for text in figure.findobj(Text):
-        if text.get_visible() and text.get_text().strip():
-            box = text.get_window_extent()
-            inside = box.x0 >= page.x0 and box.y0 >= page.y0 and box.x1 <= page.x1 and box.y1 <= page.y1
-            assert inside, text.get_text()
+    figure.draw_without_rendering()  # the layout, once more from where the ticks now are
+    hidden: set[Text] = set()
+    for ax in figure.axes:
+        if not ax.get_visible():
+            hidden.update(ax.findobj(Text))
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            hidden.update(label for t in ticks if not low <= t.get_loc() <= high for label in (t.label1, t.label2))
+    return [each for each in set(figure.findobj(Text)) - hidden if each.get_visible() and each.get_text().strip()]
 
 
-@pytest.mark.parametrize(("draw", "make"), DRAWN)
-def test_every_figure_names_its_task_in_the_title_and_words_on_its_axes(draw, make):
-    figure = draw(make())
-    assert figure.get_suptitle().strip().endswith(", Pong")
-    assert figure.axes[-1].get_xlabel()
-    assert figure.axes[0].get_ylabel()
+def box_of(text: Text) -> Bbox:
+    """Where it is drawn, in pixels; blank lines at its end keep a place for others."""
+    box, lines = text.get_window_extent(), text.get_text().split("\n")
+    blank = len(lines) - len(text.get_text().rstrip("\n").split("\n"))
+    return Bbox([[box.x0, box.y0 + box.height * blank / len(lines)], [box.x1, box.y1]])
 
 
-@pytest.mark.parametrize(("draw", "make"), DRAWN)
-def test_several_tasks_do_not_share_an_axis(draw, make):
-    mixed = make().with_columns(env=pl.when(pl.col("seed") == 0).then(pl.lit("breakout")).otherwise("env"))
-    other = make().with_columns(env=pl.lit("pong"))
-    with pytest.raises(InputError, match=r"several tasks \(breakout, pong\)"):
-        draw(pl.concat([mixed, other]))
+def check_legible(figure: Figure) -> None:
+    """Nothing written is cut off at the edge of the paper, and nothing is printed over anything else."""
+    boxes = {each: box_of(each) for each in written(figure)}
+    paper = figure.bbox.padded(0.5)
+    for each, box in boxes.items():
+        inside = paper.x0 <= box.x0 and box.x1 <= paper.x1 and paper.y0 <= box.y0 and box.y1 <= paper.y1
+        assert inside, f"{each.get_text()!r} is cut off"
+    for (one, a), (other, b) in combinations(boxes.items(), 2):
+        wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(wide, high) <= 2, f"{one.get_text()!r} is printed over {other.get_text()!r}"
 
 
-@pytest.mark.parametrize(("draw", "make"), DRAWN)
-def test_an_empty_table_is_refused_in_one_line(draw, make):
+@pytest.mark.parametrize("width", [page.WIDTH, page.PHONE])
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_nothing_is_printed_over_anything_else_in_any_figure_of_a_committed_study(folder, width):
+    told = answer(read_study(folder).records, resamples=100)
+    drawn = 0
+    for name in DRAWN:
+        try:
+            figure = getattr(scaling_figures, name)(told, width)
+        except InputError:
+            continue  # this study has nothing of it
+        check_legible(figure)
+        drawn += 1
+    assert drawn
+
+
+@pytest.mark.parametrize("width", [page.WIDTH, page.PHONE])
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_of_seven_arms_at_six_sizes_is_legible_and_names_its_task_and_axes(answers, name, width):
+    figure = getattr(scaling_figures, name)(answers, width)
+    check_legible(figure)
+    assert figure.get_suptitle().replace("\n", " ").strip().endswith(", Pong")
+    assert figure.get_supxlabel() or any(ax.get_xlabel() for ax in figure.axes)
+    assert all(label for label in [figure.axes[0].get_ylabel() or figure.axes[0].get_title()])
+
+
+def test_the_check_sees_text_over_text_and_text_beyond_the_edge():
+    figure = Figure()
+    figure.text(0.5, 0.5, "one")
+    check_legible(figure)
+    figure.text(0.5, 0.5, "other")
+    with pytest.raises(AssertionError, match="is printed over"):
+        check_legible(figure)
+    figure = Figure()
+    figure.text(0.99, 0.5, "long words")
+    with pytest.raises(AssertionError, match="is cut off"):
+        check_legible(figure)
+
+
+def test_the_first_figure_has_a_dot_for_every_run_and_an_arrow_for_every_group_that_may_be_higher():
+    records = synthetic.study({"rl": 1.0, "distill-student": 3.0}, ("1/16", "1/8", "1/4"), seeds=3, extended=False)
+    answers = answer(records, resamples=200)
+    (ax,) = scaling_figures.size_score(answers).axes
+    dots = sorted(y for group in ax.collections for y in group.get_offsets()[:, 1].tolist())
+    assert dots == sorted(run["score"] for run in answers.records)
+    assert len([note for note in ax.texts if note.arrow_patch is not None]) == 3
+    labels = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
+    assert labels["random -20.7"] == -20.7
+
+
+def test_every_other_arm_has_a_panel_over_rl_and_the_student_in_grey(answers):
+    figure = scaling_figures.size_score(answers)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_visible()]
+    assert len(titles) == len(set(answers.arms)) - 1
+    behind = [line for line in figure.axes[1].lines if line.get_color() == "#bbbbbb"]
+    assert [list(line.get_ydata()) for line in behind] == [
+        [group.score.value for group in answers.of(arm)] for arm in ("rl", "distill-student")
+    ]
+
+
+def test_every_game_is_a_dot_and_the_share_lost_stands_over_it_where_games_are_lost():
+    records = synthetic.study({"rl": 1.0}, ("1/8",), seeds=1, extended=False)
+    records[0] |= {"returns": [-5.0] * 3 + [7.0] * 37}
+    ax = scaling_figures.score_distributions(answer(records, resamples=100)).axes[0]
+    assert sorted(ax.collections[-1].get_offsets()[:, 1]) == [-5.0] * 3 + [7.0] * 37
+    assert [text.get_text() for text in ax.texts] == ["8"]  # 3 of 40
+    other = answer([run | {"env": "CartPole-v1"} for run in records], resamples=100)
+    figure = scaling_figures.score_distributions(other)
+    assert not figure.axes[0].texts
+    assert "lost" not in " ".join(text.get_text() for text in written(figure))
+
+
+def test_agreement_against_score_has_a_dot_for_every_student_and_none_for_rl(answers):
+    (ax,) = scaling_figures.agreement_score(answers).axes
+    dots = sorted(tuple(point) for dots in ax.collections for point in dots.get_offsets().tolist())
+    taught = [run for run in answers.records if run.get("agreement") is not None and run["status"] == "done"]
+    assert dots == sorted((run["agreement"], run["score"]) for run in taught)
+
+
+def test_games_that_are_all_alike_are_drawn():
+    records = [run | {"returns": [500.0] * 20} for run in synthetic.study({"rl": 1.0}, seeds=2, extended=False)]
+    check_legible(scaling_figures.score_distributions(answer(records, resamples=100)))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_to_draw_is_refused_in_one_line(name):
     with pytest.raises(InputError, match=r"^[^\n]+$"):
-        draw(make().clear())
-
-
-@pytest.mark.parametrize(("draw", "make"), DRAWN)
-def test_a_single_run_makes_a_figure_too(draw, make):
-    one = make().filter(pl.col("arm") == "distill-student", pl.col("width") == "1/8", pl.col("seed") == 0)
-    assert "distilled, student leads" in words(draw(one))
-
-
-def test_size_against_score_has_a_dot_for_every_run_where_the_table_says():
-    figure = figures.size_score(table())
-    for arm in ARMS:
-        runs = table().filter(pl.col("arm") == arm)
-        assert dots(figure, arm) == sorted(zip(runs["parameters"], runs["score"], strict=True))
-
-
-def test_size_against_score_joins_the_means_of_the_seeds():
-    figure = figures.size_score(table())
-    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == len(SIZES)]
-    runs = table().filter(pl.col("arm") == "rl")
-    means = [runs.filter(pl.col("width") == width)["score"].mean() for width in SIZES]
-    assert lines[0].get_xdata().tolist() == list(SIZES.values())
-    assert lines[0].get_ydata().tolist() == pytest.approx(means)
-
-
-def test_size_against_score_writes_teacher_arms_sizes_and_widths():
-    written = words(figures.size_score(table()))
-    assert {"teacher 20.5", "RL from scratch", "distilled, student leads", "28k 1/8", "1.7M 1"} <= set(written)
-
-
-def test_the_teachers_line_is_at_the_teachers_score_and_a_random_policys_where_it_was_measured():
-    figure = figures.size_score(table().with_columns(random_score=pl.lit(-20.7)))
-    levels = [line.get_ydata()[0] for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1]]
-    assert levels == [20.5, -20.7]
-    assert "random -20.7" in words(figure)
-
-
-def test_runs_that_are_not_done_are_counted_out_loud():
-    failed = frame([groups()[0] | {"status": "failed", "score": None}], TABLE)
-    figure = figures.size_score(pl.concat([table(), failed], how="vertical_relaxed"))
-    assert any("1 run left out, not measured" in text for text in words(figure))
-    assert len(dots(figure, "rl")) == 18
-
-
-def test_agreement_against_score_has_a_dot_for_every_student_and_none_for_rl():
-    figure = figures.agreement_score(table())
-    runs = table().filter(pl.col("arm") == "distill-student")
-    assert dots(figure, "distill-student") == sorted(zip(runs["agreement"], runs["score"], strict=True))
-    assert "rl" not in [dots.get_label() for dots in figure.axes[0].collections]
-    assert set(SIZES) <= set(words(figure))
-    assert not any("left out" in text for text in words(figure))
-
-
-def test_agreement_of_exactly_one_is_on_the_page():
-    perfect = table().with_columns(agreement=pl.when(pl.col("width") == "1").then(1.0).otherwise("agreement"))
-    figure = figures.agreement_score(perfect)
-    figure.draw_without_rendering()
-    low, high = figure.axes[0].get_xlim()
-    assert low < 1.0 < high
-
-
-def test_every_game_is_a_dot_and_the_share_below_zero_is_written_over_it():
-    games = pl.concat([episodes().filter(pl.col("width") == "1/8", pl.col("arm") == "rl")] * 2)
-    games = games.with_columns(score=pl.Series([-5.0] * 3 + [7.0] * 37))
-    figure = figures.score_distributions(games)
-    scatter = figure.axes[0].collections[-1]
-    assert sorted(scatter.get_offsets()[:, 1]) == [-5.0] * 3 + [7.0] * 37
-    assert {"8", "P(score < 0), %"} <= set(words(figure))  # 3 of 40
-
-
-def test_a_cell_whose_games_are_all_alike_is_drawn():
-    games = episodes().with_columns(score=pl.lit(500.0))
-    assert len(figures.score_distributions(games).axes[0].collections) == 2 * len(ARMS) * len(SIZES)
-
-
-def test_a_learning_curve_is_the_runs_own_points():
-    figure = figures.learning_curves(curves())
-    run = curves().filter(pl.col("run") == "rl-0-0").sort("step")
-    drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in figure.axes[0].lines]
-    assert (run["step"].to_list(), run["score"].to_list()) in drawn
-    assert len(drawn) == 2 * len(SIZES)
-
-
-def test_an_arm_that_plays_no_games_of_its_own_says_so_in_its_panel():
-    assert words(figures.learning_curves(curves())).count("no score while learning") == 1
-
-
-def test_labels_keep_their_order_and_their_distance():
-    placed = figures._spread([0.5, 0.51, 0.99, 1.0], [0.1] * 4)
-    assert placed == pytest.approx([0.5, 0.6, 0.85, 0.95])
+        getattr(scaling_figures, name)(answer([]))
 
 
 @pytest.mark.parametrize(
@@ -218,12 +159,13 @@ def test_a_count_is_as_short_as_it_can_be(count, text):
     assert figures.short(count) == text
 
 
-def test_a_png_is_two_readers_screens_wide_and_an_svg_is_the_same_every_time(tmp_path):
-    figures.save(figures.size_score(table()), tmp_path / "a.png")
+def test_a_png_has_200_dots_an_inch_and_an_svg_is_the_same_every_time(answers, tmp_path):
+    figure = scaling_figures.growth(answers)
+    figures.save(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
-        assert image.size == (1440, 880)
+        assert image.width == 1440
     for name in ("b.svg", "c.svg"):
-        figures.save(figures.size_score(table()), tmp_path / name)
+        figures.save(scaling_figures.growth(answers), tmp_path / name)
     assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
 
 
@@ -232,40 +174,37 @@ def test_another_kind_of_file_is_refused(tmp_path):
         figures.save(Figure(), tmp_path / "a.pdf")
 
 
-SCRIPTS = Path(__file__).parents[2] / "figures"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    records = synthetic.study({"rl": 1.0, "distill-student": 3.0}, ("1/16", "1/8", "1/4"), seeds=2)
+    return synthetic.write(tmp_path_factory.mktemp("results") / "made-up", records)
 
 
 def run_script(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "figures" / f"{name}.py"), run_name="__main__")
 
 
-@pytest.mark.parametrize(("draw", "make"), DRAWN)
-def test_each_script_draws_its_figure_from_a_csv_and_says_where(draw, make, tmp_path, monkeypatch, capsys):
-    make().write_csv(tmp_path / "table.csv")
-    run_script(draw.__name__, monkeypatch, tmp_path / "table.csv")
-    out = tmp_path / f"{draw.__name__}.png"
-    assert capsys.readouterr().out == f"{out}\n"
-    assert out.stat().st_size > 10_000
+def test_there_is_a_script_for_every_figure():
+    assert sorted(path.stem for path in (ROOT / "figures").glob("*.py")) == sorted(DRAWN)
 
 
-def test_a_script_draws_the_arms_asked_for_as_if_there_were_no_others(tmp_path, monkeypatch):
-    table().write_csv(tmp_path / "all.csv")
-    table().filter(pl.col("arm") != "distill-teacher").write_csv(tmp_path / "two.csv")
-    for name, arms in {"all": ["--arms", "rl", "distill-student"], "two": []}.items():
-        run_script("size_score", monkeypatch, tmp_path / f"{name}.csv", *arms, "--out", tmp_path / f"{name}.svg")
-    assert (tmp_path / "all.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+def test_a_script_draws_its_figure_of_a_study_and_says_where(folder, tmp_path, monkeypatch, capsys):
+    run_script("growth", monkeypatch, folder)
+    assert capsys.readouterr().out == f"{folder / 'growth.png'}\n"
+    assert (folder / "growth.png").stat().st_size > 10_000
 
 
-def test_an_arm_that_has_no_run_is_refused(tmp_path, monkeypatch, capsys):
-    table().write_csv(tmp_path / "all.csv")
+def test_a_script_draws_the_arms_that_are_asked_for(folder, tmp_path, monkeypatch, capsys):
+    run_script("size_score", monkeypatch, folder, "--arms", "rl", "--out", tmp_path / "rl.svg")
+    drawn = (tmp_path / "rl.svg").read_text()
+    assert "RL from scratch" in drawn
+    assert "student leads" not in drawn
     with pytest.raises(SystemExit) as stopped:
-        run_script("size_score", monkeypatch, tmp_path / "all.csv", "--arms", "rl", "ppd")
+        run_script("size_score", monkeypatch, folder, "--arms", "none", "--out", tmp_path / "none.svg")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == (
-        "potstill: no run of the arm 'ppd': there are distill-student, distill-teacher, rl\n"
-    )
-    assert not (tmp_path / "size_score.png").exists()
+    assert capsys.readouterr().err == "potstill: no run of the arm 'none': there are distill-student, rl, rl-long\n"
+    assert not (tmp_path / "none.svg").exists()
 
 
 def test_a_script_refuses_bad_input_with_one_line_and_code_2(tmp_path, monkeypatch, capsys):
@@ -273,6 +212,5 @@ def test_a_script_refuses_bad_input_with_one_line_and_code_2(tmp_path, monkeypat
         run_script("size_score", monkeypatch, tmp_path)
     assert stopped.value.code == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert printed.err.startswith(f"potstill: {tmp_path} holds no runs")
-    assert printed.err.count("\n") == 1

@@ -43,7 +43,7 @@ RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
 GAMES = EvalConfig(episodes=2)
 BASE = DistillConfig(total_timesteps=1_024, num_envs=8, batch_size=32, warmup_steps=64, precision="float32")
 NAMES = ["width-1_32_student_seed-0", "width-1_16_student_seed-0"]
-FIGURES = {"size_score.png", "learning_curves.png", "score_distributions.png", "agreement_score.png"}
+FIGURES = {f"{name}.png" for name in ("size_score", "learning_curves", "score_distributions", "agreement_score")}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,10 +11,12 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from potstill import api
+from potstill.arms import arm_of, look_of
 from potstill.errors import InputError
 from potstill.load import load_all
 from potstill.networks import resolve_device
 from potstill.options import parse
+from potstill.storage.files import read_json
 from potstill.training.runtime import Runtime, processor
 
 
@@ -83,7 +85,7 @@ def watch(arguments: Sequence[str]) -> None:
     if not options.policies:
         raise InputError("name a policy to watch, or several to stand side by side")
     loaded = load_all(options.policies, options.env, statistics=options.statistics)
-    titles = [f"{path.name}" for path in options.policies]
+    titles = [_role(path) for path in options.policies]
     film(
         list(zip(titles, loaded, strict=True)),
         options.out,
@@ -92,6 +94,14 @@ def watch(arguments: Sequence[str]) -> None:
         actions=options.actions,  # type: ignore[arg-type]  # film refuses other words
     )
     print(options.out)
+
+
+def _role(path: Path) -> str:
+    """What a film calls a policy: how it came to be, where its run says so, else its file's name."""
+    if not (path / "config.json").is_file():
+        return path.stem
+    document = read_json(path / "config.json")
+    return "student" if document.get("kind") == "distill" else look_of(arm_of(document)).label
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ def report(arguments: Sequence[str]) -> None:
     if not options.studies:
         raise InputError("potstill report needs a study's folder, such as data/results/first/pong")
     out = options.out or options.studies[0] / "report.html"
-    page.write(options.studies, out, options.seed, options.resamples)
+    for line in page.write(options.studies, out, options.seed, options.resamples):
+        print(line)
     print(out)
 
 

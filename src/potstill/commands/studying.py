@@ -16,8 +16,11 @@ from potstill import api
 from potstill.errors import InputError, printable
 from potstill.evaluation import EvalConfig
 from potstill.options import parse, peek
-from potstill.report import figures
-from potstill.results import curves_table, episodes_table, runs_table, write_tables
+from potstill.report import scaling_figures as drawn
+from potstill.report.answers import answer
+from potstill.report.figures import save
+from potstill.report.page import read_study
+from potstill.results import runs_table, write_tables
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.runs import next_directory, working_in
 from potstill.study import records, tune
@@ -58,22 +61,14 @@ def compare(arguments: Sequence[str]) -> None:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
     write_tables(out)
-    found = runs_table(out)
-    _print(api.overview(found))
-    done = found.filter(status="done").height
-    for draw, table in (
-        (figures.size_score, runs_table),
-        (figures.learning_curves, curves_table),
-        (figures.score_distributions, episodes_table),
-        (figures.agreement_score, runs_table),
-    ):
-        if done:
-            path = out / f"{draw.__name__}.png"
-            try:
-                figures.save(draw(table(out)), path)
-                print(path)
-            except InputError as error:  # not evaluated, or of several tasks: the table stands without the figure
-                print(f"potstill: no {path}: {error}", file=sys.stderr)
+    _print(api.overview(runs_table(out)))
+    for draw in (drawn.size_score, drawn.learning_curves, drawn.score_distributions, drawn.agreement_score):
+        path = out / f"{draw.__name__}.png"
+        try:
+            save(draw(answer(read_study(out).records, resamples=1_000)), path)
+            print(path)
+        except InputError as error:  # not evaluated, or of several tasks: the table stands without the figure
+            print(f"potstill: no {path}: {error}", file=sys.stderr)
     _exit_for(failed, len(specs))
 
 

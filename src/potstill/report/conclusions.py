@@ -9,14 +9,20 @@ from potstill.report.answers import Answers
 from potstill.report.budgets import PLAYS
 from potstill.report.comparisons import Difference, Ratio
 from potstill.report.figures import short
-from potstill.report.groups import name
+from potstill.report.groups import name, share_kept
 
 QUESTIONS = (
     "Does learning from reward need a bigger network than supervised learning, for the same performance?",
     "Can a distilled network beat an RL agent of the same size?",
     "How do both scale with size?",
 )
+SHORT = (
+    "Does RL need a bigger network for the same score?",
+    "Can a student beat RL of its size?",
+    "How do both scale with size?",
+)
 LEVEL = 0.05
+ENOUGH_KEPT = 0.75
 
 
 class Reply(NamedTuple):
@@ -26,10 +32,67 @@ class Reply(NamedTuple):
     verdict: str
     """A word or two: Yes, No, Not shown, Cannot be said, ..."""
     sentence: str
+    """All that the answer rests on."""
     notes: tuple[str, ...] = ()
     """What the sentence depends on."""
-    figure: str = ""
-    """The sentence's number and its interval alone; empty where there is none."""
+    short: str = ""
+    """Its one number, for who reads one sentence only; empty where nothing can be said."""
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.short)
+
+    @property
+    def spoken(self) -> str:
+        """Question and answer in one line; empty where nothing can be said."""
+        return f"{SHORT[QUESTIONS.index(self.question)]} {self.verdict}. {self.short}" if self.short else ""
+
+
+class Kept(NamedTuple):
+    """How much of its teacher's points a student keeps, and at what size."""
+
+    share: float
+    parameters: int
+    score: float
+    teacher_score: float
+    teacher_parameters: int | None
+    """None where the records do not tell."""
+
+    @property
+    def smaller(self) -> str:
+        """', 59 times smaller than its teacher of 424,019'"""
+        if self.teacher_parameters is None:
+            return ""
+        return (
+            f", {times(self.teacher_parameters / self.parameters)} times smaller than its teacher of"
+            f" {self.teacher_parameters:,},"
+        )
+
+
+def kept(answers: Answers) -> Kept | None:
+    """The smallest size at which the student keeps three quarters of its teacher's points, or else the best of them.
+
+    None where no student is compared with a teacher that has points to keep.
+    """
+    found = []
+    for group in answers.of(answers.student or ""):
+        teacher, size = group.middle("teacher_score"), group.middle("teacher_parameters")
+        share = share_kept(group.score.value, teacher) if teacher is not None else None
+        if teacher is not None and share is not None:
+            whole = int(size) if size is not None else None
+            found.append(Kept(share, group.parameters, group.score.value, teacher, whole))
+    return next((each for each in found if each.share >= ENOUGH_KEPT), max(found, default=None))
+
+
+def headline(answers: Answers) -> str:
+    """What the study found in one sentence; empty where it has no student."""
+    found = kept(answers)
+    if found is None:
+        return ""
+    return (
+        f"A student of {found.parameters:,} parameters{found.smaller} keeps {100 * found.share:.0f} % of the teacher's"
+        f" points: {found.score:.1f} of {found.teacher_score:.1f}."
+    )
 
 
 def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
@@ -144,7 +207,12 @@ def _overhead(question: str, answers: Answers) -> Reply:
     if answers.longer and (again := _ratios([r for r in answers.longer.ratios if _bounded(r)], " times at ", answers)):
         notes.append(f"With {short(answers.longer.steps)} agent steps for RL, greedy: {again}.")
     notes += [_wanted(answers)] * (len(told) < len(ours))
-    return Reply(question, verdict, sentence, tuple(notes), f"RL's size over the student's: {played}")
+    best = max(told, key=lambda each: (each.size.interval[0] > 0 and each.size.interval[1] < math.inf, each.target))
+    short_sentence = (
+        f"To reach {_score(answers, best.target)}, RL from scratch needs {ratio_text(best)} times the parameters of a"
+        f" student (95 % interval: {span(*best.size.interval)})."
+    )
+    return Reply(question, verdict, sentence, tuple(notes), short_sentence)
 
 
 def _wanted(answers: Answers) -> str:
@@ -215,10 +283,14 @@ def _equal_size(question: str, answers: Answers) -> Reply:
         notes.append(f"Agent steps after which RL passes the student of its size, greedy: {when}.")
     if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
         notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
-    figure = "; ".join(
-        f"{how} higher at {len(above)} of {len(found)} sizes" for (how, found), above in zip(plays, higher, strict=True)
+    most = max(higher[0] or lower[0] or tested, key=lambda each: abs(each.score.value))
+    short_sentence = (
+        f"A student is shown to score higher than RL at {len(higher[0])} of {len(tested)} sizes"
+        f"{f', and lower at {len(lower[0])}' if lower[0] else ''}; the largest difference is {most.score.value:+.1f}"
+        f" points, at {short(most.parameters)} parameters."
+        f"{' So few runs can show none.' if _least(answers, tested) >= LEVEL else ''}"
     )
-    return Reply(question, verdict, " ".join(sentences), tuple(notes), figure)
+    return Reply(question, verdict, " ".join(sentences), tuple(notes), short_sentence)
 
 
 def _least(answers: Answers, tested: list[Difference]) -> float:
@@ -295,7 +367,11 @@ def _growth(question: str, answers: Answers) -> Reply:
     ]
     if any(group.lower_bound for group in answers.of("rl")):
         notes.append("RL has sizes not shown to have converged: its growth is that of this budget.")
-    return Reply(question, verdict, sentence, (*notes, "95 % intervals; greedy play."), "; ".join(each))
+    gains = [
+        f"{first.value:+.1f} points among the smallest and {last.value:+.1f} among the largest" for first, last in spans
+    ]
+    short_sentence = f"A doubling of the parameters gains RL {gains[0]}; it gains a student {gains[1]}."
+    return Reply(question, verdict, sentence, (*notes, "95 % intervals; greedy play."), short_sentence)
 
 
 def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:

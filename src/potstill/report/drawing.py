@@ -35,11 +35,17 @@ def canvas(
 
 def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
     """The keys below the panels, in as many columns as the width has room for."""
-    columns = 3 if width > NARROW else 2
+    longest = 0.07 * max(len(str(handle.get_label())) for handle in handles) + 0.45  # inches, with its key
+    columns = min(3 if width > NARROW else 2, len(handles), max(1, int(width / longest)))
     figure.legend(
-        handles=handles, loc="outside lower left", ncols=min(columns, len(handles)), frameon=False,
+        handles=handles, loc="outside lower left", ncols=columns, frameon=False,
         fontsize=9 if width > NARROW else 8.5, handlelength=1.6, columnspacing=1.0,
     )  # fmt: skip
+
+
+def panel_title(ax: Axes, words: str, width: float, **options: Any) -> None:
+    """What a panel `width` inches wide shows, in as many lines as it takes."""
+    ax.set_title("\n".join(textwrap.wrap(words, max(8, int(13 * (width - 0.5))))), fontsize=9, **options)
 
 
 def key_of(arms: Sequence[str], lines: bool = False) -> list[Line2D]:

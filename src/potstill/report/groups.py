@@ -84,8 +84,14 @@ class Group:
 
     def middle(self, key: str) -> float | None:
         """Median over the runs that know `key`; None where none does."""
-        values = [value for run in self.runs if (value := number(run, key)) is not None]
-        return float(median(values)) if values else None
+        return float(median(values)) if (values := self._values(key)) else None
+
+    def mean(self, key: str) -> float | None:
+        """As `middle`, their mean."""
+        return float(np.mean(values)) if (values := self._values(key)) else None
+
+    def _values(self, key: str) -> list[float]:
+        return [value for run in self.runs if (value := number(run, key)) is not None]
 
 
 def name(arm: str) -> str:

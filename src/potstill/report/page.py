@@ -7,12 +7,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -24,7 +24,7 @@ from potstill.errors import InputError, printable
 from potstill.report import conclusions, tables
 from potstill.report import scaling_figures as drawn
 from potstill.report.answers import Answers, answer
-from potstill.report.figures import STYLE, WIDTH, score_distributions
+from potstill.report.figures import STYLE, WIDTH
 from potstill.report.groups import Record
 from potstill.report.tables import Table
 from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_frame
@@ -56,25 +56,43 @@ class Study(NamedTuple):
         return tuple(float(score) for score in known if type(score) in (int, float) and math.isfinite(score))
 
 
+class Picture(NamedTuple):
+    """A figure as SVG: `wide` stands where there is room for it and `narrow` elsewhere, or `narrow` everywhere."""
+
+    words: str
+    narrow: Markup
+    wide: Markup | None = None
+
+
 class Section(NamedTuple):
-    """A heading, how to read what follows, then figures and tables; what a study lacks is a line of its own."""
+    """A heading, how to read what follows, then figures and tables."""
 
     title: str
     lead: str
-    figures: Sequence[Markup] = ()
+    pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
-    lacks: Sequence[str] = ()
 
 
-def write(folders: Sequence[Path], out: Path, seed: int = 0, resamples: int = 10_000) -> None:
+def write(folders: Sequence[Path], out: Path, seed: int = 0, resamples: int = 10_000) -> list[str]:
     """Makes one page of the studies in `folders` and writes it to `out`, atomically; an older one there is replaced.
+
+    Returns:
+        What it says, a sentence each: the headline of each task and its answers.
 
     Raises:
         InputError: no runs there, a file of one is damaged, two studies are of one task, or `out` cannot be written.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{out}: a report is written as .html")
-    write_atomically(out, render([read_study(folder) for folder in folders], seed, resamples).encode())
+    studies = [read_study(folder) for folder in folders]
+    each = answers_of(studies, seed, resamples)
+    write_atomically(out, render(studies, seed, resamples, each).encode())
+    return [
+        f"{conclusions.task(answers)}: {line}" if len(each) > 1 else line
+        for answers, *_ in each
+        for line in (conclusions.headline(answers), *(reply.spoken for reply in conclusions.replies(answers)))
+        if line
+    ]
 
 
 def read_study(folder: Path) -> Study:
@@ -104,30 +122,57 @@ def read_study(folder: Path) -> Study:
     return Study(called, records, document | {"plan": plan}, films)
 
 
-def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> str:
+class TaskAnswers(NamedTuple):
+    """One task of a page."""
+
+    answers: Answers
+    planned: int | None
+    """Runs that its study plans; None where there is no plan, or one of several tasks."""
+    films: Sequence[tuple[str, bytes]]
+
+
+def answers_of(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> list[TaskAnswers]:
+    """What each task of the studies answers. Raises InputError where two studies are of one task."""
+    resamples, each = _drawn(studies, resamples), list[TaskAnswers]()
+    for study in studies:
+        tasks = list(dict.fromkeys(str(record["env"]) for record in study.records if record.get("env"))) or [""]
+        if twice := {found.answers.task for found in each} & set(tasks):
+            raise InputError(f"two of the studies are of {twice.pop()}: their runs would be counted as one study's")
+        planned = study.document.get("planned") if len(tasks) == 1 else None
+        for task in tasks:
+            records = [record for record in study.records if (record.get("env") or tasks[0]) == task]
+            films = study.films if task == tasks[0] else []
+            each.append(
+                TaskAnswers(
+                    answer(records, seed, resamples, study.scores), planned if isinstance(planned, int) else None, films
+                )
+            )
+    return each
+
+
+def _drawn(studies: Sequence[Study], resamples: int) -> int:
+    """How many resamples of those asked for are drawn of so many runs."""
+    return min(resamples, max(MOST_DRAWN // max(1, sum(len(study.records) for study in studies)), 400))
+
+
+def render(
+    studies: Sequence[Study], seed: int = 0, resamples: int = 10_000, each: Sequence[TaskAnswers] | None = None
+) -> str:
     """The page, as HTML. The same studies and seed make the same page.
 
     Args:
         studies: of `read_study`, each of tasks of its own.
         seed: of all that is drawn.
         resamples: of every bootstrap.
+        each: what `answers_of` says of them; None computes it.
 
     Raises:
         InputError: two studies are of one task.
     """
-    asked, resamples = resamples, min(resamples, max(MOST_DRAWN // max(1, sum(len(s.records) for s in studies)), 400))
-    each: list[tuple[Answers, int | None]] = []  # with the runs planned, where the study says so
-    for study in studies:
-        tasks = list(dict.fromkeys(str(record["env"]) for record in study.records if record.get("env"))) or [""]
-        if twice := {answers.task for answers, _ in each} & set(tasks):
-            raise InputError(f"two of the studies are of {twice.pop()}: their runs would be counted as one study's")
-        planned = study.document.get("planned") if len(tasks) == 1 else None
-        for task in tasks:
-            records = [record for record in study.records if (record.get("env") or tasks[0]) == task]
-            each.append((answer(records, seed, resamples, study.scores), planned if isinstance(planned, int) else None))
+    each = answers_of(studies, seed, resamples) if each is None else each
     records = [record for study in studies for record in study.records]
     statuses = [str(record.get("status")) for record in records]
-    full = tables.runs(records, [answers for answers, _ in each])
+    full = tables.runs(records, [answers for answers, *_ in each])
     shown = full._replace(rows=full.rows[:SHOWN])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
@@ -137,57 +182,66 @@ def render(studies: Sequence[Study], seed: int = 0, resamples: int = 10_000) -> 
         name=", ".join(study.name for study in studies),
         version=__version__,
         status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
-        total=sum(max(planned or 0, len(answers.records)) for answers, planned in each),
-        across=tables.across(each) if len(each) > 1 else None,
-        tasks=[
-            {
-                "task": conclusions.task(answers),
-                "replies": conclusions.replies(answers),
-                "unknown": conclusions.unknown(answers, planned, alone=len(each) == 1),
-                "hero": _of(answers, "", "", [drawn.iqm_by_size]),
-                "sections": list(_sections(answers)),
-            }
-            for answers, planned in each
-        ],
+        total=sum(max(planned or 0, len(answers.records)) for answers, planned, _ in each),
+        across=tables.across([(answers, planned) for answers, planned, _ in each]) if len(each) > 1 else None,
+        tasks=[_task(found, alone=len(each) == 1) for found in each],
         runs=shown,
         more=_as_json(full.rows[SHOWN:]),
-        films=[
-            (title, "data:video/mp4;base64," + base64.b64encode(data).decode())
-            for study in studies
-            for title, data in study.films
-        ],
-        facts=_facts(studies, seed, resamples, asked),
+        facts=_facts(studies, seed, _drawn(studies, resamples), resamples),
         plans=[plan for study in studies if (plan := str(study.document.get("plan") or ""))],
     )
 
 
+def _task(found: TaskAnswers, alone: bool) -> dict[str, Any]:
+    """What the template shows of one task: the question with its answer and figure first, then all else."""
+    answers = found.answers
+    replies = conclusions.replies(answers)
+    two = ("rl", answers.student)
+    both = replace(
+        answers,
+        groups=tuple(group for group in answers.groups if group.arm in two),
+        ratios=tuple(ratio for ratio in answers.ratios if {ratio.reward, ratio.student} <= {*two}),
+        differences=tuple(each for each in answers.differences if each.arm in two),
+    )
+    drawings = zip(replies, (drawn.size_ratios, drawn.differences, drawn.growth), strict=True)
+    said = [(reply, _picture(both, draw)) for reply, draw in drawings if reply.answered]
+    unsaid = [f"{reply.question} {reply.sentence}" for reply in replies if not reply.answered]
+    return {
+        "task": conclusions.task(answers),
+        "headline": conclusions.headline(answers),
+        "said": said,
+        "unknown": list(dict.fromkeys(unsaid)) + conclusions.unknown(answers, found.planned, alone),
+        "hero": _picture(both, drawn.size_score),
+        "kept": tables.kept(answers),
+        "sections": [section for section in _sections(answers) if section.pictures or section.tables],
+        "films": [(title, "data:video/mp4;base64," + base64.b64encode(data).decode()) for title, data in found.films],
+    }
+
+
 def _sections(answers: Answers) -> Iterable[Section]:
-    yield _of(
+    yield _section(
         answers,
-        "Sizes and scores",
-        "Every arm at every size; the interval is of the interquartile mean over runs, teachers included.",
-        side=[tables.sizes(answers), tables.scores(answers.records)],
+        "Every arm and size",
+        "The interval is of the interquartile mean over runs, teachers included.",
+        [drawn.size_score] if len(set(answers.arms) & {*ARMS}) > 2 else [],
+        [tables.sizes(answers), tables.scores(answers.records)],
+        wide=True,
     )
-    yield _of(
+    yield _section(
         answers,
-        "Size needed for a score",
-        "How many times the parameters RL needs to reach a score, from monotone curves of score in log size. A curve"
-        " that reaches it below the smallest size or not at all leaves a bound only: the ratio is censored.",
-        [drawn.size_ratios],
-        [tables.ratios(answers)],
+        "Size and score in numbers",
+        "The ratio says how many times the parameters RL needs to reach a score, from monotone curves of score in log"
+        " size; one that gets there beyond the sizes measured is censored, and a bound. A difference is the arm's"
+        " interquartile mean less that of RL. p is that of the exact permutation test of the difference of means,"
+        " corrected over the arm's sizes by Holm's method; equivalent: the 90 % interval lies within"
+        f" {answers.scale.margin:.2g} of no difference. The probability is that of a run of the arm scoring above one"
+        " of RL. <=: RL is not shown to have converged, so the difference may be smaller. A doubling's points are"
+        " between neighbouring sizes, paired over the teachers that both have.",
+        [drawn.size_ratios, drawn.differences] if len({each.arm for each in answers.differences}) > 1 else [],
+        [tables.ratios(answers), tables.differences(answers), tables.growths(answers)],
+        wide=True,
     )
-    yield _of(
-        answers,
-        "Difference at equal size",
-        "The arm's interquartile mean less that of RL from scratch. p is that of the exact permutation test of the"
-        " difference of means, corrected over the arm's sizes by Holm's method; equivalent: the 90 % interval lies"
-        f" within {answers.scale.margin:.2g} of no difference. The"
-        " probability is that of a run of the arm scoring above one of RL. <=: RL is not shown to have converged, so"
-        " the difference may be smaller.",
-        [drawn.differences],
-        [tables.differences(answers)],
-    )
-    yield _of(
+    yield _section(
         answers,
         "Score and size needed by budget",
         "RL beside each critic after so many agent steps, against students. Ratios are of RL's size over the student's"
@@ -195,48 +249,42 @@ def _sections(answers: Answers) -> Iterable[Section]:
         " where its lack of fit is not significant.",
         [drawn.budgets],
         [tables.ratios_by_budget(answers), tables.passings(answers), tables.laws(answers)],
+        wide=True,
     )
-    yield _of(
-        answers,
-        "Growth with size",
-        "Between each two neighbouring sizes, as no one law fits them; paired over the teachers that both sizes have.",
-        [drawn.growth],
-        [tables.growths(answers)],
-    )
-    yield _of(
+    yield _section(
         answers,
         "Learning",
         "RL is called converged where the slope of its last quarter includes 0 and twice the budget gains less than"
-        " half a point; else its score is a lower bound.",
-        side=[tables.convergence(answers), tables.budgets(answers)],
+        " half a point; else its score is a lower bound. Scores here are means of the last 100 training games.",
+        [drawn.learning_curves],
+        [tables.convergence(answers), tables.budgets(answers)],
+        wide=True,
     )
-    yield _of(answers, "Cost of deployment", "Measured on one thread, for one observation.", [drawn.cost_fronts])
-    yield _of(
+    yield _section(
+        answers, "Cost of deployment", "Measured on one thread, for one observation.", [drawn.cost_fronts], wide=True
+    )
+    yield _section(
         answers,
         "Bad starts",
         "A random policy plays the first k steps of each game, then the network. Where random play loses a game within"
         " k steps, there is nothing left to play, and every network scores what random play does.",
         [drawn.bad_starts],
+        wide=True,
     )
-    yield _of(
+    yield _section(
         answers,
         "Covariate shift",
         "A student that imitates well where its teacher goes may not where it goes itself.",
         [drawn.covariate_shift],
+        wide=True,
     )
-    first = ("rl", "distill-student", "distill-teacher")
-    groups = [first, tuple(arm for arm in ARMS if arm not in first)]
-    figures, lacks = [], []
-    for group in groups:
-        present = [arm for arm in group if answers.of(arm)]
-        if present:
-            figures.append(
-                _wide_and_narrow([_games(answers, present)], [_games(answers, [arm], PHONE) for arm in present])
-            )
-    if not figures:
-        lacks = ["No game was played: no run is done and has a score."]
-    yield Section(
-        "Scores of single games", "A mean can hide games lost: P(score < 0) stands on top.", figures, (), lacks
+    lost = " The number over each column is the share of games lost." if answers.scale.points else ""
+    yield _section(
+        answers,
+        "Scores of single games",
+        f"A mean can hide games that went wrong.{lost}",
+        [drawn.score_distributions],
+        wide=True,
     )
     if answers.ablations:
         yield Section(
@@ -248,47 +296,26 @@ def _sections(answers: Answers) -> Iterable[Section]:
         )
 
 
-def _of(
+def _section(
     answers: Answers,
     title: str,
     lead: str,
     draws: Sequence[Callable[[Answers, float], Figure]] = (),
-    side: Sequence[Table] = (),
+    beside: Sequence[Table] = (),
+    wide: bool = False,
 ) -> Section:
-    figures, lacks = [], []
-    for draw in draws:
-        try:
-            figures.append(_wide_and_narrow([draw(answers, WIDTH)], [draw(answers, PHONE)]))
-        except InputError as error:
-            lacks.append(f"No figure: {error}.")
-    full = [table for table in side if table.rows]
-    if not (figures or full or lacks):
-        lacks.append("No run is done and has a score.")
-    return Section(title, lead, figures, full, lacks)
+    pictures = [picture for draw in draws if (picture := _picture(answers, draw, wide)) is not None]
+    return Section(title, lead, pictures, [table for table in beside if table.rows])
 
 
-def _games(answers: Answers, arms: Sequence[str], width: float = WIDTH) -> Figure:
-    groups = [group for arm in arms for group in answers.of(arm)]
-    scores = [np.concatenate([run for runs in group.games for run in runs]) for group in groups]
-    counts = [len(each) for each in scores]
-    columns = {
-        "arm": np.repeat([group.arm for group in groups], counts),
-        "env": np.repeat([answers.task] * len(groups), counts),
-        "width": np.repeat([group.width for group in groups], counts),
-        "parameters": np.repeat([group.parameters for group in groups], counts),
-        "score": np.concatenate(scores),
-    }
-    return score_distributions(pl.DataFrame(columns), width)
-
-
-def _wide_and_narrow(wide: Sequence[Figure], narrow: Sequence[Figure]) -> Markup:
-    """Both sizes of a figure; the style sheet shows the one that fits the screen."""
-    parts = [
-        Markup('<div class="{}" role="img" aria-label="{}">').format(kind, figures[0].get_suptitle().strip())
-        + Markup("".join(map(_svg, figures)) + "</div>")  # matplotlib escapes what it draws
-        for kind, figures in (("wide", wide), ("narrow", narrow))
-    ]
-    return Markup("<figure>") + Markup("").join(parts) + Markup("</figure>")
+def _picture(answers: Answers, draw: Callable[[Answers, float], Figure], wide: bool = False) -> Picture | None:
+    """A figure in the sizes that it is shown in; None where there is nothing to draw."""
+    try:
+        figure = draw(answers, PHONE)
+    except InputError:
+        return None
+    broad = Markup(_svg(draw(answers, WIDTH))) if wide else None  # matplotlib escapes what it draws
+    return Picture(figure.get_suptitle().strip(), Markup(_svg(figure)), broad)
 
 
 def _svg(figure: Figure) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
@@ -13,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
 from potstill.report.answers import Answers
-from potstill.report.conclusions import LEVEL, task
+from potstill.report.conclusions import LEVEL, kept, task
 from potstill.report.drawing import (
     NARROW,
     canvas,
@@ -21,43 +22,135 @@ from potstill.report.drawing import (
     interval,
     key_of,
     legend,
+    panel_title,
     reference_lines,
     same_heights,
     size_axis,
 )
-from potstill.report.figures import STYLE, WIDTH, short
+from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.groups import Group, number
 
 RHO = (0.05, 200.0)
 """Ratios of sizes that a figure has room for."""
+LINES = 60  # learning curves of an arm at a size that are drawn: more cover each other
 
 
-def iqm_by_size(answers: Answers, width: float = WIDTH) -> Figure:
-    """Score against size: interquartile means with 95 % intervals, a dot per run, teachers and a random policy."""
+def size_score(answers: Answers, width: float = WIDTH) -> Figure:
+    """Score against size: RL and a student in one panel, every other arm in one of its own, over these two in grey."""
     groups = _compared(answers)
+    arms = list(dict.fromkeys(group.arm for group in groups))
+    first = [arm for arm in ("rl", answers.student) if arm in arms]
+    panels = [first, *([arm] for arm in arms if arm not in first)] if first else [[arm] for arm in arms]
+    columns = min(3 if width > NARROW else 2, len(panels))
+    rows = -(-len(panels) // columns)
     with rc_context(STYLE):
-        note = "line: interquartile mean, 95 % interval; dot: a run; arrow: may be higher, not shown to have converged"
-        figure, (ax,) = canvas(f"Score against size, {task(answers)}", note, width, 4.6 if width > NARROW else 5.4)
-        arms = list(dict.fromkeys(group.arm for group in groups))
-        for order, arm in enumerate(arms):
+        note = "line: interquartile mean of the runs, 95 % interval; dot: a run; arrow: more training may bring more"
+        height = 4.6 if len(panels) == 1 else 1.5 + 2.2 * rows
+        found = kept(answers)
+        title = "Score against size"
+        if found is not None:
+            title = f"{short(found.parameters)} parameters keep {100 * found.share:.0f} % of the teacher's points"
+        figure, axes = canvas(f"{title}, {task(answers)}", note, width, height, rows, columns)
+        for place, (ax, shown) in enumerate(zip(axes, panels, strict=False)):
+            if place:
+                for arm in first:
+                    behind = answers.of(arm)
+                    line = [group.parameters for group in behind], [group.score.value for group in behind]
+                    ax.plot(*line, color="#bbbbbb", linewidth=1.2, zorder=1)
+            for order, arm in enumerate(shown):
+                _draw_scores(ax, [group for group in groups if group.arm == arm], dodge(order, len(shown)))
+            lines = reference_lines(ax, answers)
+            size_axis(ax, groups, width / columns)
+            if len(panels) > 1:
+                panel_title(ax, " and ".join(look_of(arm).label for arm in shown), width / columns)
+                ax.set_xlabel("parameters" if place >= len(panels) - columns else "")
+            if place % columns == 0:
+                ax.set_ylabel("score of a game")
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        same_heights(axes[: len(panels)])
+        legend(figure, key_of(first or arms) + lines, width)
+    return figure
+
+
+def _draw_scores(ax: Axes, groups: Sequence[Group], beside: float) -> None:
+    """One arm: its runs, the interval of each size, and a line."""
+    look = look_of(groups[0].arm)
+    for group in groups:
+        x, scores = group.parameters * beside, [run["score"] for run in group.runs]
+        ax.scatter([x] * len(scores), scores, s=12, c=look.colour, alpha=0.45, linewidths=0, zorder=2)
+        interval(ax, x, group.score.low, group.score.high, look.colour)
+        if group.lower_bound:
+            ax.annotate(
+                "", (x, group.score.value), (0, 17), textcoords="offset points", zorder=4,
+                arrowprops={"arrowstyle": "<-", "color": look.colour, "shrinkA": 0, "shrinkB": 3},
+            )  # fmt: skip
+    points = [group.parameters * beside for group in groups], [group.score.value for group in groups]
+    ax.plot(*points, color=look.colour, marker=look.marker, markersize=5.5, linewidth=1.5, zorder=3)
+
+
+def score_distributions(answers: Answers, width: float = WIDTH) -> Figure:
+    """Scores of single games: a panel per arm, a dot per game over a violin at each size, the median a bar."""
+    groups = _compared(answers)
+    arms, widths = list(dict.fromkeys(group.arm for group in groups)), _widths(groups)
+    sizes = {group.width: group.parameters for group in groups}
+    columns = min(3 if width > NARROW else 1, len(arms))
+    rows = -(-len(arms) // columns)
+    rng = np.random.default_rng(0)
+    with rc_context(STYLE):
+        lost = "; number: % of games lost" if answers.scale.points else ""
+        title, note = f"Scores of single games, {task(answers)}", f"dot: a game, seeds pooled; bar: the median{lost}"
+        figure, axes = canvas(title, note, width, 1.2 + 2.1 * rows, rows, columns)
+        for ax, arm in zip(axes, arms, strict=False):
             look = look_of(arm)
-            mine = [group for group in groups if group.arm == arm]
-            x = [group.parameters * dodge(order, len(arms)) for group in mine]
-            for at, group in zip(x, mine, strict=True):
-                scores = [run["score"] for run in group.runs]
-                ax.scatter([at] * len(scores), scores, s=12, c=look.colour, alpha=0.45, linewidths=0, zorder=2)
-                interval(ax, at, group.score.low, group.score.high, look.colour)
-                if group.lower_bound:
+            for group in answers.of(arm):
+                x, scores = widths.index(group.width), np.concatenate([run for runs in group.games for run in runs])
+                bodies: Any = ax.violinplot(scores, [x], widths=0.8, showextrema=False)["bodies"]
+                for body in bodies:
+                    body.set(facecolor=look.colour, alpha=0.22, linewidth=0)
+                ax.scatter(
+                    x + rng.uniform(-0.25, 0.25, scores.size), scores, s=4, c=look.colour, alpha=0.4, linewidths=0,
+                    rasterized=True,  # thousands of dots
+                )  # fmt: skip
+                ax.plot([x - 0.35, x + 0.35], [np.median(scores)] * 2, color="black", linewidth=1.5)
+                if answers.scale.points:
                     ax.annotate(
-                        "", (at, group.score.value), (0, 17), textcoords="offset points", zorder=4,
-                        arrowprops={"arrowstyle": "<-", "color": look.colour, "shrinkA": 0, "shrinkB": 3},
+                        f"{100 * np.mean(scores < 0):.0f}", (x, 1.0), (0, 1), ha="center", va="bottom", fontsize=8,
+                        xycoords=ax.get_xaxis_transform(), textcoords="offset points", color=GREY,
                     )  # fmt: skip
-            values = [group.score.value for group in mine]
-            ax.plot(x, values, color=look.colour, marker=look.marker, markersize=5.5, linewidth=1.5, zorder=3)
-        handles = key_of(arms) + reference_lines(ax, answers)
-        size_axis(ax, groups, width)
+            panel_title(ax, look.label, width / columns, pad=14 if answers.scale.points else None)
+            ax.set_xticks(range(len(widths)), [f"{short(sizes[each])}\n{each}" for each in widths], fontsize=8)
+            ax.set_xlim(-0.6, len(widths) - 0.4)
+            ax.grid(visible=False, axis="x")
+        for ax in axes[len(arms) :]:
+            ax.set_visible(False)
+        for ax in axes[: len(arms) : columns]:
+            ax.set_ylabel("score of a game")
+        same_heights(axes[: len(arms)])
+        figure.supxlabel("parameters, and width", fontsize=9)
+    return figure
+
+
+def agreement_score(answers: Answers, width: float = WIDTH) -> Figure:
+    """Score against agreement with the teacher on the student's own states: a dot per run, larger for a larger size."""
+    groups = [group for group in _compared(answers) if group.arm in STUDENTS or group.arm not in ARMS]
+    runs = [(group, run) for group in groups for run in group.runs if number(run, "agreement") is not None]
+    if not runs:
+        raise InputError("no student was compared with its teacher")
+    widths = _widths(groups)
+    with rc_context(STYLE):
+        note = "dot: a run; the larger the dot, the larger the network; greedy actions, on the student's own states"
+        title = f"Score against agreement with the teacher, {task(answers)}"
+        figure, (ax,) = canvas(title, note, width, 4.4)
+        for group, run in runs:
+            look, area = look_of(group.arm), 14 * (1 + widths.index(group.width))
+            ax.scatter([run["agreement"]], [run["score"]], s=area, c=look.colour, marker=look.marker, alpha=0.7)
+        lines = reference_lines(ax, answers)
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.set_xlabel("states where both would act the same")
         ax.set_ylabel("score of a game")
-        legend(figure, handles, width)
+        legend(figure, key_of(list(dict.fromkeys(group.arm for group, _ in runs))) + lines, width)
     return figure
 
 
@@ -198,9 +291,43 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
     return figure
 
 
+def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
+    """Score while learning against agent steps: a panel per size, a line per run."""
+    groups = [group for group in _compared(answers) if any(map(_curve, group.runs))]
+    if not groups:
+        raise InputError("no run has a learning curve with scores")
+    widths = _widths(groups)
+    columns = min(3 if width > NARROW else 2, len(widths))
+    rows = -(-len(widths) // columns)
+    with rc_context(STYLE):
+        title, note = (
+            f"Score while learning, {task(answers)}",
+            "a line: a run; a student's steps without its teacher's",
+        )
+        figure, axes = canvas(title, note, width, 1.3 + 2.0 * rows, rows, columns)
+        for place, (ax, size) in enumerate(zip(axes, widths, strict=False)):
+            for group in (group for group in groups if group.width == size):
+                for run in group.runs[:LINES]:
+                    if curve := _curve(run):
+                        ax.plot(*zip(*curve, strict=True), color=look_of(group.arm).colour, linewidth=0.9, alpha=0.75)
+            panel_title(ax, f"width {size}", width / columns)
+            ax.xaxis.set_major_locator(MaxNLocator(3))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+            ax.set_xlim(left=0.0)
+            if place >= len(widths) - columns:
+                ax.set_xlabel("agent steps")
+            if place % columns == 0:
+                ax.set_ylabel("score")
+        for ax in axes[len(widths) :]:
+            ax.set_visible(False)
+        same_heights(axes[: len(widths)])
+        legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups)), lines=True), width)
+    return figure
+
+
 def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
     """Score against latency, bytes and multiply-adds of the deployed network, with the Pareto front of each."""
-    groups = [group for group in answers.groups if group.arm in ARMS]
+    groups = _compared(answers)
     costs = {"latency_ms": "latency at batch 1, ms", "bytes": "bytes", "macs": "multiply-adds"}
     drawn = {cost: words for cost, words in costs.items() if any(answers.front[cost])}
     if not drawn:
@@ -217,7 +344,7 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
             front = []
             for group, best in zip(answers.groups, answers.front[cost], strict=True):
                 x = group.middle(cost)
-                if x is None or group.arm not in ARMS:
+                if x is None or group not in groups:
                     continue
                 look = look_of(group.arm)
                 ax.plot(
@@ -279,7 +406,7 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
         "KL(teacher || student), nats": ("kl_teacher_states", "kl"),
     }
     needed = [key for pair in measures.values() for key in pair]
-    groups = [c for c in answers.groups if c.arm in STUDENTS and all(_mean(c, key) is not None for key in needed)]
+    groups = [c for c in answers.groups if c.arm in STUDENTS and all(c.mean(key) is not None for key in needed)]
     if not groups:
         raise InputError("no student was compared with its teacher")
     arms = list(dict.fromkeys(group.arm for group in groups))
@@ -293,7 +420,7 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
             for group in groups:
                 look = look_of(group.arm)
                 x = group.parameters * dodge(arms.index(group.arm), len(arms))
-                ends = [_mean(group, key) or 0.0 for key in keys]
+                ends = [group.mean(key) or 0.0 for key in keys]
                 ends = [1 - end for end in ends] if "agreement" in keys else ends
                 ax.plot([x, x], ends, color=look.colour, linewidth=1.2, zorder=2)
                 ax.plot(
@@ -331,8 +458,8 @@ def growth(answers: Answers, width: float = WIDTH) -> Figure:
 
 
 def _compared(answers: Answers) -> list[Group]:
-    """Cells of the protocol's arms: an ablation's are in a table of their own."""
-    groups = [group for group in answers.groups if group.arm in ARMS]
+    """Groups of the protocol's arms: an ablation's are in a table of their own, and drawn where there are no others."""
+    groups = [group for group in answers.groups if group.arm in ARMS] or list(answers.groups)
     if not groups:
         raise InputError("no run is done and has a score")
     return groups
@@ -347,9 +474,10 @@ def _starts(run: dict[str, Any]) -> dict[int, float]:
     return {int(k): score for k, start in starts.items() if (score := number(start, "score")) is not None}
 
 
-def _mean(group: Group, key: str) -> float | None:
-    values = [value for run in group.runs if (value := number(run, key)) is not None]
-    return float(np.mean(values)) if values else None
+def _curve(run: dict[str, Any]) -> list[tuple[float, float]]:
+    """(agent step, score) along a run's learning curve."""
+    points = [(number(point, "step"), number(point, "score")) for point in run.get("curve") or []]
+    return [(step, score) for step, score in points if step is not None and score is not None]
 
 
 def _count(value: float) -> str:

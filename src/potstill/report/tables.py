@@ -1,9 +1,9 @@
 """Answers -> the report's tables."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from potstill.analysis.statistics import Interval
 from potstill.arms import LONG, REWARD, STUDENTS
@@ -12,7 +12,8 @@ from potstill.report.answers import Answers
 from potstill.report.budgets import AtBudget, Law
 from potstill.report.comparisons import Ablation
 from potstill.report.figures import short
-from potstill.report.groups import Group, Record, name, number, scored
+from potstill.report.groups import Group, Record, name, number, scored, share_kept
+from potstill.tasks import task_of
 
 BUDGETS = {"env_steps": "agent steps", "gradient_steps": "gradient steps", "training_macs": "multiply-adds"}
 
@@ -40,20 +41,17 @@ def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
         each: a task's answers, and the runs that its study plans; None where there is no plan.
     """
 
-    def short_reply(reply: conclusions.Reply) -> str:
-        return f"{reply.verdict}: {reply.figure}" if reply.figure else reply.verdict
-
     def row(answers: Answers, planned: int | None) -> list[str | Value]:
         done = sum(record.get("status") == "done" for record in answers.records)
-        bigger, equal, scaling = map(short_reply, conclusions.replies(answers))
+        bigger, equal, scaling = (
+            f"{r.verdict}. {r.short}" if r.answered else "-" for r in conclusions.replies(answers)
+        )
         runs = f"{done} of {max(planned or 0, len(answers.records))}"
         return [conclusions.task(answers), bigger, equal, scaling, runs]
 
     headings = (
         "task",
-        "1. Does RL need a bigger network for the same score?",
-        "2. Can a student beat RL of its size?",
-        "3. How do both scale with size?",
+        *conclusions.SHORT,
         "runs so far",
     )
     return Table("Answers by task", headings, [row(answers, planned) for answers, planned in each])
@@ -81,41 +79,60 @@ def scores(records: Sequence[Record]) -> Table:
     )
 
 
+def kept(answers: Answers) -> Table:
+    """The first table: what a student of each size keeps, and what RL of that size scores."""
+    two = [group for group in answers.groups if group.arm in ("rl", answers.student)]
+    at = {(group.arm, group.parameters): group for group in two}
+
+    def score(arm: str, parameters: int) -> str:
+        group = at.get((arm, parameters))
+        return f"{group.score.value:.1f}" if group is not None else "-"
+
+    student = answers.student or ""
+    columns: dict[str, Callable[[int], str | Value]] = {
+        "parameters": _integer,
+        "RL scores": lambda parameters: score("rl", parameters),
+        "a student scores": lambda parameters: score(student, parameters),
+        "and keeps": lambda parameters: _kept(at.get((student, parameters))),
+    }
+    return _measured("Scores and what is kept", columns, sorted({group.parameters for group in two}))
+
+
 def sizes(answers: Answers) -> Table:
-    headings = (
-        "arm",
-        "width",
-        "parameters",
-        "conv / linear",
-        "runs",
-        "score",
-        "95 % interval",
-        "sampled",
-        "not sticky",
-        "P(score < 0)",
-        "distinct games",
-    )
-    rows = []
-    for group in answers.groups:
-        conv, linear = group.middle("conv"), group.middle("linear")
-        rows.append(
-            [
-                name(group.arm),
-                _width(group.width),
-                _integer(group.parameters),
-                f"{conv:,.0f} / {linear:,.0f}" if conv is not None and linear is not None else "-",
-                f"{len(group.runs)}" + (f" of {len(group.teachers)} teachers" if len(group.teachers) > 1 else ""),
-                (">= " if group.lower_bound else "") + f"{group.score.value:.1f}",
-                _interval(group.score.low, group.score.high),
-                _number(group.middle("score_sampled"), ".1f"),
-                _number(group.middle("score_nosticky"), ".1f"),
-                _number(_mean(group, "p_negative"), ".0%"),
-                _number(
-                    min((v for run in group.runs if (v := number(run, "distinct")) is not None), default=None), ".0f"
-                ),
-            ]
-        )
-    return Table("Scores, per arm and size", headings, rows)
+    """Every arm at every size, beside its teacher; without columns in which nothing was measured."""
+    columns: dict[str, Callable[[Group], str | Value]] = {
+        "arm": lambda group: name(group.arm),
+        "width": lambda group: _width(group.width),
+        "parameters": lambda group: _integer(group.parameters),
+        "runs": lambda group: (
+            f"{len(group.runs)}" + (f" of {len(group.teachers)} teachers" if len(group.teachers) > 1 else "")
+        ),
+        "score": lambda group: (">= " if group.lower_bound else "") + f"{group.score.value:.1f}",
+        "95 % interval": lambda group: _interval(group.score.low, group.score.high),
+        "teacher's score": lambda group: _number(group.middle("teacher_score"), ".1f"),
+        "teacher's parameters": lambda group: _number(group.middle("teacher_parameters"), ",.0f"),
+        "keeps": _kept,
+        "sampled": lambda group: _number(group.middle("score_sampled"), ".1f"),
+        "not sticky": lambda group: _number(group.middle("score_nosticky"), ".1f"),
+        "P(score < 0)": lambda group: _number(group.mean("p_negative") if answers.scale.points else None, ".0%"),
+        "distinct games": lambda group: _number(group.middle("distinct"), ".0f"),
+    }
+    return _measured("Scores, per arm and size", columns, answers.groups)
+
+
+def _kept(group: Group | None) -> str:
+    teacher = group.middle("teacher_score") if group is not None else None
+    share = share_kept(group.score.value, teacher) if group is not None and teacher is not None else None
+    return f"{100 * share:.0f} %" if share is not None else "-"
+
+
+def _measured(
+    title: str, columns: dict[str, Callable[[Any], str | Value]], items: Iterable[Any], **options: Any
+) -> Table:
+    """A row per item; a column in which all have a dash is left out."""
+    rows = [[show(item) for show in columns.values()] for item in items]
+    kept = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
+    return Table(title, [list(columns)[at] for at in kept], [[row[at] for at in kept] for row in rows], **options)
 
 
 def ratios(answers: Answers) -> Table:
@@ -139,7 +156,7 @@ def differences(answers: Answers) -> Table:
             _width(each.width),
             ("<= " if each.lower_bound else "") + _signed(each.score.value),
             _interval(each.score.low, each.score.high, "+.1f"),
-            _number(each.p, ".4f") if each.p is not None else "one run: no test",
+            _number(each.p, ".4f"),
             "yes" if each.equivalent else "not shown",
             f"{each.improvement:.2f}",
         ]
@@ -286,7 +303,9 @@ def runs(records: Sequence[Record], each: Sequence[Answers]) -> Table:
         "score": lambda run: _sorted(number(run, "score"), ".1f"),
         "sampled": lambda run: _sorted(number(run, "score_sampled"), ".1f"),
         "not sticky": lambda run: _sorted(number(run, "score_nosticky"), ".1f"),
-        "P(score < 0)": lambda run: _sorted(number(run, "p_negative"), ".0%"),
+        "P(score < 0)": lambda run: _sorted(
+            number(run, "p_negative") if task_of(str(run.get("env"))).two_sided else None, ".0%"
+        ),
         "converged": lambda run: verdicts.get(str(run.get("run")), "-"),
         "agent steps": lambda run: _cost(number(run, "env_steps")),
         "gradient steps": lambda run: _cost(number(run, "gradient_steps")),
@@ -296,7 +315,7 @@ def runs(records: Sequence[Record], each: Sequence[Answers]) -> Table:
     }
     order = sorted(records, key=lambda run: (run.get("arm") in LONG, str(run.get("run"))))
     less = ("sampled", "not sticky", "gradient steps", "multiply-adds", "ms", "teacher", "seed", "arm", "width")
-    return Table("All runs", tuple(columns), [[show(run) for show in columns.values()] for run in order], True, less)
+    return _measured("All runs", columns, order, sortable=True, less=less)
 
 
 def _signed(value: float) -> str:
@@ -304,7 +323,7 @@ def _signed(value: float) -> str:
 
 
 def _interval(low: float, high: float, form: str = ".1f") -> str:
-    return f"{low:{form}} to {high:{form}}" if math.isfinite(low) and math.isfinite(high) else "one run: none"
+    return f"{low:{form}} to {high:{form}}" if math.isfinite(low) and math.isfinite(high) else "-"
 
 
 def _width(text: str) -> str | Value:
@@ -331,8 +350,3 @@ def _cost(value: float | None) -> str | Value:
 
 def _sorted(value: float | None, form: str) -> str | Value:
     return Value(f"{value:{form}}", value) if value is not None else "-"
-
-
-def _mean(group: Group, key: str) -> float | None:
-    values = [value for run in group.runs if (value := number(run, key)) is not None]
-    return sum(values) / len(values) if values else None

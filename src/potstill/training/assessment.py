@@ -64,6 +64,7 @@ def assess(
         theirs = known or played["teacher"]
         score = theirs["score" if known else "mean"]
         record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
+        record["teacher_parameters"] = teacher.policy.size().parameters
         record |= evaluation.compare(policy, teacher.policy, env, threads=runtime.cores, alone=loaded.alone)
     return record
 
