@@ -244,6 +244,15 @@ def test_of_several_measurements_the_fastest_counts(monkeypatch):
     assert card.latencies({"a": None, "b": None}) == {"a": {"latency_ms": 2.0}, "b": {"latency_ms": 1.0}}
 
 
+def test_inputs_may_be_clipped_where_actions_are_bounded():
+    """As VecNormalize's are, of a policy of continuous actions."""
+    policy = Policy(NetworkConfig(family="linear"), (4,), 2, True).initialise(torch.Generator().manual_seed(0))
+    policy.input_clip = torch.tensor(1.5)
+    observations = np.random.default_rng(0).normal(0, 3, (64, 4)).astype(np.float32)
+    actor = deployed(policy, observations, np.array([[-1.0, -2.0], [1.0, 3.0]], np.float32))
+    assert exporter.check(exporter.build(actor).SerializeToString(), actor)[0] < 1e-5
+
+
 @pytest.mark.parametrize("opset", [11, 13, 17, 23])
 def test_a_chosen_opset_is_written_with_the_first_ir_version_that_knows_it(tmp_path, opset):
     loaded = load_policy(saved(tmp_path, "pong", width="1/32"))

@@ -168,7 +168,8 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         x = node("Cast", x, to=TensorProto.FLOAT)
     x = node("Mul", x, stored("observation.scale", policy.scale))
     if policy.clip < float("inf"):
-        limits = (stored(name, torch.tensor(value)) for name, value in (("low", -policy.clip), ("high", policy.clip)))
+        ends = {"observation.low": -policy.clip, "observation.high": policy.clip}
+        limits = (stored(name, torch.tensor(value)) for name, value in ends.items())
         x = node("Clip", x, *limits)
     if (order := axes(policy)) is not None:
         x = node("Transpose", x, perm=order)
