@@ -63,14 +63,13 @@ def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
 
 
 def check_layers(state: Mapping[str, Tensor], layers: Iterable[str], what: str) -> None:
-    """Raises InputError where one of these is missing, or is neither linear nor a convolution of images."""
+    """Raises InputError where one of these is missing, or has the weight of no linear layer and no convolution."""
     for layer in layers:
-        weight, bias = (state.get(f"{layer}.{part}") for part in ("weight", "bias"))
-        if weight is None or bias is None:
-            raise InputError(f"{what} has no {layer}.{'bias' if weight is not None else 'weight'}")
-        if weight.dim() not in (2, 4) or bias.shape != weight.shape[:1] or not weight.numel():
-            shapes = f"{tuple(weight.shape)}, its bias {tuple(bias.shape)}"
-            raise InputError(f"{layer}.weight in {what} is {shapes}: that is no layer")
+        if missing := [part for part in ("weight", "bias") if f"{layer}.{part}" not in state]:
+            raise InputError(f"{what} has no {layer}.{missing[0]}")
+        weight = state[f"{layer}.weight"]
+        if weight.dim() not in (2, 4) or not weight.numel():
+            raise InputError(f"{layer}.weight in {what} is {tuple(weight.shape)}: that is no layer")
 
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
