@@ -49,7 +49,7 @@ KINDS = {name: (name, {}) for name in CONFIGS} | {
     "another seed": ("cartpole", {"seed": 2**63 - 1}),
     "continuous actions": ("cartpole", vars(small("pendulum"))),
     "a task that has an end": ("cartpole", vars(small("acrobot"))),
-    "frames of Pong, every rollout anew": ("pong", {"reseed_every": PONG.batch_size, "total_timesteps": 1024}),
+    "frames of Pong, every rollout anew": ("pong", {"reseed_every": PONG.batch_size, "total_timesteps": 1_536}),
     "a mixed lead until the end": ("mixed", {"beta_until": 1.0}),
     "a noisy teacher": ("teacher", {"noise": 0.3}),
     "a buffer that runs over": ("student", {"buffer_size": 100}),
