@@ -193,8 +193,6 @@ def _arms(document: dict[str, Any], name: str, folder: Path, env: str) -> list[P
         origin = _text(table, "from", here)
     elif "from" in table:
         raise _At((*here, "from"), "from goes with the method finetune")
-    if any("\0" in teacher for teacher in teachers):
-        raise _At(("teachers",), "a teacher's path holds a NUL, which no file's name can")
     names = {teacher: Path(teacher) for teacher in teachers if is_reference(Path(teacher))}  # of code
     places = tuple(names.get(teacher, (folder / teacher).resolve()) for teacher in teachers)
     if len({place.name for place in places}) < len(places):
