@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from potstill import evaluation
 from potstill.cli import main
-from potstill.compress import outcome
+from potstill.compress import outcome, search
 from potstill.compress.config import CompressConfig
 from potstill.compress.search import Search, Trial
 from potstill.distill import DistillConfig
@@ -54,8 +54,9 @@ def call(*words):
 
 
 def compress(*words):
-    """The same with few games and a short film for the card."""
+    """The same with one way to distil, few games and a short film for the card."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "ways", lambda base: [base])
         patch.setattr(outcome, "DISTURBED", 2)
         patch.setattr(outcome, "FILM_STEPS", 30)
         return call("compress", *words)
