@@ -279,8 +279,9 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
                 ax.xaxis.set_minor_locator(NullLocator())
                 ax.yaxis.set_minor_locator(NullLocator())
                 ticks = sorted({at.steps for at in mine})
-                ax.set_xticks(ticks, [short(tick).replace(".0", "") for tick in ticks], fontsize=8)
+                ax.set_xticks(ticks, [short(tick) for tick in ticks])
                 ax.set_xlabel("agent steps (log scale)")
+            right.set_xlim(left.get_xlim())  # also where no ratio is known
             right.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
         key = [Line2D([], [], color=colours[size], label=f"{short(size)} parameters") for size in sizes]
         key += [
