@@ -130,7 +130,7 @@ def test_a_command_ends_in_one_line_or_well(around, tmp_path):
         (partial(variable, "PATH", ""), 0),  # without git
         (path_of_bytes, 0),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(getattr(value, "args", value)),  # no address: it differs
 )
 def test_a_training_is_whole_whatever_is_around_it(around, code, tmp_path):
     ended, output = potstill(tmp_path, around, TRAIN)
