@@ -522,7 +522,7 @@ def test_a_compression_leaves_a_small_student_that_plays_as_well(found):
     assert (found.out / chosen["run"] / "policy.safetensors").read_bytes() == student.path.read_bytes()
     passed = [each["parameters"] for each in record["trials"] if each["confirm"] and each["confirm"]["passed"]]
     assert record["parameters"] == min(passed)
-    assert record["command"].startswith("potstill ")
+    assert record["command"].startswith("potstill")
     assert {"commit", "machine"} <= record.keys()
 
 
@@ -596,7 +596,7 @@ def test_not_reached_is_said_with_exit_code_1_and_leaves_no_student(teacher, cal
     assert "Not reached" in (out / "report.html").read_text()
     record = json.loads((out / "card.json").read_bytes())
     assert (record["reached"], record["stopped"]) == (False, "exhausted")
-    assert record["command"].startswith("potstill ")
+    assert record["command"].startswith("potstill")
 
 
 def test_a_search_that_the_budget_ended_goes_on_with_a_larger_one(teacher, call, tmp_path, monkeypatch):
@@ -683,7 +683,7 @@ def test_games_are_cut_at_the_step_at_which_time_is_up(teacher, tmp_path, monkey
     run = outcome.open_compression(teacher, CompressConfig(), tmp_path / "out", RUNTIME)
     state = Search(run, CompressConfig(budget=1 / 60), RUNTIME)  # 0.9 seconds: the teacher balances for 500 steps
     state.teacher.policy.trunk.register_forward_pre_hook(lambda *_: time.sleep(0.1))
-    monkeypatch.setattr(search, "load_policy", lambda *_: state.teacher)
+    monkeypatch.setattr(search, "load", lambda *_, **__: state.teacher)
     with run.lock(), pytest.raises(TimeUp):
         state.play(kind, 64)
     assert state.spent < 5.0

@@ -84,11 +84,11 @@ class DistillConfig:
         if self.bits not in (32, 8, 4):
             raise InputError(f"bits are 32, 8 or 4, not {self.bits}")
         bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, buffer_size=MOST, batch_size=1 << 24)
-        if self.updates_per_step > MOST_ENVS:
-            raise InputError(f"updates-per-step must be at most {MOST_ENVS:,}, not {self.updates_per_step:g}")
         for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
+        if self.updates_per_step > MOST_ENVS:
+            raise InputError(f"updates-per-step must be at most {MOST_ENVS:,}, not {self.updates_per_step:g}")
         check_seed(self.seed)
         if not 0 <= self.value_coefficient < math.inf:
             raise InputError(f"value-coefficient must not be negative, but is {self.value_coefficient}")

@@ -384,7 +384,7 @@ def readers(seeds: Seeds) -> list[Reader]:
         except ValueError:  # huggingface_hub reads it before we do
             sizes = None
         whole = isinstance(sizes, dict) and all(type(size) in (int, type(None)) for size in sizes.values())
-        return hub._expected("user/name", sizes if whole else {})  # huggingface_hub itself checks the types
+        return hub._expected("user/name", sizes if whole else {}, None)  # huggingface_hub itself checks the types
 
     run_files = {"a/config.json": seeds.run_config, "a/result.json": seeds.result, "a/metrics.jsonl": seeds.metrics}
     games = {"format": 1, "played": 3, "games": 9, "matches": {"0123456789ab": {"mean": 1.0, "episodes": 3}}}

@@ -17,7 +17,7 @@ def readers(tmp_path_factory):
 
 
 NAMES = ("checkpoint", "policy", "resume state", "SB3 zip", "plan", "metrics", "run", "run of a distillation")
-NAMES += ("records", "data set", "hub card", "hub listing", "table")
+NAMES += ("records", "data set", "hub card", "hub listing")
 
 
 def test_every_reader_is_fuzzed_here(readers):

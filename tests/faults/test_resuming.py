@@ -8,6 +8,7 @@ import pytest
 from processes import RUNTIME, STUDENT, Child, call, go_on, gone, names, new_run, outcome, until
 
 from potstill.evaluation import EvalConfig
+from potstill.load import Origin
 from potstill.networks import NetworkConfig
 from potstill.storage.runs import Run
 from potstill.study.execute import execute as execute_study
@@ -62,7 +63,7 @@ def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(name, teac
 
 def study(teacher):
     config = replace(STUDENT, network=NetworkConfig(width="1/32"), total_timesteps=16 * 2_048)
-    return [RunSpec("student", "student", config, teacher)]
+    return [RunSpec("student", "student", config, Origin(teacher))]
 
 
 def drive(folder, teacher):

@@ -58,7 +58,7 @@ RUN |= {"parameters", "conv", "linear", "macs", "bytes", "latency_ms", "latency_
 RUN |= {"command", "commit", "machine", "threads", "precision"}
 SCORES = {"score", "ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns"}
 SCORES |= {"score_sampled", "score_nosticky", "secondary_games"}
-BESIDE_TEACHER = {"teacher_score", "teacher_point_win_rate", "agreement", "kl"}
+BESIDE_TEACHER = {"teacher_score", "teacher_parameters", "teacher_point_win_rate", "agreement", "kl"}
 BESIDE_TEACHER |= {"agreement_teacher_states", "kl_teacher_states"}
 
 
