@@ -38,7 +38,10 @@ def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
     longest = 0.07 * max(len(str(handle.get_label())) for handle in handles) + 0.45  # inches, with its key
     columns = min(3 if width > NARROW else 2, len(handles), max(1, int(width / longest)))
     rows = -(-len(handles) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 3))  # a long key takes no room from the panels
+    before = figure.get_figheight()
+    figure.set_figheight(before + 0.2 * max(0, rows - 3))  # a long key takes no room from the panels
+    for text in figure.texts:  # title and note stay as far from the top as they were, in inches
+        text.set_y(1 - (1 - text.get_position()[1]) * before / figure.get_figheight())
     figure.legend(
         handles=handles, loc="outside lower left", ncols=columns, frameon=False,
         fontsize=9 if width > NARROW else 8.5, handlelength=1.6, columnspacing=1.0,
