@@ -308,7 +308,6 @@ def readers(seeds: Seeds) -> list[Reader]:
         return make
 
     def checkpoint(folder: Path) -> Any:
-        checkpoints.load_document(folder / "a.safetensors")
         return checkpoints.load(folder / "a.safetensors")
 
     def policy(folder: Path) -> Any:

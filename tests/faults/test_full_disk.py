@@ -143,7 +143,7 @@ def test_a_folder_that_may_not_be_written_any_more_is_one_line_and_the_run_goes_
     code, said = call(forbid_and_go_on, run.path, output=tmp_path / "log")
     run.path.chmod(0o700)
     assert (code, said) == (2, f"potstill: cannot write {run.resume_path}: permission denied; nothing was changed\n")
-    assert checkpoints.load_document(run.resume_path)["update"] == 1
+    assert checkpoints.load(run.resume_path)[1]["update"] == 1
     assert run.status == "interrupted"
     execute(run, RUNTIME)
     assert outcome(run) == outcome(whole)

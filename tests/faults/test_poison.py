@@ -340,7 +340,7 @@ def whole(name):
 HUGE = {
     "a.safetensors": (checkpoints.load, whole("a")),
     "policy.safetensors": (load_policy, whole("policy.actor.bias")),
-    "header.safetensors": (checkpoints.load_document, struct.pack("<Q", 100 << 20) + b'{"__metadata__": {"a": "'),
+    "header.safetensors": (checkpoints.load, struct.pack("<Q", 100 << 20) + b'{"__metadata__": {"a": "'),
     "model.zip": (lambda path: load_sb3(path, CARTPOLE), b"PK\x03\x04"),
     "plan.toml": (read_plan, PLAN.encode() + b"# "),
     "metrics.jsonl": (telemetry.read, b'{"step": 1}\n'),

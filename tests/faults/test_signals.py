@@ -30,7 +30,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(number, co
     assert child.wait() == code
     assert child.said == f"potstill: stopped by {signal.Signals(number).name}; continue with --resume {run}\n"
     assert Run.open(run).status == "interrupted"
-    assert checkpoints.load_document(run / "resume.safetensors")["update"] > 0
+    assert checkpoints.load(run / "resume.safetensors")[1]["update"] > 0
     assert not (run / "run.lock").exists()
 
 

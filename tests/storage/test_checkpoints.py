@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from potstill.errors import InputError
-from potstill.storage.checkpoints import ProbeMismatch, load, load_document, save, verify_probe, write_atomically
+from potstill.storage.checkpoints import ProbeMismatch, load, save, verify_probe, write_atomically
 
 
 def raw(header: object, body: bytes = b"") -> bytes:
@@ -52,7 +52,7 @@ def test_tensors_and_document_come_back_as_they_went(tmp_path):
 def test_the_document_names_the_format_and_what_computed_it_whatever_the_caller_says(tmp_path):
     given = {"format": 99}
     save(tmp_path / "a.safetensors", {}, given)
-    document = load_document(tmp_path / "a.safetensors")
+    _, document = load(tmp_path / "a.safetensors")
     assert given == {"format": 99}
     assert document["format"] == 1
     assert set(document["versions"]) == {"potstill", "torch", "ale_py", "gymnasium", "numpy", "python"}
@@ -191,25 +191,22 @@ def test_a_folder_that_is_missing_or_a_path_that_is_a_folder_is_named(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    for read in (load, load_document):
-        with pytest.raises(InputError, match=r"cannot read .*none\.safetensors: no such file or directory"):
-            read(tmp_path / "none.safetensors")
-        with pytest.raises(InputError, match="is a directory"):
-            read(tmp_path)
+    with pytest.raises(InputError, match=r"cannot read .*none\.safetensors: no such file or directory"):
+        load(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="is a directory"):
+        load(tmp_path)
 
 
-@pytest.mark.parametrize("read", [load, load_document])
-def test_every_truncation_is_refused(tmp_path, read):
+def test_every_truncation_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     save(path, {"w": torch.ones(3)}, {"score": 1.0})
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match="truncated"):
-            read(path)
+            load(path)
 
 
-@pytest.mark.parametrize("read", [load, load_document])
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -237,11 +234,11 @@ def test_every_truncation_is_refused(tmp_path, read):
         (raw({"__metadata__": {"potstill": '{"format": 0}'}}), "format 0, which never was"),
     ],
 )
-def test_a_foreign_or_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, read, data, message):
+def test_a_foreign_or_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, data, message):
     path = tmp_path / "strange.safetensors"
     path.write_bytes(data)
     with pytest.raises(InputError, match=message) as caught:
-        read(path)
+        load(path)
     assert "strange.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -89,15 +89,6 @@ def load(path: Path, device: str = "cpu", follow: bool = False) -> tuple[dict[st
         raise InputError(f"cannot place {path} on device '{device}' ({why}): try --device cpu") from error
 
 
-def load_document(path: Path) -> dict[str, Any]:
-    """The document of a checkpoint, without reading its tensors. Raises InputError as `load` does."""
-    try:
-        with open_regular(path) as file:
-            return _read_document(file, path)[0]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
-
-
 def verify_probe(expected: Tensor, actual: Tensor, device: str, path: Path) -> None:
     """Compare logits computed now, on `device`, with those stored when the policy was saved.
 
