@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from potstill import imports
 from potstill.cli import main
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
@@ -17,8 +18,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def settled_anew():
-    """What a run in this process tells torch of the processor ends with its test, whatever test comes next."""
+def settled_anew(monkeypatch):
+    """What a test tells torch of the processor, and the modules it names, end with it, whatever test comes next."""
+    monkeypatch.setattr(imports, "_named", dict(imports._named))
     yield
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)

@@ -133,7 +133,7 @@ def execute(
     workers = workers or max(1, runtime.cores // threads)
     each = replace(runtime, threads=threads)
     waiting = _due(specs, folder, done)
-    _check_tasks(waiting)
+    _check_tasks([spec for spec in waiting if not _ended(folder / spec.name)])
     over: dict[str, str | None] = {}  # what ended, and why it failed
     runs: dict[str, Run] = {}
     for spec in waiting.copy():
@@ -253,6 +253,11 @@ def execute(
                     worker.process.close(SAVING if time.monotonic() >= until and not stop.requested else patience)
         if stop.requested:
             raise StudyInterrupted(stop)
+
+
+def _ended(path: Path) -> bool:
+    """Whether a run is done, although no record says so yet: it plays no more."""
+    return (path / "config.json").exists() and _damage(path) is None and Run.open(path).status == "done"
 
 
 def _check_tasks(specs: Sequence[RunSpec]) -> None:
