@@ -68,7 +68,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(installed):
     package = ROOT / "src" / "potstill"
     files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert held == {str(path.relative_to(ROOT / "src")) for path in files}
-    assert "potstill/report/template.html" in held
+    assert "potstill/report/study.html" in held
 
 
 def test_an_installed_potstill_trains_distils_studies_and_reports_without_the_checkout(installed):

@@ -246,13 +246,13 @@ def test_failed_and_missing_runs_are_counted_and_left_out_of_the_scores():
     failed = [run | {"status": "failed", "score": None, "error": "diverged"} for run in records[:2]]
     answers = ask(failed + records[2:])
     assert len(answers.of("rl")[0].runs) == 3
-    assert unknown(answers, planned=23)[0].startswith("Of 23 runs, 2 failed, 3 not started")
+    assert next(unknown(answers, planned=23)).startswith("Of 23 runs, 2 failed, 3 not started")
 
 
 def test_runs_of_two_precisions_are_warned_of_first():
     records = settled(study(RL_AND_STUDENT, widths=("1/8",), extended=False))
     mixed = [run | {"precision": "float32" if run["arm"] == "rl" else "bfloat16"} for run in records]
-    warning = unknown(ask(mixed))[0]
+    warning = next(unknown(ask(mixed)))
     assert warning.startswith("The runs were trained in more than one precision (bfloat16 in student-led distillation;")
     assert not any("precision" in line for line in unknown(ask(records)))
 

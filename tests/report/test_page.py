@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
+from markupsafe import Markup
 
 from potstill.cli import main
 from potstill.errors import InputError
@@ -30,7 +31,7 @@ def rendered(records, document=None, films=()) -> str:
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """What is drawn is looked at once, in `html`; elsewhere a blank stands for it, which takes a tenth of the time."""
-    monkeypatch.setattr(page, "_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(page, "svg", lambda figure: Markup("<svg></svg>"))
 
 
 @pytest.fixture(scope="module")

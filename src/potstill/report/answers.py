@@ -4,18 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from potstill.errors import InputError
+from potstill.report import comparisons
 from potstill.report.budgets import AtBudget, Law, Passing, at_budgets, laws, passings
-from potstill.report.comparisons import (
-    Ablation,
-    Difference,
-    Growth,
-    Ratio,
-    ablations,
-    differences,
-    front,
-    growths,
-    ratios,
-)
 from potstill.report.groups import (
     Certificate,
     Group,
@@ -39,12 +29,12 @@ class Answers:
     scale: Scale
     groups: tuple[Group, ...]
     certificates: tuple[Certificate, ...]
-    ratios: tuple[Ratio, ...]
-    differences: tuple[Difference, ...]
-    growths: tuple[Growth, ...]
+    ratios: tuple[comparisons.Ratio, ...]
+    differences: tuple[comparisons.Difference, ...]
+    growths: tuple[comparisons.Growth, ...]
     front: dict[str, tuple[bool, ...]]
     """Of each cost, which of `groups` no other beats in cost and score; False for a group without that cost."""
-    ablations: tuple[Ablation, ...]
+    ablations: tuple[comparisons.Ablation, ...]
     at_budgets: tuple[AtBudget, ...]
     """RL against `student` by play, critic and budget; the groups above are those of one budget, and greedy."""
     passings: tuple[Passing, ...]
@@ -104,23 +94,16 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000, ta
     certificates = tuple(certificates_of(records))
     scale = scale_of(task, records, targets)
     groups = tuple(groups_of(headline(records), certificates, scale, seed, resamples))
-    by_arm = {
-        arm: [group for group in groups if group.arm == arm] for arm in dict.fromkeys(group.arm for group in groups)
-    }
+    arms = dict.fromkeys(group.arm for group in groups)
+    by_arm = {arm: [group for group in groups if group.arm == arm] for arm in arms}
     each = tuple(at_budgets(records, certificates, scale, seed, resamples))
     return Answers(
-        task,
-        tuple(records),
-        scale,
-        groups,
-        certificates,
-        tuple(ratios(by_arm, scale, seed, resamples, notes)),
-        tuple(differences(by_arm, scale, seed, resamples)),
-        tuple(growths(by_arm, seed, resamples)),
-        {cost: front(groups, cost) for cost in ("latency_ms", "bytes", "macs")},
-        tuple(ablations(groups, scale, seed, resamples)),
-        each,
-        tuple(passings(each, seed, resamples)),
-        tuple(laws(each)),
-        tuple(dict.fromkeys(notes)),
-    )
+        task, tuple(records), scale, groups, certificates,
+        ratios=tuple(comparisons.ratios(by_arm, scale, seed, resamples, notes)),
+        differences=tuple(comparisons.differences(by_arm, scale, seed, resamples)),
+        growths=tuple(comparisons.growths(by_arm, seed, resamples)),
+        front={cost: comparisons.front(groups, cost) for cost in ("latency_ms", "bytes", "macs")},
+        ablations=tuple(comparisons.ablations(groups, scale, seed, resamples)),
+        at_budgets=each, passings=tuple(passings(each, seed, resamples)), laws=tuple(laws(each)),
+        notes=tuple(dict.fromkeys(notes)),
+    )  # fmt: skip

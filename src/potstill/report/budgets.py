@@ -17,7 +17,7 @@ from potstill.report.groups import (
     groups_of,
     number,
     student_arm,
-)
+)  # fmt: skip
 
 PLAYS = ("greedy", "sampled")
 """Ways to play, neither above the other."""
@@ -75,15 +75,11 @@ def at_budgets(
                 pair = {reward: rl, students[0].arm: students}
                 rng = ("shrunk", reward, play, steps)
                 yield AtBudget(
-                    reward,
-                    play,
-                    steps,
-                    tuple(rl),
-                    tuple(students),
-                    tuple(ratios(pair, scale, seed, resamples, [])),
-                    tuple(differences(pair, scale, seed, resamples, reward)),
-                    tuple(size_ratios(rl, before, scale.targets, seed, rng, resamples, []) if before else ()),
-                )
+                    reward, play, steps, tuple(rl), tuple(students),
+                    ratios=tuple(ratios(pair, scale, seed, resamples, [])),
+                    differences=tuple(differences(pair, scale, seed, resamples, reward)),
+                    shrunk=tuple(size_ratios(rl, before, scale.targets, seed, rng, resamples, []) if before else ()),
+                )  # fmt: skip
                 before = rl
 
 
@@ -91,25 +87,17 @@ def passings(each: Sequence[AtBudget], seed: int, resamples: int) -> Iterable[Pa
     """D*(N) at every size that has two runs or more of the student, and of RL at two budgets or more."""
     for _, at in _curves(each):
         for student in (group for group in at[0].students if group.units > 1):
-            found = [
-                (budget.steps, group)
-                for budget in at
-                for group in budget.groups
-                if group.parameters == student.parameters and group.units > 1
-            ]
+            found = [(budget.steps, group) for budget in at for group in budget.groups]
+            found = [(d, group) for d, group in found if group.parameters == student.parameters and group.units > 1]
             if len(found) < 2:
                 continue
             steps, groups = zip(*found, strict=True)
-            rng = generator(seed, "passing", at[0].reward, at[0].play, student.parameters)
+            kind = at[0].reward, at[0].play
+            rng = generator(seed, "passing", *kind, student.parameters)
             own, teacher = student.middle("env_steps"), student.middle("teacher_env_steps")
-            yield Passing(
-                at[0].reward,
-                at[0].play,
-                student.width,
-                student.parameters,
-                steps_to_pass(steps, _by_seed(groups), student.games, rng, resamples),
-                own + teacher if own is not None and teacher is not None else None,
-            )
+            spent = own + teacher if own is not None and teacher is not None else None
+            passed = steps_to_pass(steps, _by_seed(groups), student.games, rng, resamples)
+            yield Passing(*kind, student.width, student.parameters, passed, spent)
 
 
 def laws(each: Sequence[AtBudget]) -> Iterable[Law]:
@@ -120,19 +108,15 @@ def laws(each: Sequence[AtBudget]) -> Iterable[Law]:
             for group in budget.groups:
                 scores.setdefault(group.parameters, {})[budget.steps] = [float(run["score"]) for run in group.runs]
         whole = {size: by_steps for size, by_steps in scores.items() if len(by_steps) > 2}
-        law = budget_law(whole) if whole else None
-        if law is not None:
+        if whole and (law := budget_law(whole)) is not None:
             yield Law(reward, play, law)
 
 
 def _played(records: Sequence[Record], play: str) -> list[Record]:
     if play == "greedy":
         return list(records)
-    return [
-        run | {"score": run["score_sampled"], "returns": None}
-        for run in records
-        if number(run, "score_sampled") is not None
-    ]
+    known = [run for run in records if number(run, "score_sampled") is not None]
+    return [run | {"score": run["score_sampled"], "returns": None} for run in known]
 
 
 def _curves(each: Sequence[AtBudget]) -> list[tuple[tuple[str, str], list[AtBudget]]]:

@@ -2,30 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from potstill.analysis import scaling
+from potstill.analysis import scaling, statistics
 from potstill.analysis.scaling import Bounded
-from potstill.analysis.statistics import (
-    Arm,
-    FloatArray,
-    Interval,
-    difference,
-    holm,
-    permutation_test,
-    probability_of_improvement,
-)
+from potstill.analysis.statistics import Arm, FloatArray, Interval, difference
 from potstill.arms import REWARD, STUDENTS
-from potstill.report.groups import (
-    Group,
-    Scale,
-    generator,
-    name,
-    units_of,
-)
+from potstill.report.groups import Group, Scale, generator, name, units_of
 
 
 class Ratio(NamedTuple):
@@ -89,14 +75,9 @@ def ratios(arms: dict[str, list[Group]], scale: Scale, seed: int, resamples: int
 
 
 def size_ratios(
-    rl: Sequence[Group],
-    others: Sequence[Group],
-    targets: Sequence[float],
-    seed: int,
-    called: tuple[object, ...],
-    resamples: int,
-    notes: list[str],
-) -> Iterable[tuple[float, Bounded]]:
+    rl: Sequence[Group], others: Sequence[Group], targets: Sequence[float], seed: int, called: tuple[object, ...],
+    resamples: int, notes: list[str],
+) -> Iterable[tuple[float, Bounded]]:  # fmt: skip
     """By score, the size that `rl` needs over the one that `others` need; `called` tells its draws from others'."""
     curves = [_curve(groups, notes) for groups in (rl, others)]
     sizes = sorted(set.intersection(*({group.parameters for group in curve.groups} for curve in curves)))
@@ -107,8 +88,7 @@ def size_ratios(
         for curve in curves
     )
     for target in targets:
-        rng = generator(seed, *called, target)
-        yield target, scaling.size_ratio(sizes, x, y, target, rng, resamples=resamples)
+        yield target, scaling.size_ratio(sizes, x, y, target, generator(seed, *called, target), resamples)
 
 
 def differences(
@@ -119,25 +99,18 @@ def differences(
     for arm in (arm for arm in (*REWARD, *STUDENTS) if arm in arms and arm != reward):
         pairs = [(group, baseline[group.parameters]) for group in arms[arm] if group.parameters in baseline]
         tested = [min(x.units, y.units) > 1 for x, y in pairs]
-        p = [
-            permutation_test(_means(x.games), _means(y.games), generator(seed, "p", "difference", arm, x.parameters))
-            for (x, y), yes in zip(pairs, tested, strict=True)
-            if yes
-        ]
-        corrected = iter(holm(p).tolist())
+        p = []
+        for x, y in compress(pairs, tested):
+            rng = generator(seed, "p", "difference", arm, x.parameters)
+            p.append(statistics.permutation_test(_means(x.games), _means(y.games), rng))
+        corrected = iter(statistics.holm(p).tolist())
         for (x, y), yes in zip(pairs, tested, strict=True):
             rng = generator(seed, "difference", arm, x.parameters)
             found = difference(x.games, y.games, rng, resamples=resamples)
-            yield Difference(
-                arm,
-                x.width,
-                x.parameters,
-                scale.within(found.interval(), difference=True),
-                next(corrected) if yes else None,
-                yes and found.equivalent(scale.margin),
-                probability_of_improvement(x.games, y.games),
-                y.lower_bound,
-            )
+            p_value, equivalent = (next(corrected), found.equivalent(scale.margin)) if yes else (None, False)
+            better = statistics.probability_of_improvement(x.games, y.games)
+            score = scale.within(found.interval(), difference=True)
+            yield Difference(arm, x.width, x.parameters, score, p_value, equivalent, better, y.lower_bound)
 
 
 def growths(arms: dict[str, list[Group]], seed: int, resamples: int) -> Iterable[Growth]:
@@ -195,9 +168,7 @@ def _curve(groups: Sequence[Group], notes: list[str]) -> _Curve:
     shared = [teacher for teacher in named if all(teacher in group.teachers for group in wide)]
     complete = [group for group in wide if len(group.teachers) == len(named)]
     choices = [(complete, named), (wide, shared)]
-    kept, teachers = max(
-        choices, key=lambda choice: sum(len(runs) for group in choice[0] for runs in _of(group, choice[1]))
-    )
+    kept, teachers = max(choices, key=lambda c: sum(len(runs) for group in c[0] for runs in _of(group, c[1])))
     pairs = [(group, games) for group in kept if (games := _of(group, teachers)) and units_of(games) > 1]
     if pairs and (len(pairs) < len(groups) or len(teachers) < len(named)):
         dropped = [group.width for group in groups if group.parameters not in {kept.parameters for kept, _ in pairs}]

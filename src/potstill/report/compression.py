@@ -3,79 +3,15 @@
 import base64
 import math
 from collections.abc import Callable
-from io import StringIO
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from potstill.report.figures import GREY, STYLE, WIDTH, short
+from potstill.report.figures import GREY, STYLE, WIDTH, short, svg, template
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe & Ito 2008
-
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 52rem; margin: 2.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.claim { font-size: 1.1rem; border-left: 4px solid {{ "#009e73" if reached else "#d55e00" }}; padding-left: .9rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { text-align: right; white-space: nowrap; padding: .3rem .6rem; border-bottom: 1px solid #e6e6e6; }
-th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; color: #555; }
-td:last-child:not(:nth-child(-n+3)) { white-space: normal; min-width: 8rem; }
-tr.chosen td { font-weight: 600; background: #eef6fb; }
-svg, video { width: 100%; height: auto; }
-code { overflow-wrap: anywhere; }
-.note { color: #555; font-size: .9rem; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<p class="claim">{{ claim }}</p>
-
-<h2>{{ "Teacher and student" if reached else "Teacher" }}</h2>
-<div class="wide"><table>
-<tr>{% for cell in facts[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in facts[1:] -%}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor -%}
-</table></div>
-<p class="note">{{ reading }}</p>
-
-{% if film -%}
-<h2>A game of each</h2>
-<video controls muted loop playsinline preload="auto" src="data:video/mp4;base64,{{ film }}"></video>
-<p class="note">Both play greedily from the same seed; a minute at most is shown.</p>
-{% elif no_film -%}
-<p class="note">No film: {{ no_film }}.</p>
-{% endif %}
-<h2>What was tried</h2>
-{% if figure %}{{ figure }}{% endif %}
-<div class="wide"><table>
-<tr>{% for cell in trials[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in trials[1:] -%}
-<tr{% if row[:2] == chosen %} class="chosen"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor -%}
-</table></div>
-<p class="note">{{ method }}</p>
-
-<h2>Made by</h2>
-<p>{% for key, value in origin %}{{ key }}: <code>{{ value }}</code><br>
-{% endfor %}</p>
-</body>
-</html>
-"""
 
 
 def claim(record: dict[str, Any]) -> str:
@@ -113,20 +49,7 @@ def card(record: dict[str, Any], measured: dict[str, Any]) -> str:
         record: result.json of a compression.
         measured: of `teacher` and `student`, what `outcome.measure` returned; empty where there is no student.
     """
-    parts = [f"# {_title(record)}", claim(record), _markdown(_facts(record, measured)), _reading(record)]
-    parts += ["## What was tried", _markdown(_trials(record)), _method(record), "## Made by"]
-    parts += ["\n".join(f"- {key}: `{value.replace('`', ' ')}`" for key, value in _origin(record))]
-    if measured:
-        parts += ["## Files"]
-        parts += [
-            "- `policy.safetensors`: for `potstill evaluate`, `watch`, `distill`, `export`\n"
-            "- `policy.onnx`, `policy.c` and `.h`: raw observations in, action out, the normalisation inside\n"
-            "- `card.json`: this card for programs; `report.html`: with the figure and the film"
-        ]
-    missing = [
-        f"- no {name} file of the {who}: {why}" for who in measured for name, why in measured[who]["why"].items()
-    ]
-    return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])]) + "\n"
+    return template("compression.md").render(**_said(record, measured)).rstrip() + "\n"
 
 
 def page(record: dict[str, Any], measured: dict[str, Any], film: bytes | None, no_film: str | None = None) -> str:
@@ -137,21 +60,20 @@ def page(record: dict[str, Any], measured: dict[str, Any], film: bytes | None, n
         film: an MP4.
         no_film: why there is none.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(PAGE).render(
-        title=_title(record),
-        claim=claim(record),
-        reached=record["reached"],
-        facts=_facts(record, measured),
-        reading=_reading(record),
-        film=base64.b64encode(film).decode() if film else None,
-        no_film=no_film,
-        figure=Markup(svg) if (svg := _figure(record)) else None,  # drawn here, without names
-        trials=_trials(record),
-        chosen=[record["shape"], str(record["way"])] if record["reached"] else None,
-        method=_method(record),
-        origin=_origin(record),
+    moving = base64.b64encode(film).decode() if film else None
+    return template("compression.html").render(
+        **_said(record, measured), film=moving, no_film=no_film, figure=_figure(record)
     )
+
+
+def _said(record: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """What both of them show."""
+    return {
+        "title": _title(record), "claim": claim(record), "reached": record["reached"], "measured": measured,
+        "facts": _facts(record, measured), "reading": _reading(record), "trials": _trials(record),
+        "chosen": [record["shape"], str(record["way"])] if record["reached"] else None,
+        "method": _method(record), "origin": _origin(record),
+    }  # fmt: skip
 
 
 def _title(record: dict[str, Any]) -> str:
@@ -301,9 +223,7 @@ def _figure(record: dict[str, Any]) -> str:
             ax.annotate(words, (1.0, height), (6, 0), ("axes fraction", "data"), "offset points", va=side, color=colour)
         note = "dot: measured, filled where confirmed; line: down to the one-sided bound"
         ax.set_title(note, loc="left", fontsize=9, color=GREY)
-        data = StringIO()
-        figure.savefig(data, format="svg", metadata={"Date": None})
-    return data.getvalue()[data.getvalue().index("<svg") :]
+    return svg(figure)
 
 
 def _apart(sizes: list[int]) -> list[int]:
@@ -314,12 +234,6 @@ def _apart(sizes: list[int]) -> list[int]:
         if math.log(sizes[kept[-1]] / sizes[place]) > room:
             kept.append(place)
     return kept
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
-    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
 
 
 def _floor(share: float) -> str:

@@ -1,7 +1,7 @@
 """Answers -> sentences: each question answered in one, with its number and interval, and what is not known."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from potstill.arms import REWARD, STUDENTS
@@ -61,12 +61,9 @@ class Kept(NamedTuple):
     @property
     def smaller(self) -> str:
         """', 59 times smaller than its teacher of 424,019'"""
-        if self.teacher_parameters is None:
+        if (whole := self.teacher_parameters) is None:
             return ""
-        return (
-            f", {times(self.teacher_parameters / self.parameters)} times smaller than its teacher of"
-            f" {self.teacher_parameters:,},"
-        )
+        return f", {times(whole / self.parameters)} times smaller than its teacher of {whole:,},"
 
 
 def kept(answers: Answers) -> Kept | None:
@@ -99,17 +96,6 @@ def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
     """The three questions and their answers, by rules that were fixed before the runs (docs/howto/report.md)."""
     bigger, equal, scaling = QUESTIONS
     return _overhead(bigger, answers), _equal_size(equal, answers), _growth(scaling, answers)
-
-
-def unknown(answers: Answers, planned: int | None = None, alone: bool = True) -> list[str]:
-    """What is not known, a sentence each, what weighs most first.
-
-    Args:
-        answers: of one task.
-        planned: runs that the study's plan makes; None where there is no plan.
-        alone: no other task is reported beside it.
-    """
-    return list(_unknown(answers, planned, alone))
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -154,22 +140,17 @@ def _overhead(question: str, answers: Answers) -> Reply:
         return Reply(question, "Cannot be said", missing)
     student = answers.student or ""
     ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)]
-    if not ours:
-        return Reply(
-            question,
-            "Cannot be said",
-            "A ratio of sizes takes two sizes or more at which both RL from scratch and"
-            f" {name(student)} have two runs or more; this study has fewer.",
-        )
     scores = ", ".join(f"{target:g}" for target in answers.scale.targets)
     told = [ratio for ratio in ours if _bounded(ratio)]
     if not told:
-        return Reply(
-            question,
-            "Cannot be said",
+        why = (
             f"At none of the scores asked for ({scores}) do the runs bound the ratio of sizes: RL from scratch or"
-            f" {name(student)} reaches them beyond the sizes measured, or too near their ends. {_wanted(answers)}",
+            f" {name(student)} reaches them beyond the sizes measured, or too near their ends. {_wanted(answers)}"
+            if ours
+            else f"A ratio of sizes takes two sizes or more at which both RL from scratch and {name(student)} have two"
+            " runs or more; this study has fewer."
         )
+        return Reply(question, "Cannot be said", why)
     soft = [ratio for ratio in answers.sampled.ratios if _bounded(ratio)] if answers.sampled else []
     open_ = any(group.lower_bound for group in answers.of("rl"))
     plays = [told, soft] if answers.sampled else [told]
@@ -197,9 +178,7 @@ def _overhead(question: str, answers: Answers) -> Reply:
         f" asked for: {scores}."
     ]
     if open_:
-        notes.append(
-            "RL is not shown to have converged: with more steps, or a larger critic, its ratio may be smaller."
-        )
+        notes.append("RL is not shown to have converged: more steps, or a larger critic, may make its ratio smaller.")
     for reward in REWARD[1:]:
         at = answers.at(reward, "greedy")
         if at and (again := _ratios([r for r in at.ratios if _bounded(r)], " times at ", answers)):
@@ -235,11 +214,8 @@ def _equal_size(question: str, answers: Answers) -> Reply:
     tested = [each for each in ours if each.p is not None]
     if not tested:
         common = f"{len(ours)} size{'s' * (len(ours) != 1)}" if ours else "no size"
-        return Reply(
-            question,
-            "Cannot be said",
-            f"A test takes two runs or more of both arms at one size; they share {common}, none with so many.",
-        )
+        why = f"A test takes two runs or more of both arms at one size; they share {common}, none with so many."
+        return Reply(question, "Cannot be said", why)
     soft = [each for each in answers.sampled.differences if each.p is not None] if answers.sampled else []
     plays = [("played greedily", tested)] + [("with actions sampled", soft)] * bool(soft)
     higher, lower = (
@@ -341,9 +317,8 @@ def _ratios(found: Iterable[Ratio], at: str, answers: Answers) -> str:
 def _growth(question: str, answers: Answers) -> Reply:
     if missing := _missing(answers):
         return Reply(question, "Cannot be said", missing)
-    told = {
-        arm: found for arm in ("rl", answers.student or "") if (found := [g for g in answers.growths if g.arm == arm])
-    }
+    both = {arm: [g for g in answers.growths if g.arm == arm] for arm in ("rl", answers.student or "")}
+    told = {arm: found for arm, found in both.items() if found}
     spans = [(found[0].score, found[-1].score) for found in told.values() if len(found) > 1]
     known = [end for pair in spans for end in pair if math.isfinite(end.low)]
     if len(told) < 2 or len(spans) < 2 or len(known) < 4:
@@ -356,9 +331,7 @@ def _growth(question: str, answers: Answers) -> Reply:
     elif any(disjoint):
         verdict = "By different rates"
     each = [f"{name(arm)} {', '.join(f'{g.score.value:+.1f}' for g in found)}" for arm, found in told.items()]
-    sentence = (
-        f"A doubling of the parameters gains, in points from the smallest sizes to the largest: {'; '.join(each)}."
-    )
+    sentence = f"A doubling of the parameters gains, in points from smallest sizes to largest: {'; '.join(each)}."
     notes = [
         f"{_capital(name(arm))}: between {short(g.sizes[0])} and {short(g.sizes[1])} parameters {g.score.value:+.1f}"
         f" ({span(g.score.low, g.score.high, '+.1f')})."
@@ -374,7 +347,13 @@ def _growth(question: str, answers: Answers) -> Reply:
     return Reply(question, verdict, sentence, (*notes, "95 % intervals; greedy play."), short_sentence)
 
 
-def _unknown(answers: Answers, planned: int | None, alone: bool) -> Iterable[str]:
+def unknown(answers: Answers, planned: int | None = None, alone: bool = True) -> Iterator[str]:
+    """What is not known, a sentence each, what weighs most first.
+
+    Args:
+        planned: runs that the study's plan makes; None where there is no plan.
+        alone: no other task is reported beside it.
+    """
     records = answers.records
     precisions = {str(r["precision"]): name(str(r.get("arm"))) for r in records if r.get("precision") is not None}
     if len(precisions) > 1:
@@ -428,7 +407,7 @@ def _missing(answers: Answers) -> str:
     """Why a comparison of RL with distillation is out of the question; empty where it is not."""
     lacking = [] if answers.of("rl") else ["RL from scratch"]
     lacking += [] if answers.student else ["a distilled network"]
-    return f"The study has no finished run of {' or of '.join(lacking)}." if lacking else ""
+    return f"The study has no finished run of {' or of '.join(lacking)}." * bool(lacking)
 
 
 def _significant(each: Difference) -> bool:

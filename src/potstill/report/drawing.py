@@ -33,6 +33,25 @@ def canvas(
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def grid(
+    title: str, note: str, width: float, count: int, most: tuple[int, int], heights: tuple[float, float], ylabel: str
+) -> tuple[Figure, list[Axes], list[Axes]]:
+    """A canvas of `count` panels, of which the left ones have a `ylabel`; all of them, and the lowest of each column.
+
+    Args:
+        most: panels in a row, where there is room and on a phone.
+        heights: inches of what is around the panels, and of a row of them.
+    """
+    columns = min(most[0] if width > NARROW else most[1], count)
+    rows = -(-count // columns)
+    figure, axes = canvas(title, note, width, heights[0] + heights[1] * rows, rows, columns)
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    for ax in axes[:count:columns]:
+        ax.set_ylabel(ylabel)
+    return figure, axes[:count], axes[max(count - columns, 0) : count]
+
+
 def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
     """The keys below the panels, in as many columns as the width has room for."""
     longest = 0.07 * max(len(str(handle.get_label())) for handle in handles) + 0.45  # inches, with its key

@@ -1,9 +1,14 @@
-"""What all figures share: paper, style, and how one is written to a file."""
+"""What all figures and pages share: paper, style, and how one is written."""
 
-from io import BytesIO
+import re
+import zlib
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -12,6 +17,7 @@ from potstill.storage.checkpoints import write_atomically
 
 WIDTH = 7.2  # inches: 10 pt text is 13 px high where the figure is shown 700 px wide
 GREY = "#555555"
+FINEST = 20_000  # points of lines, or ten times those of dots, that a part of a figure draws; more become a picture
 STYLE: Any = {  # matplotlib types the name of every setting
     "font.size": 10.0,
     "axes.labelsize": 10.0,
@@ -32,6 +38,31 @@ STYLE: Any = {  # matplotlib types the name of every setting
     "figure.constrained_layout.w_pad": 0.06,
     "svg.hashsalt": "potstill",  # the same table, the same file
 }
+
+
+def template(name: str) -> Template:
+    """A page or a card beside this file, to be rendered; what is put into a page is text, but for Markup."""
+    beside = FileSystemLoader(Path(__file__).parent)
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=beside, autoescape=name.endswith(".html"), **options).get_template(name)
+
+
+def svg(figure: Figure) -> Markup:
+    """A figure as an element of a page: no prologue, and names that no other figure on the page has."""
+    text = StringIO()
+    for axes in figure.axes:
+        points = sum(np.size(line.get_xdata()) for line in axes.lines)
+        if points + 10 * sum(len(np.asarray(dots.get_offsets())) for dots in axes.collections) > FINEST:
+            for artist in (*axes.lines, *axes.collections):
+                artist.set_rasterized(True)
+    with rc_context(STYLE):
+        figure.savefig(text, format="svg", dpi=130, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    element = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    prefix = f"f{zlib.crc32(element.encode()):08x}-"
+    element = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", element)
+    opening, rest = element.split(">", 1)
+    # As wide as the page lets it be. Matplotlib escapes what it draws.
+    return Markup(re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -10,12 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from potstill.analysis.scaling import Convergence
-from potstill.analysis.statistics import (
-    Arm,
-    FloatArray,
-    Interval,
-    bootstrap,
-)
+from potstill.analysis.statistics import Arm, FloatArray, Interval, bootstrap
 from potstill.arms import LONG, REWARD, STUDENTS, look_of, order_of
 from potstill.results import convergence_of
 from potstill.tasks import task_of
@@ -173,11 +168,8 @@ def headline(records: Sequence[Record]) -> list[Record]:
     spent = [own + teacher for own, teacher in both if own is not None and teacher is not None]
     needed = 0.95 * float(median(spent)) if spent else math.inf
     branched = {str(run.get("arm")) for run in records if run.get("branch") is not None}
-    chosen = {arm: list(by_budget(records, arm)) for arm in branched}
-    budgets = {
-        arm: next((steps for steps in found if steps >= needed), found[-1] if found else 0.0)
-        for arm, found in chosen.items()
-    }
+    chosen = {arm: list(by_budget(records, arm)) or [0.0] for arm in branched}
+    budgets = {arm: next((d for d in found if d >= needed), found[-1]) for arm, found in chosen.items()}
     return [run for run in records if budgets.get(str(run.get("arm")), budget_of(run)) == budget_of(run)]
 
 

@@ -19,6 +19,7 @@ from potstill.report.drawing import (
     NARROW,
     canvas,
     dodge,
+    grid,
     interval,
     key_of,
     legend,
@@ -26,7 +27,7 @@ from potstill.report.drawing import (
     reference_lines,
     same_heights,
     size_axis,
-)
+)  # fmt: skip
 from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.groups import Group, number
 
@@ -41,17 +42,16 @@ def size_score(answers: Answers, width: float = WIDTH) -> Figure:
     arms = list(dict.fromkeys(group.arm for group in groups))
     first = [arm for arm in ("rl", answers.student) if arm in arms]
     panels = [first, *([arm] for arm in arms if arm not in first)] if first else [[arm] for arm in arms]
-    columns = min(3 if width > NARROW else 2, len(panels))
-    rows = -(-len(panels) // columns)
+    room = width / min(3 if width > NARROW else 2, len(panels))
     with rc_context(STYLE):
         note = "line: interquartile mean of the runs, 95 % interval; dot: a run; arrow: more training may bring more"
-        height = 4.6 if len(panels) == 1 else 1.5 + 2.2 * rows
-        found = kept(answers)
-        title = "Score against size"
+        heights = (1.5, 2.2) if len(panels) > 1 else (0.0, 4.6)
+        found, title = kept(answers), f"Score against size, {task(answers)}"
         if found is not None:
-            title = f"{short(found.parameters)} parameters keep {100 * found.share:.0f} % of the teacher's points"
-        figure, axes = canvas(f"{title}, {task(answers)}", note, width, height, rows, columns)
-        for place, (ax, shown) in enumerate(zip(axes, panels, strict=False)):
+            what = f"{short(found.parameters)} parameters keep {100 * found.share:.0f} % of the teacher's points"
+            title = f"{what}, {task(answers)}"
+        figure, axes, lowest = grid(title, note, width, len(panels), (3, 2), heights, "score of a game")
+        for place, (ax, shown) in enumerate(zip(axes, panels, strict=True)):
             if place:
                 for arm in first:
                     behind = answers.of(arm)
@@ -60,15 +60,11 @@ def size_score(answers: Answers, width: float = WIDTH) -> Figure:
             for order, arm in enumerate(shown):
                 _draw_scores(ax, [group for group in groups if group.arm == arm], dodge(order, len(shown)))
             lines = reference_lines(ax, answers)
-            size_axis(ax, groups, width / columns)
+            size_axis(ax, groups, room)
             if len(panels) > 1:
-                panel_title(ax, " and ".join(look_of(arm).label for arm in shown), width / columns)
-                ax.set_xlabel("parameters" if place >= len(panels) - columns else "")
-            if place % columns == 0:
-                ax.set_ylabel("score of a game")
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-        same_heights(axes[: len(panels)])
+                panel_title(ax, " and ".join(look_of(arm).label for arm in shown), room)
+                ax.set_xlabel("parameters" if ax in lowest else "")
+        same_heights(axes)
         legend(figure, key_of(first or arms) + lines, width)
     return figure
 
@@ -94,14 +90,13 @@ def score_distributions(answers: Answers, width: float = WIDTH) -> Figure:
     groups = _compared(answers)
     arms, widths = list(dict.fromkeys(group.arm for group in groups)), _widths(groups)
     sizes = {group.width: group.parameters for group in groups}
-    columns = min(3 if width > NARROW else 1, len(arms))
-    rows = -(-len(arms) // columns)
+    room = width / min(3 if width > NARROW else 1, len(arms))
     rng = np.random.default_rng(0)
     with rc_context(STYLE):
         lost = "; number: % of games lost" if answers.scale.points else ""
         title, note = f"Scores of single games, {task(answers)}", f"dot: a game, seeds pooled; bar: the median{lost}"
-        figure, axes = canvas(title, note, width, 1.2 + 2.1 * rows, rows, columns)
-        for ax, arm in zip(axes, arms, strict=False):
+        figure, axes, _ = grid(title, note, width, len(arms), (3, 1), (1.2, 2.1), "score of a game")
+        for ax, arm in zip(axes, arms, strict=True):
             look = look_of(arm)
             for group in answers.of(arm):
                 x, scores = widths.index(group.width), np.concatenate([run for runs in group.games for run in runs])
@@ -118,15 +113,11 @@ def score_distributions(answers: Answers, width: float = WIDTH) -> Figure:
                         f"{100 * np.mean(scores < 0):.0f}", (x, 1.0), (0, 1), ha="center", va="bottom", fontsize=8,
                         xycoords=ax.get_xaxis_transform(), textcoords="offset points", color=GREY,
                     )  # fmt: skip
-            panel_title(ax, look.label, width / columns, pad=14 if answers.scale.points else None)
+            panel_title(ax, look.label, room, pad=14 if answers.scale.points else None)
             ax.set_xticks(range(len(widths)), [f"{short(sizes[each])}\n{each}" for each in widths], fontsize=8)
             ax.set_xlim(-0.6, len(widths) - 0.4)
             ax.grid(visible=False, axis="x")
-        for ax in axes[len(arms) :]:
-            ax.set_visible(False)
-        for ax in axes[: len(arms) : columns]:
-            ax.set_ylabel("score of a game")
-        same_heights(axes[: len(arms)])
+        same_heights(axes)
         figure.supxlabel("parameters, and width", fontsize=9)
     return figure
 
@@ -255,14 +246,8 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
                 for size in sizes:
                     points = [(at.steps, g.middle("score")) for at in curve for g in at.groups if g.parameters == size]
                     if points:
-                        left.plot(
-                            *zip(*points, strict=True),
-                            lines[reward],
-                            color=colours[size],
-                            marker=look_of(reward).marker,
-                            markersize=4,
-                            linewidth=1.5,
-                        )
+                        style: Any = {"color": colours[size], "marker": look_of(reward).marker, "linewidth": 1.5}
+                        left.plot(*zip(*points, strict=True), lines[reward], markersize=4, **style)
                 look, side = look_of(reward), dodge(rewards.index(reward), len(rewards)) ** 0.4
                 for steps, ratio in [(at.steps, r.size) for at in curve for r in at.ratios if r in told]:
                     low, high = (min(max(end, RHO[0]), RHO[1]) for end in ratio.interval)
@@ -298,30 +283,20 @@ def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
     if not groups:
         raise InputError("no run has a learning curve with scores")
     widths = _widths(groups)
-    columns = min(3 if width > NARROW else 2, len(widths))
-    rows = -(-len(widths) // columns)
     with rc_context(STYLE):
-        title, note = (
-            f"Score while learning, {task(answers)}",
-            "a line: a run; a student's steps without its teacher's",
-        )
-        figure, axes = canvas(title, note, width, 1.3 + 2.0 * rows, rows, columns)
-        for place, (ax, size) in enumerate(zip(axes, widths, strict=False)):
+        title, note = f"Score while learning, {task(answers)}", "a line: a run; a student's steps without its teacher's"
+        figure, axes, lowest = grid(title, note, width, len(widths), (3, 2), (1.3, 2.0), "score")
+        for ax, size in zip(axes, widths, strict=True):
             for group in (group for group in groups if group.width == size):
                 for run in group.runs[:LINES]:
                     if curve := _curve(run):
                         ax.plot(*zip(*curve, strict=True), color=look_of(group.arm).colour, linewidth=0.9, alpha=0.75)
-            panel_title(ax, f"width {size}", width / columns)
+            ax.set_title(f"width {size}", fontsize=9)
             ax.xaxis.set_major_locator(MaxNLocator(3))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
             ax.set_xlim(left=0.0)
-            if place >= len(widths) - columns:
-                ax.set_xlabel("agent steps")
-            if place % columns == 0:
-                ax.set_ylabel("score")
-        for ax in axes[len(widths) :]:
-            ax.set_visible(False)
-        same_heights(axes[: len(widths)])
+            ax.set_xlabel("agent steps" if ax in lowest else "")
+        same_heights(axes)
         legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups)), lines=True), width)
     return figure
 
@@ -334,13 +309,10 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
     if not drawn:
         raise InputError("no finished run knows its latency, bytes or multiply-adds")
     with rc_context(STYLE):
-        columns = len(drawn) if width > NARROW else 1
-        rows = len(drawn) // columns
-        figure, axes = canvas(
-            f"Score against cost of deployment, {task(answers)}",
-            "interquartile mean of an arm at a size; line: the Pareto front, which no other point beats",
-            width, 3.9 if columns > 1 else 1.3 + 2.2 * rows, rows, columns,
-        )  # fmt: skip
+        title, beside = f"Score against cost of deployment, {task(answers)}", width > NARROW and len(drawn) > 1
+        note = "interquartile mean of an arm at a size; line: the Pareto front, which no other point beats"
+        heights = (0.0, 3.9) if beside else (1.3, 2.2)
+        figure, axes, _ = grid(title, note, width, len(drawn), (len(drawn), 1), heights, "score")
         for ax, (cost, words) in zip(axes, drawn.items(), strict=True):
             front = []
             for group, best in zip(answers.groups, answers.front[cost], strict=True):
@@ -357,9 +329,7 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_xscale("log")
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
-            ax.set_xlabel(f"{words} (log scale)" if columns == 1 else words)
-        for ax in axes if columns == 1 else axes[:1]:
-            ax.set_ylabel("score")
+            ax.set_xlabel(words if beside else f"{words} (log scale)")
         same_heights(axes)
         legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups))), width)
     return figure
@@ -372,12 +342,8 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
         raise InputError("no run was scored from other starts")
     widths = _widths(groups)
     with rc_context(STYLE):
-        columns = min(3 if width > NARROW else 2, len(widths))
-        rows = -(-len(widths) // columns)
-        figure, axes = canvas(
-            f"Score after a start of random play, {task(answers)}", "mean over runs; a panel per width of the network",
-            width, 1.3 + 1.85 * rows, rows, columns,
-        )  # fmt: skip
+        title, note = f"Score after a start of random play, {task(answers)}", "mean over runs; a panel per width"
+        figure, axes, lowest = grid(title, note, width, len(widths), (3, 2), (1.3, 1.85), "score")
         ks = sorted({k for group in groups for run in group.runs for k in _starts(run)})
         for ax, size in zip(axes, widths, strict=False):
             for group in (group for group in groups if group.width == size):
@@ -389,13 +355,8 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_xticks(range(len(ks)), [str(k) for k in ks])
             ax.set_xlim(-0.3, len(ks) - 0.7)
             ax.yaxis.set_major_locator(MaxNLocator(5))
-        for ax in axes[len(widths) :]:
-            ax.set_visible(False)
-        for ax in axes[max(len(widths) - columns, 0) : len(widths)]:
-            ax.set_xlabel("k, random steps first")
-        for ax in axes[: len(widths) : columns]:
-            ax.set_ylabel("score")
-        same_heights(axes[: len(widths)])
+            ax.set_xlabel("k, random steps first" if ax in lowest else "")
+        same_heights(axes)
         legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups))), width)
     return figure
 

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import attrgetter
 from statistics import median
 from typing import Any, NamedTuple
 
-from potstill.analysis.statistics import Interval
 from potstill.arms import LONG, REWARD, STUDENTS
 from potstill.report import conclusions
 from potstill.report.answers import Answers
@@ -23,6 +24,10 @@ class Value(NamedTuple):
 
     text: str
     key: float | str
+
+
+Columns = dict[str, Callable[[Any], str | Value]]
+"""By heading, what an item shows there."""
 
 
 class Table(NamedTuple):
@@ -43,18 +48,11 @@ def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
 
     def row(answers: Answers, planned: int | None) -> list[str | Value]:
         done = sum(record.get("status") == "done" for record in answers.records)
-        bigger, equal, scaling = (
-            f"{r.verdict}. {r.short}" if r.answered else "-" for r in conclusions.replies(answers)
-        )
-        runs = f"{done} of {max(planned or 0, len(answers.records))}"
-        return [conclusions.task(answers), bigger, equal, scaling, runs]
+        said = [f"{r.verdict}. {r.short}" if r.answered else "-" for r in conclusions.replies(answers)]
+        return [conclusions.task(answers), *said, f"{done} of {max(planned or 0, len(answers.records))}"]
 
-    headings = (
-        "task",
-        *conclusions.SHORT,
-        "runs so far",
-    )
-    return Table("Answers by task", headings, [row(answers, planned) for answers, planned in each])
+    rows = [row(answers, planned) for answers, planned in each]
+    return Table("Answers by task", ("task", *conclusions.SHORT, "runs so far"), rows)
 
 
 def scores(records: Sequence[Record]) -> Table:
@@ -72,11 +70,8 @@ def scores(records: Sequence[Record]) -> Table:
         return ", ".join(f"{run['score']:.1f} / {_number(number(run, 'score_sampled'), '.1f')}" for run in found)
 
     rows = [[arm, *(told(arm, size) for size in sizes)] for arm in sorted({str(r.get("arm")) for r in runs}, key=place)]
-    return Table(
-        "Scores of the runs, greedy / sampled, seed by seed",
-        ("arm", *(f"{w} ({short(parameters)})" for parameters, w in sizes)),
-        rows,
-    )
+    headings = ("arm", *(f"{w} ({short(parameters)})" for parameters, w in sizes))
+    return Table("Scores of the runs, greedy / sampled, seed by seed", headings, rows)
 
 
 def kept(answers: Answers) -> Table:
@@ -89,7 +84,7 @@ def kept(answers: Answers) -> Table:
         return f"{group.score.value:.1f}" if group is not None else "-"
 
     student = answers.student or ""
-    columns: dict[str, Callable[[int], str | Value]] = {
+    columns: Columns = {
         "parameters": _integer,
         "RL scores": lambda parameters: score("rl", parameters),
         "a student scores": lambda parameters: score(student, parameters),
@@ -100,13 +95,11 @@ def kept(answers: Answers) -> Table:
 
 def sizes(answers: Answers) -> Table:
     """Every arm at every size, beside its teacher; without columns in which nothing was measured."""
-    columns: dict[str, Callable[[Group], str | Value]] = {
+    columns: Columns = {
         "arm": lambda group: name(group.arm),
         "width": lambda group: _width(group.width),
         "parameters": lambda group: _integer(group.parameters),
-        "runs": lambda group: (
-            f"{len(group.runs)}" + (f" of {len(group.teachers)} teachers" if len(group.teachers) > 1 else "")
-        ),
+        "runs": lambda group: f"{len(group.runs)}" + f" of {len(group.teachers)} teachers" * (len(group.teachers) > 1),
         "score": lambda group: (">= " if group.lower_bound else "") + f"{group.score.value:.1f}",
         "95 % interval": lambda group: _interval(group.score.low, group.score.high),
         "teacher's score": lambda group: _number(group.middle("teacher_score"), ".1f"),
@@ -126,9 +119,7 @@ def _kept(group: Group | None) -> str:
     return f"{100 * share:.0f} %" if share is not None else "-"
 
 
-def _measured(
-    title: str, columns: dict[str, Callable[[Any], str | Value]], items: Iterable[Any], **options: Any
-) -> Table:
+def _measured(title: str, columns: Columns, items: Iterable[Any], **options: Any) -> Table:
     """A row per item; a column in which all have a dash is left out."""
     rows = [[show(item) for show in columns.values()] for item in items]
     kept = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
@@ -136,34 +127,27 @@ def _measured(
 
 
 def ratios(answers: Answers) -> Table:
-    rows = [
-        [
-            f"{name(ratio.reward)} / {name(ratio.student)}",
-            f"{ratio.target:g}",
-            conclusions.ratio_text(ratio),
-            conclusions.span(*ratio.size.interval),
-            f"{ratio.size.exact:.0%}",
-        ]
-        for ratio in answers.ratios
-    ]
-    return Table("Ratios of sizes", ("size of", "score", "ratio", "95 % interval", "resamples not censored"), rows)
+    columns: Columns = {
+        "size of": lambda ratio: f"{name(ratio.reward)} / {name(ratio.student)}",
+        "score": lambda ratio: f"{ratio.target:g}",
+        "ratio": conclusions.ratio_text,
+        "95 % interval": lambda ratio: conclusions.span(*ratio.size.interval),
+        "resamples not censored": lambda ratio: f"{ratio.size.exact:.0%}",
+    }
+    return _measured("Ratios of sizes", columns, answers.ratios)
 
 
 def differences(answers: Answers) -> Table:
-    rows = [
-        [
-            name(each.arm),
-            _width(each.width),
-            ("<= " if each.lower_bound else "") + _signed(each.score.value),
-            _interval(each.score.low, each.score.high, "+.1f"),
-            _number(each.p, ".4f"),
-            "yes" if each.equivalent else "not shown",
-            f"{each.improvement:.2f}",
-        ]
-        for each in answers.differences
-    ]
-    headings = ("arm", "width", "difference", "95 % interval", "p (Holm)", "equivalent", "probability of improvement")
-    return Table("Differences to RL from scratch", headings, rows)
+    columns: Columns = {
+        "arm": lambda each: name(each.arm),
+        "width": lambda each: _width(each.width),
+        "difference": lambda each: ("<= " if each.lower_bound else "") + _signed(each.score.value),
+        "95 % interval": lambda each: _interval(each.score.low, each.score.high, "+.1f"),
+        "p (Holm)": lambda each: _number(each.p, ".4f"),
+        "equivalent": lambda each: "yes" if each.equivalent else "not shown",
+        "probability of improvement": lambda each: f"{each.improvement:.2f}",
+    }
+    return _measured("Differences to RL from scratch", columns, answers.differences)
 
 
 def ratios_by_budget(answers: Answers) -> Table:
@@ -176,29 +160,22 @@ def ratios_by_budget(answers: Answers) -> Table:
         before = next((f" [x {bounded}]" for score, bounded in at.shrunk if score == target), "")
         return f"{conclusions.ratio_text(size)} ({conclusions.span(*size.size.interval)}){before}"
 
-    rows = [
-        [name(at.reward), at.play, _cost(at.steps), *(told(at, target) for target in answers.scale.targets)]
-        for at in answers.at_budgets
-        if at.ratios
-    ]
-    headings = ("RL", "play", "agent steps", *(f"{target:g}" for target in answers.scale.targets))
-    return Table("Ratio of sizes by budget, at each score", headings, rows)
+    columns: Columns = {"RL": _critic, "play": attrgetter("play"), "agent steps": lambda at: _cost(at.steps)}
+    columns |= {f"{target:g}": partial(told, target=target) for target in answers.scale.targets}
+    each = filter(attrgetter("ratios"), answers.at_budgets)
+    return _measured("Ratio of sizes by budget, at each score", columns, each)
 
 
 def passings(answers: Answers) -> Table:
-    rows = [
-        [
-            name(each.reward),
-            each.play,
-            _width(each.width),
-            conclusions.steps_text(each.steps.low, each.steps.high),
-            conclusions.steps_text(*each.steps.interval),
-            _cost(each.spent),
-        ]
-        for each in answers.passings
-    ]
-    headings = ("RL", "play", "width", "passes the student after", "95 % interval", "student's and teacher's steps")
-    return Table("Agent steps after which RL passes a student of its size", headings, rows)
+    columns: Columns = {
+        "RL": _critic,
+        "play": attrgetter("play"),
+        "width": lambda each: _width(each.width),
+        "passes the student after": lambda each: conclusions.steps_text(each.steps.low, each.steps.high),
+        "95 % interval": lambda each: conclusions.steps_text(*each.steps.interval),
+        "student's and teacher's steps": lambda each: _cost(each.spent),
+    }
+    return _measured("Agent steps after which RL passes a student of its size", columns, answers.passings)
 
 
 def laws(answers: Answers) -> Table:
@@ -213,17 +190,13 @@ def laws(answers: Answers) -> Table:
 
 
 def growths(answers: Answers) -> Table:
-    rows = [
-        [
-            name(each.arm),
-            "{:,} to {:,}".format(*each.sizes),
-            _signed(each.score.value),
-            _interval(*each.score[1:], "+.1f"),
-        ]
-        for each in answers.growths
-    ]
-    headings = ("arm", "parameters", "points per doubling", "95 % interval")
-    return Table("Points gained per doubling of the parameters", headings, rows)
+    columns: Columns = {
+        "arm": lambda each: name(each.arm),
+        "parameters": lambda each: "{:,} to {:,}".format(*each.sizes),
+        "points per doubling": lambda each: _signed(each.score.value),
+        "95 % interval": lambda each: _interval(each.score.low, each.score.high, "+.1f"),
+    }
+    return _measured("Points gained per doubling of the parameters", columns, answers.growths)
 
 
 def convergence(answers: Answers) -> Table:
@@ -235,64 +208,52 @@ def convergence(answers: Answers) -> Table:
             verdicts = [certificate.verdict for certificate in mine]
             gains = [c.convergence.gain for c in mine if c.convergence is not None and c.convergence.gain is not None]
             runs = "1 run" if len(gains) == 1 else f"{len(gains)} runs"
-            rows.append(
-                [
-                    name(arm),
-                    _width(group.width),
-                    *(f"{verdicts.count(verdict)}" for verdict in ("converged", "not converged", "unknown")),
-                    f"{_signed(median(gains))} ({runs})" if gains else "not extended",
-                ]
-            )
-    return Table(
-        "Convergence of RL", ("arm", "width", "converged", "not converged", "unknown", "gain of twice the budget"), rows
-    )
+            counts = [f"{verdicts.count(verdict)}" for verdict in ("converged", "not converged", "unknown")]
+            gained = f"{_signed(median(gains))} ({runs})" if gains else "not extended"
+            rows.append([name(arm), _width(group.width), *counts, gained])
+    headings = ("arm", "width", "converged", "not converged", "unknown", "gain of twice the budget")
+    return Table("Convergence of RL", headings, rows)
 
 
 def budgets(answers: Answers) -> Table:
-    rows = [
-        [
-            name(group.arm),
-            _width(group.width),
-            *(_cost(group.middle(measure)) for measure in BUDGETS),
-            _number(group.middle("wall_seconds"), ",.0f"),
-            *(_cost(group.middle(f"teacher_{measure}")) for measure in BUDGETS),
-        ]
-        for group in answers.groups
-    ]
-    own, teachers = BUDGETS.values(), [f"teacher's {name}" for name in BUDGETS.values()]
-    return Table("Budgets per run: medians", ("arm", "width", *own, "seconds", *teachers), rows)
+    def cost(key: str) -> Callable[[Group], str | Value]:
+        return lambda group: _cost(group.middle(key))
+
+    columns: Columns = {"arm": lambda group: name(group.arm), "width": lambda group: _width(group.width)}
+    columns |= {words: cost(key) for key, words in BUDGETS.items()}
+    columns |= {"seconds": lambda group: _number(group.middle("wall_seconds"), ",.0f")}
+    columns |= {f"teacher's {words}": cost(f"teacher_{key}") for key, words in BUDGETS.items()}
+    return _measured("Budgets per run: medians", columns, answers.groups)
 
 
 def ablations(answers: Answers) -> Table:
     """Of the arms that are not the protocol's, by size, below the protocol's arm that they are a change of."""
 
-    def row(group: Group, less: Interval | None) -> list[str | Value]:
-        return [
-            group.arm,
-            _width(group.width),
-            f"{len(group.runs)}",
-            f"{group.score.value:.1f}",
-            _interval(group.score.low, group.score.high),
-            f"{_signed(less.value)} ({_interval(less.low, less.high, '+.1f')})" if less else "",
-            _number(group.middle("score_sampled"), ".1f"),
-            _number(group.middle("wall_seconds"), ",.0f"),
-        ]
+    def less(each: Ablation) -> str:
+        found = each.less_base
+        return f"{_signed(found.value)} ({_interval(found.low, found.high, '+.1f')})" if found else ""
 
-    groups: dict[tuple[int, str], list[Ablation]] = {}
+    columns: Columns = {
+        "arm": lambda each: each.group.arm,
+        "width": lambda each: _width(each.group.width),
+        "runs": lambda each: f"{len(each.group.runs)}",
+        "score": lambda each: f"{each.group.score.value:.1f}",
+        "95 % interval": lambda each: _interval(each.group.score.low, each.group.score.high),
+        "less the protocol's arm": less,
+        "sampled": lambda each: _number(each.group.middle("score_sampled"), ".1f"),
+        "seconds": lambda each: _number(each.group.middle("wall_seconds"), ",.0f"),
+    }
+    by_base: dict[tuple[int, str], list[Ablation]] = {}
     for each in answers.ablations:
-        groups.setdefault((each.group.parameters, each.base.arm if each.base else ""), []).append(each)
-    rows = []
-    for _, group in sorted(groups.items()):
-        base = group[0].base
-        rows += [row(base, None)] if base else []
-        rows += [row(each.group, each.less_base) for each in group]
-    headings = ("arm", "width", "runs", "score", "95 % interval", "less the protocol's arm", "sampled", "seconds")
-    return Table("Scores and seconds", headings, rows)
+        base = each.base
+        first = [Ablation(base, None, None)] if base else []
+        by_base.setdefault((each.group.parameters, base.arm if base else ""), first).append(each)
+    return _measured("Scores and seconds", columns, [each for _, group in sorted(by_base.items()) for each in group])
 
 
 def runs(records: Sequence[Record], each: Sequence[Answers]) -> Table:
     verdicts = {certificate.run: certificate.verdict for answers in each for certificate in answers.certificates}
-    columns: dict[str, Callable[[Record], str | Value]] = {
+    columns: Columns = {
         "run": lambda run: str(run.get("run")),
         "status": lambda run: ": ".join(str(run[key]) for key in ("status", "error") if run.get(key)),
         "arm": lambda run: str(run.get("arm") or "-"),
@@ -316,6 +277,10 @@ def runs(records: Sequence[Record], each: Sequence[Answers]) -> Table:
     order = sorted(records, key=lambda run: (run.get("arm") in LONG, str(run.get("run"))))
     less = ("sampled", "not sticky", "gradient steps", "multiply-adds", "ms", "teacher", "seed", "arm", "width")
     return _measured("All runs", columns, order, sortable=True, less=less)
+
+
+def _critic(each: Any) -> str:
+    return name(each.reward)
 
 
 def _signed(value: float) -> str:
