@@ -19,7 +19,7 @@ from potstill.analysis.statistics import (
     resample_curve,
     welch,
     widen,
-)
+)  # fmt: skip
 from potstill.errors import InputError
 
 
@@ -119,14 +119,9 @@ def size_bounds(sizes: ArrayLike, scores: ArrayLike, target: ArrayLike) -> tuple
 
 
 def size_ratio(
-    sizes: ArrayLike,
-    rl: Sequence[Arm],
-    distilled: Sequence[Arm],
-    target: float,
-    rng: np.random.Generator,
-    level: float = 0.95,
+    sizes: ArrayLike, rl: Sequence[Arm], distilled: Sequence[Arm], target: float, rng: np.random.Generator,
     resamples: int = 10_000,
-) -> Bounded:
+) -> Bounded:  # fmt: skip
     """rho(p) = N_rl(p) / N_distilled(p): how much bigger a network learning from reward must be to reach `target`.
 
     Where a curve does not cross p the ratio is bounded by what the other one says: rl never reaches p while the
@@ -138,12 +133,6 @@ def size_ratio(
         sizes: (S,) parameters of the deployed actor, increasing.
         rl, distilled: S arms each, one per size; the two curves are drawn independently.
         target: p, in points.
-        rng: decides everything drawn.
-        level: of the interval.
-        resamples: B.
-
-    Returns:
-        A ratio, without units.
 
     Raises:
         InputError: as `size_bounds` and `resample_curve`.
@@ -156,7 +145,6 @@ def size_ratio(
     return _bounded(
         _ratio(*(size_bounds(sizes, curve.values, target) for curve in curves)),
         _ratio(*(size_bounds(sizes, scores, target) for scores in drawn)),
-        level,
     )
 
 
@@ -170,15 +158,13 @@ def steps_to_pass(
         rl: D arms, one per budget. Branches of the same runs are drawn together where each run is a "teacher" of its
             own.
         student: of two runs or more.
-        rng: decides everything drawn.
-        resamples: B.
 
     Raises:
         InputError: as `size_bounds` and `resample_curve`.
     """
     curve, mark = resample_curve(rl, rng, resamples), bootstrap(student, rng, resamples)
     drawn = curve.values + widen(curve.deviations, _crossing_df(curve, mark.value), rng)
-    return _bounded(size_bounds(steps, curve.values, mark.value), size_bounds(steps, drawn, mark.resamples), 0.95)
+    return _bounded(size_bounds(steps, curve.values, mark.value), size_bounds(steps, drawn, mark.resamples))
 
 
 def budget_law(scores: Mapping[int, Mapping[float, ArrayLike]]) -> BudgetLaw | None:
@@ -196,11 +182,7 @@ def budget_law(scores: Mapping[int, Mapping[float, ArrayLike]]) -> BudgetLaw | N
     Source of the test: Draper and Smith 1998, "Applied Regression Analysis", section 2.1.
     """
     sizes = list(scores)
-    groups = [
-        (at, steps, np.asarray(runs, dtype=np.float64))
-        for at, n in enumerate(sizes)
-        for steps, runs in scores[n].items()
-    ]
+    groups = [(i, d, np.asarray(runs, dtype=np.float64)) for i, n in enumerate(sizes) for d, runs in scores[n].items()]
     at, steps = np.array([group[0] for group in groups]), np.array([group[1] for group in groups])
     means, counts = (np.array([f(runs) for *_, runs in groups], dtype=np.float64) for f in (np.mean, len))
     of_law, of_runs = len(groups) - 2 * len(sizes) - 1, int(counts.sum()) - len(groups)
@@ -217,15 +199,11 @@ def budget_law(scores: Mapping[int, Mapping[float, ArrayLike]]) -> BudgetLaw | N
     first += [math.log(steps[at == i].min() / 2) for i in range(len(sizes))]
     fitted = optimize.least_squares(rest, [*first, math.log(0.5)], x_scale="jac", max_nfev=5_000)
     lack = 2 * float(fitted.cost) / of_law / (pure / of_runs)
-    return BudgetLaw(
-        {n: (float(fitted.x[i]), math.exp(fitted.x[len(sizes) + i])) for i, n in enumerate(sizes)},
-        math.exp(fitted.x[-1]),
-        lack,
-        float(stats.f.sf(lack, of_law, of_runs)),
-    )
+    by_size = {n: (float(fitted.x[i]), math.exp(fitted.x[len(sizes) + i])) for i, n in enumerate(sizes)}
+    return BudgetLaw(by_size, math.exp(fitted.x[-1]), lack, float(stats.f.sf(lack, of_law, of_runs)))
 
 
-def slope(steps: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
+def slope(steps: ArrayLike, scores: ArrayLike) -> Interval:
     """Least-squares slope of a learning curve whose points depend on their neighbours.
 
     With r the lag-1 autocorrelation of the residuals, n points are worth n (1 - r) / (1 + r); that number replaces n in
@@ -235,10 +213,9 @@ def slope(steps: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
     Args:
         steps: (n,) increasing, evenly spaced.
         scores: (n,) in points.
-        level: of the interval.
 
     Returns:
-        Points per step. The interval is infinite where there are 5 points or fewer, or they are worth 2 or fewer.
+        Points per step. The 95 % interval is infinite where there are 5 points or fewer, or worth 2 or fewer.
 
     Raises:
         InputError: fewer than 3 points, unequal lengths, steps that do not increase, or numbers that are not finite.
@@ -260,7 +237,7 @@ def slope(steps: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
     df = n * (1 - r) / (1 + r) - 2
     if df <= 0:
         return Interval(value, -math.inf, math.inf)
-    half = float(stats.t.ppf((1 + level) / 2, df)) * math.sqrt(squares / df / float(x @ x))
+    half = float(stats.t.ppf(0.975, df)) * math.sqrt(squares / df / float(x @ x))
     return Interval(value, value - half, value + half)
 
 
@@ -283,14 +260,9 @@ def convergence(steps: ArrayLike, scores: ArrayLike, gain: float | None = None, 
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     late = x > 0.75 * x[-1] if len(x) else np.zeros(0, dtype=bool)
     last = slope(x[late], y[late])
-    verdict: Literal["converged", "not converged", "unknown"]
     if not last.low <= 0 <= last.high or (gain is not None and gain >= tolerance):
-        verdict = "not converged"
-    elif gain is None or math.isinf(last.high):
-        verdict = "unknown"
-    else:
-        verdict = "converged"
-    return Convergence(verdict, last, gain)
+        return Convergence("not converged", last, gain)
+    return Convergence("unknown" if gain is None or math.isinf(last.high) else "converged", last, gain)
 
 
 def pareto_front(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
@@ -299,13 +271,8 @@ def pareto_front(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.bool_]:
     Args:
         costs: (N,) less is better: parameters, multiply-adds, milliseconds.
         scores: (N,) more is better.
-
-    Raises:
-        InputError: unequal lengths, or numbers that are not finite.
     """
     cost, score = np.asarray(costs, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    if cost.shape != score.shape or cost.ndim != 1 or not (np.isfinite(cost).all() and np.isfinite(score).all()):
-        raise InputError("a Pareto front needs a finite cost and a finite score for each point")
     no_worse = (cost[:, None] <= cost) & (score[:, None] >= score)
     better = (cost[:, None] < cost) | (score[:, None] > score)
     return np.asarray(~(no_worse & better).any(axis=0))
@@ -342,15 +309,8 @@ def _ratio(above: tuple[FloatArray, FloatArray], below: tuple[FloatArray, FloatA
         return np.asarray(above[0] / below[1]), np.asarray(above[1] / below[0])
 
 
-def _bounded(value: tuple[FloatArray, FloatArray], drawn: tuple[FloatArray, FloatArray], level: float) -> Bounded:
+def _bounded(value: tuple[FloatArray, FloatArray], drawn: tuple[FloatArray, FloatArray]) -> Bounded:
     lows, highs = drawn
     bare, topless = lows == 0, np.isinf(highs)
-    return Bounded(
-        float(value[0]),
-        float(value[1]),
-        percentiles(lows, highs, level),
-        exact=float((~bare & ~topless).mean()),
-        above=float((~bare & topless).mean()),
-        below=float((bare & ~topless).mean()),
-        unknown=float((bare & topless).mean()),
-    )
+    shares = (float(found.mean()) for found in (~bare & ~topless, ~bare & topless, bare & ~topless, bare & topless))
+    return Bounded(float(value[0]), float(value[1]), percentiles(lows, highs, 0.95), *shares)
