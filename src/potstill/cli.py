@@ -80,16 +80,12 @@ def _run(arguments: list[str]) -> None:
     import threading
     from importlib import import_module
 
-    from potstill.errors import InputError, Terminated
+    from potstill.errors import InputError, Terminated, meant
 
     command, *rest = arguments
     if command not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        hint = meant(command, COMMANDS, f"commands: {', '.join(COMMANDS)}")
         raise InputError(f"no command is called {command!r}; {hint}")
-
     try:
         os.getcwd()
     except FileNotFoundError as error:

@@ -1,13 +1,12 @@
 """What every config has in common: plain Python values, and settings by the names of its fields."""
 
 from dataclasses import fields, is_dataclass, replace
-from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from potstill.errors import InputError
+from potstill.errors import InputError, meant
 
 MOST = 1 << 40  # of steps, samples or epochs: what is above is a slip of the finger
 MOST_ENVS = 1 << 16
@@ -66,8 +65,7 @@ def filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:
 
     made = tuple(fill(config) for config in configs)
     for name in left:
-        near = get_close_matches(name, known, n=1)
-        raise InputError(f"there is no setting {name!r}: {f'did you mean {near[0]}?' if near else ', '.join(known)}")
+        raise InputError(f"there is no setting {name!r}: {meant(name, known)}")
     return made
 
 

@@ -1,5 +1,6 @@
 """The one error that is the user's to fix, and words for the system's."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 LONGEST = 1_000  # characters of a message: a hostile name could be of any length
@@ -38,6 +39,14 @@ def printable(text: object, longest: int = LONGEST) -> str:
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return _cut(line, longest)
+
+
+def meant(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """'did you mean pong?', or where nothing is near, `otherwise` or all that is known."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, names := list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise or f"known: {', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 A task is added here, as one entry of `TASKS`. Any other Gymnasium id works without one.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from potstill.envs import EnvConfig, register_minatar
-from potstill.errors import InputError
+from potstill.errors import InputError, meant
 from potstill.imports import allow, find
 
 EnvLike = str | EnvConfig | EnvSpec | Callable[[], "gymnasium.Env[Any, Any]"]
@@ -145,7 +144,5 @@ def find_env(name: EnvLike) -> EnvConfig:
     register_minatar(name)
     if name in gymnasium.registry:
         return EnvConfig(name)
-    known = [*TASKS, *gymnasium.registry]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TASKS)}, ale/<rom>, any Gymnasium id"
+    hint = meant(name, [*TASKS, *gymnasium.registry], f"known: {', '.join(TASKS)}, ale/<rom>, any Gymnasium id")
     raise InputError(f"no environment is called {name!r}; {hint} A task of your own needs --import MODULE")

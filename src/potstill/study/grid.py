@@ -1,6 +1,7 @@
 """A comparison from the command line: teachers x widths x leads x seeds, each one distillation."""
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from potstill.distill import DistillConfig, Lead
@@ -37,27 +38,13 @@ class Grid:
             values = getattr(self, name)
             meant = {parse_width(value) if name == "widths" else value for value in values}  # 1/8 is 0.125
             if not values or len(meant) < len(values):
-                raise InputError(
-                    f"{name} must name at least one, and none twice: {' '.join(map(str, values)) or 'none'}"
-                )
-        widths = sorted(self.widths, key=parse_width)
-        several = len(self.teachers) > 1
-        return [
-            RunSpec(
-                "_".join(
-                    [
-                        *([f"teacher-{number}"] if several else []),
-                        f"width-{width.replace('/', '_')}",
-                        lead,
-                        f"seed-{seed}",
-                    ]
-                ),
-                f"distill-{lead}",
-                replace(self.base, network=replace(self.base.network, width=width), lead=lead, seed=seed),
-                origin_of(teacher, self.env if nameless(teacher) else None),
-            )
-            for width in widths
-            for lead in self.leads
-            for number, teacher in enumerate(self.teachers)
-            for seed in self.seeds
-        ]
+                what = " ".join(map(str, values)) or "none"
+                raise InputError(f"{name} must name at least one, and none twice: {what}")
+        specs, widths = [], sorted(self.widths, key=parse_width)
+        for width, lead, (number, teacher), seed in product(widths, self.leads, enumerate(self.teachers), self.seeds):
+            named = f"teacher-{number}_" * (len(self.teachers) > 1)
+            name = f"{named}width-{width.replace('/', '_')}_{lead}_seed-{seed}"
+            config = replace(self.base, network=replace(self.base.network, width=width), lead=lead, seed=seed)
+            origin = origin_of(teacher, self.env if nameless(teacher) else None)
+            specs.append(RunSpec(name, f"distill-{lead}", config, origin))
+        return specs

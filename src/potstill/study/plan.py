@@ -146,34 +146,28 @@ class Plan:
                 if value not in held:
                     has = ", ".join(str(value) for value in sorted(held))
                     raise InputError(f"the plan has no {axis} {str(value)!r}: it has {has}")
-        made = [
-            spec
-            for spec in specs
-            if spec.arm in arms
-            and (not widths or parse_width(spec.config.network.width) in widths)
-            and (not part.seeds or spec.config.seed in part.seeds)
-        ]
+        made = [spec for spec in specs if spec.arm in arms]
+        made = [spec for spec in made if not widths or parse_width(spec.config.network.width) in widths]
+        made = [spec for spec in made if not part.seeds or spec.config.seed in part.seeds]
         if not made:
             raise InputError("the plan has no run of all these arms, widths and seeds: an arm may have its own")
         return made
 
     def _specs(self, arm: PlannedArm, width: str, made: Mapping[str, RunSpec]) -> list[RunSpec]:
         specs = []
+        places = [origin_of(path, self.env if nameless(path) else None) for path in arm.teachers]
         for number, seed in enumerate(arm.seeds):
-            teachers: list[Origin | None] = [
-                origin_of(path, self.env if nameless(path) else None) for path in arm.teachers
-            ]
-            teachers = teachers or [None]
+            teachers: list[Origin | None] = [*places] or [None]
             if self.pairing == "cycle":
                 teachers = [teachers[number % len(teachers)]]
             for teacher in teachers:
                 start_from = None
                 if arm.origin is not None:
-                    start_from = made.get(run_name(arm.origin, width, seed, teacher))
-                    if start_from is None:
+                    first = run_name(arm.origin, width, seed, teacher)
+                    if (start_from := made.get(first)) is None:
                         raise InputError(
-                            f"arm {arm.name} begins with {run_name(arm.origin, width, seed, teacher)}, which the plan"
-                            f" does not make: give {arm.origin} the same widths, seeds and teachers"
+                            f"arm {arm.name} begins with {first}, which the plan does not make: give {arm.origin} the"
+                            " same widths, seeds and teachers"
                         )
                 settings = arm.settings | arm.by_width.get(width, {})
                 config = make_config(arm.method, self.env, width, seed, settings)
@@ -212,16 +206,11 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     return replace(PPOConfig.for_task(find_env(env)), network=network, seed=seed, **rest)
 
 
-_LATER = (
-    ("options", ()),
-    ("layout", "auto"),
-    ("bits", 32),
-)  # settings that came later: at their defaults, runs are what they were
-_IDLE = ("branch",)  # what changes nothing of the run itself
+_LATER = (("options", ()), ("layout", "auto"), ("bits", 32))  # came later: at their defaults, runs are what they were
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
+    """A config for JSON, without `branch`, which changes nothing of the run itself."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if (key, item) not in _LATER and key not in _IDLE}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item) for key, item in value.items() if (key, item) not in _LATER and key != "branch"}
+    return value

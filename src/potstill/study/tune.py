@@ -110,10 +110,8 @@ def choose(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[Choice]:
         mine = [trial for trial in tried if trial.arm == arm]
         found: dict[str, Choice] = {}
         for width in plan.tune["widths"]:
-            scores = {
-                trial.name: [r["score"] for r in records if (r["arm"], r["width"]) == (trial.name, width)]
-                for trial in mine
-            }
+            here = [record for record in records if record["width"] == width]
+            scores = {trial.name: [r["score"] for r in here if r["arm"] == trial.name] for trial in mine}
             means = {name: float(np.mean(values)) for name, values in scores.items()}
             best = max(mine, key=lambda trial, m=means: m[trial.name])  # type: ignore[misc]  # the first of equals
             chosen = {name: best.setting[name] for name in best.varied}
