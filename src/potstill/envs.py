@@ -1,6 +1,5 @@
 """One vector-environment contract for training, collection and evaluation: real ALE, or a Gymnasium task."""
 
-import difflib
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TimeLi
 from numpy.typing import NDArray
 from tyro.conf import Fixed
 
-from potstill.errors import DivergedError, InputError, TaskError, first_line
+from potstill.errors import DivergedError, InputError, TaskError, first_line, meant
 from potstill.imports import find, makers_of
 
 Array = NDArray[Any]
@@ -121,9 +120,7 @@ class Envs:
         if not config.atari:
             self._venv = _make_gymnasium(config, num_envs)
         else:
-            self._venv = (
-                _SeparateGames(config, num_envs, threads) if separate else _make_atari(config, num_envs, threads)
-            )
+            self._venv = (_SeparateGames if separate else make_atari)(config, num_envs, threads)
         self.bounds: Array | None = None  # (2, d), least and greatest value of each continuous action, in its dtype
         self.choices: list[Array] = []  # of each of the choices made at once, the environment's own actions
         self.action_space = space = self._venv.single_action_space
@@ -410,27 +407,21 @@ def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dty
     )
 
 
-def _make_atari(config: EnvConfig, num_envs: int, threads: int) -> VectorEnv[Any, Any, Any]:
+def make_atari(config: EnvConfig, num_envs: int, threads: int, **options: Any) -> VectorEnv[Any, Any, Any]:
+    """ALE's emulators of a game; with `options` of ALE's own that differ from how a policy sees it."""
     import ale_py.roms
     from ale_py.vector_env import AtariVectorEnv
 
     if config.id not in ale_py.roms.get_all_rom_ids():
-        near = difflib.get_close_matches(config.id, ale_py.roms.get_all_rom_ids(), n=1)
-        raise InputError(f"ALE has no game {config.id!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    return AtariVectorEnv(
-        config.id,
-        num_envs,
-        num_threads=min(threads, num_envs),
-        repeat_action_probability=config.sticky,
-        frameskip=config.frame_skip,
-        stack_num=config.frame_stack,
-        noop_max=config.noop_max,
-        use_fire_reset=config.fire_on_reset,
-        max_num_frames_per_episode=config.max_frames,
-        reward_clipping=False,
-        episodic_life=False,
-        autoreset_mode=AutoresetMode.SAME_STEP,
-    )
+        hint = meant(config.id, ale_py.roms.get_all_rom_ids(), "see `python -m ale_py.roms`")
+        raise InputError(f"ALE has no game {config.id!r}; {hint}")
+    settings: dict[str, Any] = {
+        "num_threads": min(threads, num_envs), "repeat_action_probability": config.sticky,
+        "frameskip": config.frame_skip, "stack_num": config.frame_stack, "noop_max": config.noop_max,
+        "use_fire_reset": config.fire_on_reset, "max_num_frames_per_episode": config.max_frames,
+        "reward_clipping": False, "episodic_life": False, "autoreset_mode": AutoresetMode.SAME_STEP,
+    }  # fmt: skip
+    return AtariVectorEnv(config.id, num_envs, **settings | options)
 
 
 class _SeparateGames(VectorEnv[Any, Any, Any]):
@@ -440,7 +431,7 @@ class _SeparateGames(VectorEnv[Any, Any, Any]):
     """
 
     def __init__(self, config: EnvConfig, num_envs: int, threads: int) -> None:
-        self._games: list[Any] = [_make_atari(config, 1, 1) for _ in range(num_envs)]
+        self._games: list[Any] = [make_atari(config, 1, 1) for _ in range(num_envs)]
         self._threads = threads
         self.num_envs = num_envs
         self.single_action_space = self._games[0].single_action_space

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from potstill import telemetry
-from potstill.envs import Array, EnvConfig, Envs
+from potstill.envs import Array, EnvConfig, Envs, make_atari
 from potstill.errors import InputError, reason
 from potstill.evaluation import Actions, check_fit
 from potstill.networks import torch_threads
@@ -97,16 +97,9 @@ def film(
 
 
 def _play(
-    title: str,
-    loaded: LoadedPolicy,
-    seed: int,
-    max_steps: int,
-    fps: int,
-    actions: Actions,
-    scale: int | None,
-    room: tuple[int, int],
-    until: float,
-) -> Iterator[tuple[int, Array]]:
+    title: str, loaded: LoadedPolicy, seed: int, max_steps: int, fps: int, actions: Actions, scale: int | None,
+    room: tuple[int, int], until: float,
+) -> Iterator[tuple[int, Array]]:  # fmt: skip
     """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
     policy, config = loaded.policy, loaded.env
     details = "" if policy.sees_raw else f"{policy.size().parameters:,} parameters, width {policy.config.width}"
@@ -172,29 +165,12 @@ class _AtariScreen:
     rate = 60.0
 
     def __init__(self, config: EnvConfig, seed: int) -> None:
-        from ale_py.vector_env import AtariVectorEnv
-
         self._config, self._seed = config, seed
-        self._venv = AtariVectorEnv(
-            config.id,
-            1,
-            num_threads=1,
-            repeat_action_probability=config.sticky,
-            frameskip=1,
-            stack_num=1,
-            img_height=210,
-            img_width=160,
-            grayscale=False,
-            maxpool=False,
-            noop_max=config.noop_max,
-            use_fire_reset=config.fire_on_reset,
-            max_num_frames_per_episode=config.max_frames,
-            reward_clipping=False,
-            autoreset_mode=AutoresetMode.NEXT_STEP,
-        )
+        shown = {"frameskip": 1, "stack_num": 1, "img_height": 210, "img_width": 160, "grayscale": False}
+        self._venv = make_atari(config, 1, 1, **shown, maxpool=False, autoreset_mode=AutoresetMode.NEXT_STEP)
 
     def first(self) -> Array:
-        observations, _ = self._venv.reset(seed=np.array([self._seed]))
+        observations, _ = self._venv.reset(seed=np.array([self._seed]))  # type: ignore[arg-type]  # ALE takes arrays
         return np.asarray(observations[0, 0])
 
     def step(self, action: Any) -> tuple[list[Array], float]:
@@ -212,9 +188,9 @@ class _AtariScreen:
 class _GymnasiumScreen:
     """What the task itself draws."""
 
-    def __init__(self, config: EnvConfig, seed: int) -> None:
+    def __init__(self, config: EnvConfig, seed: int, **options: Any) -> None:
         self._config, self._seed = config, seed
-        self._env = gymnasium.make(config.id, render_mode="rgb_array", disable_env_checker=True)
+        self._env = gymnasium.make(config.id, disable_env_checker=True, **options or {"render_mode": "rgb_array"})
         self.rate = float(self._env.metadata.get("render_fps", 30))
 
     def first(self) -> Array:
@@ -235,25 +211,18 @@ class _GymnasiumScreen:
         return picture
 
 
-class _MinAtarScreen:
+class _MinAtarScreen(_GymnasiumScreen):
     """The grid of a MinAtar game, a colour per channel, ten steps a second."""
 
-    rate = 10.0
     # Black, then Okabe & Ito 2008 and three greys: Seaquest has ten channels.
     palette = bytes.fromhex("000000 56b4e9 e69f00 009e73 d55e00 f0e442 cc79a7 0072b2 ffffff bbbbbb 777777")
 
     def __init__(self, config: EnvConfig, seed: int) -> None:
-        self._config, self._seed = config, seed
-        self._env = gymnasium.make(config.id, sticky_action_prob=config.sticky, disable_env_checker=True)
+        super().__init__(config, seed, sticky_action_prob=config.sticky)
+        self.rate = 10.0
 
-    def first(self) -> Array:
-        return self._draw(self._env.reset(seed=self._seed)[0])
-
-    def step(self, action: Any) -> tuple[list[Array], float]:
-        state, reward, *_ = self._env.step(action)
-        return [self._draw(state)], float(np.float32(reward))
-
-    def _draw(self, state: Array) -> Array:
+    def _render(self) -> Array:
+        state = self._env.get_wrapper_attr("game").state()
         top = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1)
         return np.asarray(np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[top])
 
