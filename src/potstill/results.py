@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import polars as pl
 from polars.datatypes import DataTypeClass
@@ -57,11 +57,7 @@ _COLUMNS = (
     Column("mode", TEXT, "when the student was updated"),
     Column("env_steps", WHOLE, "agent steps played in training"),
     Column("gradient_steps", WHOLE, "optimiser steps"),
-    Column(
-        "training_macs",
-        WHOLE,
-        "multiply-adds of the training: acting, labelling by the teacher, forward and backward passes",
-    ),
+    Column("training_macs", WHOLE, "multiply-adds of the training: acting, labels, forward and backward passes"),
     Column("branch", TEXT, "share of the arm's budget that was this run's whole; empty where that is all of it"),
     Column("teacher_env_steps", WHOLE, "agent steps the teacher itself was trained for"),
     Column("teacher_gradient_steps", WHOLE, "optimiser steps of the teacher's own training"),
@@ -70,11 +66,7 @@ _COLUMNS = (
     Column("initial_gradient_steps", WHOLE, "optimiser steps of that distillation"),
     Column("initial_training_macs", WHOLE, "multiply-adds of that distillation"),
     Column("wall_seconds", NUMBER, "seconds of training, evaluation not included"),
-    Column(
-        "score",
-        NUMBER,
-        "mean score of whole games, greedy, sticky as trained; in curves.csv of the last 100 training games",
-    ),
+    Column("score", NUMBER, "mean of whole greedy games, sticky as trained; in curves.csv of the last 100 in training"),
     Column("ci95_low", NUMBER, "lower end of the 95 % interval of score, over distinct games of this one run"),
     Column("ci95_high", NUMBER, "its upper end"),
     Column("median", NUMBER, "median score of a game"),
@@ -85,36 +77,17 @@ _COLUMNS = (
     Column("point_win_rate", NUMBER, "points scored of all points played, 0 to 1"),
     Column("score_sampled", NUMBER, "mean score with sampled actions, sticky as trained"),
     Column("score_nosticky", NUMBER, "mean greedy score without sticky actions; empty where the task has none"),
-    Column(
-        "secondary_games", WHOLE, "games behind score_sampled, and behind score_nosticky unless it is above 30: then 30"
-    ),
-    Column(
-        "converged",
-        TEXT,
-        "of an RL run with a learning curve, in a study: converged, not converged or unknown",
-    ),
+    Column("secondary_games", WHOLE, "games behind score_sampled, and behind score_nosticky, there 30 at most"),
+    Column("converged", TEXT, "of an RL run with a learning curve, in a study: converged, not converged or unknown"),
     Column("teacher_score", NUMBER, "the teacher's mean score, greedy, sticky as trained"),
     Column("teacher_parameters", WHOLE, "parameters of the teacher's actor"),
     Column("teacher_point_win_rate", NUMBER, "the teacher's share of the points"),
     Column("random_score", NUMBER, "mean score of a uniformly random policy, where it was measured"),
-    Column(
-        "agreement",
-        NUMBER,
-        "share of the policy's own states where its greedy action is the teacher's; in curves.csv of a batch",
-    ),
-    Column(
-        "kl",
-        NUMBER,
-        "KL(teacher || policy) on the policy's own states, nats; in curves.csv of PPO between old and new policy",
-    ),
+    Column("agreement", NUMBER, "share of its own states with the teacher's greedy action; in curves.csv of a batch"),
+    Column("kl", NUMBER, "KL(teacher || policy) on its own states, nats; in curves.csv of PPO between old and new"),
     Column("agreement_teacher_states", NUMBER, "agreement on the teacher's states"),
     Column("kl_teacher_states", NUMBER, "KL(teacher || policy) on the teacher's states, nats"),
-    Column(
-        "action_difference",
-        NUMBER,
-        "between greedy continuous actions and the teacher's, absolute, in units of half the range, on the"
-        " policy's own states; in curves.csv of a batch",
-    ),
+    Column("action_difference", NUMBER, "from the teacher's greedy action, on own states, in units of half the range"),
     Column("action_difference_teacher_states", NUMBER, "the same on the teacher's states"),
     Column("command", TEXT, "what was run"),
     Column("commit", TEXT, "the code's commit"),
@@ -139,7 +112,6 @@ COLUMNS = {column.name: column for column in _COLUMNS}
 """Every column of every table by name, but those of starts: `score_start_50`, a NUMBER, is the mean greedy score after
 50 steps of a random policy, sticky as trained; a table has one for each start that its runs were scored from."""
 
-_START = re.compile(r"score_start_([0-9]{1,18})")
 _NAMES = tuple(COLUMNS)
 TABLE = _NAMES[: _NAMES.index("game")]
 CURVE_POINTS = 200  # of a record's learning curve, at most
@@ -304,11 +276,9 @@ def _read_run(path: Path) -> dict[str, Any]:
         run = Run.open(path)
         record |= {"status": run.status, **_checked(_planned(run.config, path), path / "config.json")}
     if (path / "result.json").is_file():
-        record |= _read_result(path / "result.json")
+        record |= _checked(read_document(path / "result.json"), path / "result.json")
         if (path / "config.json").is_file() and record.get("config_hash", run.identity) != run.identity:
-            raise InputError(
-                f"{path / 'config.json'} is not the one its result.json belongs to: restore it from a copy"
-            )
+            raise InputError(f"{path}/config.json is not the one its result.json belongs to: restore it from a copy")
     return _with_interval(record)
 
 
@@ -339,11 +309,7 @@ class Curve(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, at: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, at: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(self._length))]
         values = ((name, column[at]) for name, column in self._columns.items())
@@ -366,14 +332,9 @@ def _planned(document: dict[str, Any], path: Path) -> dict[str, Any]:
     return facts | {"arm": arm_of(document), "method": method_of(document)}
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    return _checked(read_document(path), path)
-
-
 def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     if "beside_games" in facts:  # as the first study's records have it
-        facts = facts | {"secondary_games": facts["beside_games"]}
-        del facts["beside_games"]
+        facts["secondary_games"] = facts.pop("beside_games")
     for key, value in facts.items():
         if not _is_allowed(key, value):
             raise InputError(f"{path} is damaged: its {key} is {printable(repr(value), 80)}")
@@ -422,13 +383,16 @@ def _is_number(value: Any) -> bool:
 def runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
     """`runs_table` of records that were read."""
     certificates = convergence_of(records)
-    rows = []
+    rows, starts = [], set[int]()
     for record in records:
-        starts = record.get("starts") or {}
-        after = {f"score_start_{steps}": score["score"] for steps, score in starts.items()}
+        told = (record.get("starts") or {}).items()
+        after = {int(k): each["score"] for k, each in told if re.fullmatch(r"[0-9]{1,18}", k)}
+        starts |= after.keys()
         certificate = certificates.get(record["run"])
-        rows.append(record | after | {"converged": certificate.verdict if certificate is not None else None})
-    return _frame(rows, _with_starts(TABLE, {name for row in rows for name in row}))
+        row = record | {"converged": certificate.verdict if certificate is not None else None}
+        rows.append(row | {f"score_start_{steps}": score for steps, score in after.items()})
+    at = TABLE.index("secondary_games") + 1  # behind the other scores
+    return _frame(rows, (*TABLE[:at], *(f"score_start_{steps}" for steps in sorted(starts)), *TABLE[at:]))
 
 
 def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
@@ -468,31 +432,13 @@ def _curve(
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:
-    schema = _schema(columns)
+    schema = {name: COLUMNS[name].dtype if name in COLUMNS else NUMBER for name in columns}
     try:
         frame = pl.DataFrame([{name: record.get(name) for name in columns} for record in records], schema=schema)
     except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
         raise InputError(f"the runs' records do not fit a table: {str(error).splitlines()[0]}") from error
-    return _with_plain_labels(frame, "the runs' records do not fit a table")
-
-
-def _with_plain_labels(frame: pl.DataFrame, otherwise: str) -> pl.DataFrame:
-    """`frame`; InputError where an arm, a task or a width could not be written into a figure, which reads TeX."""
-    for column in _LABELS.intersection(frame.columns):
+    for column in _LABELS.intersection(frame.columns):  # which are written into figures, and those read TeX
         values = frame[column].drop_nulls()
         if odd := values.filter(~values.str.contains(r"^[\w./:+ -]{1,80}$")).to_list():
-            raise InputError(f"{otherwise}: one has the {column} {odd[0][:80]!r}")
+            raise InputError(f"the runs' records do not fit a table: one has the {column} {odd[0][:80]!r}")
     return frame
-
-
-def _schema(columns: tuple[str, ...]) -> dict[str, DataTypeClass]:
-    return {name: NUMBER if _START.fullmatch(name) else COLUMNS[name].dtype for name in columns}
-
-
-def _with_starts(columns: tuple[str, ...], present: Iterable[str]) -> tuple[str, ...]:
-    """`columns`, and of TABLE the starts among `present`, in order, where the other scores are."""
-    starts = {int(found[1]): name for name in present if (found := _START.fullmatch(name))}
-    if columns != TABLE or not starts:
-        return columns
-    after = columns.index("secondary_games") + 1
-    return (*columns[:after], *(starts[steps] for steps in sorted(starts)), *columns[after:])

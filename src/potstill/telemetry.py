@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console, ConsoleOptions
@@ -26,6 +25,7 @@ from potstill.storage.files import open_append, open_regular, parse_json
 
 LIMIT = 1 << 28  # bytes of a metrics.jsonl whose records are all kept in memory: 600,000 of them
 TAIL = 1 << 16  # bytes read for its last record, and of any: ours have some hundred
+INTERVAL = 10.0  # seconds between plain lines of progress
 
 
 class Sink(Protocol):
@@ -112,9 +112,7 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _failure(self, error: OSError) -> InputError:
@@ -150,9 +148,7 @@ def stream(path: Path) -> Iterator[dict[str, Any]]:
                 if type(record["step"]) is not int:
                     raise TypeError
             except (ValueError, KeyError, TypeError) as error:
-                if len(line) < TAIL and not line.endswith(
-                    b"\n"
-                ):  # after the last newline: nothing, or a line cut short
+                if len(line) < TAIL and line[-1:] != b"\n":  # after the last newline: nothing, or a line cut short
                     return
                 raise InputError(f"{path}, line {number}: not a JSON object with an integer 'step'") from error
             yield record
@@ -193,28 +189,18 @@ def _hash_of(path: Path, size: int) -> Any:
 
 
 class Progress:
-    """How far a loop is, on stderr: a bar on a terminal, else a plain line every `interval` seconds, for log files.
+    """How far a loop is, on stderr: a bar on a terminal, else a plain line every `INTERVAL` seconds, for log files.
 
     Args:
         description: what is running and which size, e.g. "train pong, width 1/4".
         total: steps at the end.
         start: steps done by an earlier process; they do not count for the speed.
         quiet: print nothing.
-        interval: seconds between plain lines.
         unit: what is counted.
     """
 
-    def __init__(
-        self,
-        description: str,
-        total: int,
-        start: int = 0,
-        quiet: bool = False,
-        interval: float = 10.0,
-        unit: str = "steps",
-    ) -> None:
-        self.description, self.total, self.start, self.unit = description, total, start, unit
-        self.quiet, self.interval = quiet, interval
+    def __init__(self, description: str, total: int, start: int = 0, quiet: bool = False, unit: str = "steps") -> None:
+        self.description, self.total, self.start, self.quiet, self.unit = description, total, start, quiet, unit
         self._step = start
         self._fields: list[str] = []
         self._live: Live | None = None
@@ -230,13 +216,12 @@ class Progress:
     def update(self, step: int, **fields: float | str | None) -> None:
         """Show that `step` steps are done, and the latest fields, e.g. score=12.5; None hides a field."""
         self._step = step
-        self._fields = [f"{name} {_short(value)}" for name, value in fields.items() if value is not None]
-        if not self.quiet and time.monotonic() - self._printed >= (self.interval if self._live is None else 0.5):
+        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in fields.items()}
+        self._fields = [f"{name} {value}" for name, value in shown.items() if value is not None]
+        if not self.quiet and time.monotonic() - self._printed >= (INTERVAL if self._live is None else 0.5):
             self._print()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._live is not None or (not self.quiet and self._step > self.start):
             self._print()
         if self._live is not None:
@@ -300,17 +285,18 @@ def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -
     except ImportError as error:
         raise InputError("--track needs TensorBoard: pip install 'potstill[track]'") from error
 
-    def tensorboard() -> Sink:
-        writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+    def tensorboard() -> _Log:
+        writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
         if not step:
             writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
-        return _TensorBoard(writer)
+        return lambda numbers, at: [writer.add_scalar(*each, at) for each in numbers.items()], writer.close
 
-    def wandb() -> Sink:
+    def wandb() -> _Log:
         place = f"{directory.resolve()} {json.dumps(config, sort_keys=True)}"
         settings = {"name": directory.name, "dir": str(directory), "config": config}
         settings |= {"id": blake2b(place.encode(), digest_size=8).hexdigest(), "resume": "allow"}
-        return _WandB(importlib.import_module("wandb").init(project="potstill", **settings))
+        run = importlib.import_module("wandb").init(project="potstill", **settings)
+        return lambda numbers, at: run.log(numbers, step=at), run.finish
 
     found: list[Sink] = [_StandingBack("TensorBoard", tensorboard)]
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"):
@@ -320,53 +306,32 @@ def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -
     return found
 
 
+_Log = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]  # takes the numbers of a step; ends
+
+
 class _StandingBack:
     """A sink that training does not need: where it fails, this is told once, and it gets nothing more."""
 
-    def __init__(self, name: str, make: Callable[[], Sink]) -> None:
+    def __init__(self, name: str, make: Callable[[], _Log]) -> None:
         self._name = name
-        self._sink: Sink | None = None
-        self._try(lambda: setattr(self, "_sink", make()))
+        self._log: _Log | None = self._try(make)
 
     def write(self, record: dict[str, Any]) -> None:
-        if (sink := self._sink) is not None:
-            self._try(lambda: sink.write(record))
+        if (log := self._log) is not None:
+            self._try(lambda: log[0](_numbers(record), record["step"]))
 
     def close(self) -> None:
-        if (sink := self._sink) is not None:
-            self._try(sink.close)
+        if self._log is not None:
+            self._try(self._log[1])
 
-    def _try(self, do: Callable[[], None]) -> None:
+    def _try(self, do: Callable[[], Any]) -> Any:
         try:
-            do()
+            return do()
         except Exception as error:  # whatever a library of others raises
-            self._sink = None
+            self._log = None
             why = printable(str(error) or type(error).__name__, 200)
             with suppress(OSError):
                 print(f"potstill: {self._name} failed, and the run goes on without it: {why}", file=sys.stderr)
-
-
-class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    def write(self, record: dict[str, Any]) -> None:
-        for name, value in _numbers(record):
-            self._writer.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    def __init__(self, run: Any) -> None:
-        self._run = run
-
-    def write(self, record: dict[str, Any]) -> None:
-        self._run.log(dict(_numbers(record)), step=record["step"])
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -387,16 +352,10 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(record: dict[str, Any]) -> Iterable[tuple[str, float]]:
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
     """The finite numbers of a record, without its step: what a curve can show."""
-    for name, value in record.items():
-        value = _plain(value)
-        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, value
-
-
-def _short(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    plain = {name: _plain(value) for name, value in record.items() if name != "step"}
+    return {name: value for name, value in plain.items() if type(value) in (int, float)}
 
 
 def clock(seconds: float) -> str:
