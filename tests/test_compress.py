@@ -164,14 +164,21 @@ NATURE = Policy(NetworkConfig("1/2"), (4, 84, 84), 3)
 VECTOR = Policy(NetworkConfig(options=("activation=relu",)), (4,), 2)
 
 
-def test_of_images_the_shapes_are_widths_half_an_octave_apart_below_the_teachers():
-    tried = shapes(NATURE, CompressConfig())
+def test_of_stacked_images_the_shapes_are_widths_of_two_families_below_the_teacher():
+    found = {shape.name: shape.size.parameters for shape in shapes(NATURE, CompressConfig())}
+    assert (found["width-1_8"], found["framewise-1_8"], found["framewise-1"]) == (27_479, 1_563, 30_403)
+    assert list(found.values()) == sorted(found.values())
+
+
+def test_of_images_of_one_family_they_lie_half_an_octave_apart():
+    one = CompressConfig(base=DistillConfig(network=NetworkConfig(family="nature")))
+    tried = shapes(NATURE, one)
     assert [shape.network.width for shape in tried][-4:] == ["1/8", "3/16", "1/4", "3/8"]
     sizes = [shape.size.parameters for shape in tried]
     assert sizes == sorted(set(sizes))
     assert sizes[-1] < NATURE.size().parameters
     assert {shape.network.width: shape.size.parameters for shape in tried}["1/8"] == 27_479
-    assert shapes(NATURE, CompressConfig(max_parameters=27_479)) == [s for s in tried if s.size.parameters <= 27_479]
+    assert shapes(NATURE, replace(one, max_parameters=27_479)) == [s for s in tried if s.size.parameters <= 27_479]
 
 
 def test_of_numbers_they_are_none_one_and_two_hidden_layers_equal_or_not():
@@ -254,7 +261,7 @@ class Synthetic(Search):
             for number, name in enumerate(rates, start=1)
         ]
         self.won, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
-        self.endless, self.slow = endless, slow
+        self.endless, self.slow, self.teacher_cost = endless, slow, math.inf
         self.points, self.games, self.errors, self.confirmations, self._samples = True, {}, {}, [], {}
         self.rates, self.clock, self.rounds = {"game": 0.5, "start": 0.0, "training": 1.0}, 0.0, []
 
@@ -363,6 +370,12 @@ def test_one_core_finds_one_that_will_do_and_then_bisects():
     assert state.answer == "e_way-1"
 
 
+def test_one_core_tries_another_shape_before_it_tries_one_again():
+    state = Synthetic({"linear": 10, "b": 20, "c": 30, "d": 40, "e": 50}, cores=1, budget=40.0)
+    list(search.steps(state))
+    assert state.rounds[:5] == [first("linear"), first("e"), ["e_way-2"], first("d"), ["e_way-3"]]
+
+
 def test_a_linear_network_is_among_the_first():
     state = Synthetic({"a": 10, "linear": 89, "c": 89, "d": 90})
     list(search.steps(state))
@@ -423,6 +436,22 @@ def test_nothing_is_begun_that_would_not_end_within_the_budget():
         assert state.stopped == "budget"
         answers.append(state.answer)
     assert answers == [None, None, "g_way-1", "e_way-1", "e_way-1"]
+
+
+def test_of_images_the_first_are_much_smaller_than_the_teacher_and_larger_ones_come_when_those_will_not_do():
+    state = Synthetic(dict.fromkeys("abcd", 60) | {"e": 80, "f": 89, "g": 90}, budget=40.0)
+    state.teacher_cost = 15 * 400.0
+    list(search.steps(state))
+    assert state.rounds[0] == first("c", "d")
+    assert "g_way-1" in state.rounds[1]
+    assert state.answer == "f_way-1"
+
+
+def test_what_is_far_too_little_is_given_up_after_a_few_games():
+    state = Synthetic(WON)
+    list(search.steps(state))
+    played = {name: len(state.games[name].episodes) for name in ("screen d_way-1", "screen e_way-1")}
+    assert played == {"screen d_way-1": 8, "screen e_way-1": 32}
 
 
 def test_what_takes_longer_than_a_third_of_the_budget_is_not_tried_first():
@@ -721,7 +750,8 @@ def test_a_stable_baselines3_zip_teaches_as_it_lies_there(tmp_path):
 
 
 def test_labels_of_sizes_that_lie_close_together_are_left_out():
-    sizes = [shape.size.parameters for shape in shapes(NATURE, CompressConfig())]
+    one = CompressConfig(base=DistillConfig(network=NetworkConfig(family="nature")))
+    sizes = [shape.size.parameters for shape in shapes(NATURE, one)]
     assert [sizes[place] for place in compression._apart(sizes)] == [
         *(239_487, 107_307, 60_849, 27_479, 15_702, 7_197, 4_324, 1_964, 711)
     ]

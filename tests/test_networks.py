@@ -69,6 +69,20 @@ def test_the_size_of_a_minatar_network_worked_out_by_hand():
     assert make(MINATAR).size() == (conv + linear, conv, linear, macs, 4 * (conv + linear + 2 * 400))
 
 
+def test_the_size_of_a_framewise_network_worked_out_by_hand():
+    conv, linear = (4 * 64 + 4) + (16 * 4 + 4) + (4 * 4 * 16 + 4), 324 * 3 + 3
+    macs = 4 * 20 * 20 * 4 * 64 + 20 * 20 * 16 * 4 + 9 * 9 * 4 * 4 * 16 + 324 * 3
+    policy = make(width="1/8", family="framewise")
+    assert policy.size() == (1_563, conv, linear, macs, 4 * (1_563 + 2 * 84 * 84))
+
+
+def test_each_frame_is_read_by_the_same_filters():
+    policy = make(width="1/8", family="framewise")
+    first, frames = policy.trunk.convs[0], torch.rand(2, 4, 84, 84)
+    alone = [nn.functional.conv2d(frames[:, at : at + 1], first.weight, first.bias, stride=4) for at in range(4)]
+    torch.testing.assert_close(first(frames), torch.cat(alone, 1))
+
+
 @TASKS
 def test_a_split_critic_is_a_network_of_its_own_and_no_part_of_the_size(task):
     shared, split = make(task, width="1/4"), make(task, width="1/4", critic="split", critic_width="1/2")

@@ -120,7 +120,6 @@ def _write_card(run: Run, record: dict[str, Any], measured: dict[str, Any]) -> N
 def _record(state: Search) -> dict[str, Any]:
     """What result.json holds."""
     config, teacher, chosen = state.config, state.teacher, state.chosen
-    confirmed = {each.name: each for each in state.confirmations}
     theirs, size = state.games["teacher"], teacher.policy.size()
     record: dict[str, Any] = {
         "status": "done",
@@ -153,7 +152,8 @@ def _record(state: Search) -> dict[str, Any]:
         return record | made_by
     loaded = load_policy(state.run.path / "runs" / state.name(chosen))
     trained = read_json(loaded.path.with_name("result.json"))
-    found, games = confirmed[state.name(chosen)], state.games[f"confirm {state.name(chosen)}"].summary()
+    found, games = state.confirmation(chosen), state.games[f"confirm {state.name(chosen)}"].summary()
+    assert found is not None
     record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")} | made_by
     record |= {"shape": state.shapes[chosen.place].name, "network": str(loaded.policy), "way": chosen.way + 1}
     record |= evaluation.latency(loaded.policy) | {"share": found.share, "share_low": found.low}
@@ -178,7 +178,7 @@ def _trial(state: Search, trial: Trial) -> dict[str, Any]:
         low = screened[1] if math.isfinite(screened[1]) else None
         record["screen"] = _told(state.games[f"screen {name}"]) | {"share": screened[0], "share_low": low}
         record["screen"]["promising"] = state.needed(trial) is not None
-    confirmed = next((each for each in state.confirmations if each.name == name), None)
+    confirmed = state.confirmation(trial)
     if confirmed is None:
         return record | {"confirm": None}
     found = {"share": confirmed.share, "share_low": confirmed.low, "passed": confirmed.passed}
@@ -243,6 +243,7 @@ def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime,
                 episodes=games,
                 threads=runtime.cores,
                 quiet=runtime.quiet,
+                card=False,
             )
             found["why"] |= done["left_out"]
             model = done["models"].get(f"int{integers}", done["models"]["float32"])

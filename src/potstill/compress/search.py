@@ -14,7 +14,7 @@ from potstill import evaluation, telemetry
 from potstill.compress.budget import TimeUp, deadline, training_seconds
 from potstill.compress.config import CompressConfig
 from potstill.compress.confirmation import NOTHING, Sample, keeps, measure, share, share_low
-from potstill.compress.shapes import shapes, ways
+from potstill.compress.shapes import cost_of, shapes, ways
 from potstill.distill import DistillConfig
 from potstill.envs import EnvConfig, Episode
 from potstill.errors import InputError
@@ -34,7 +34,8 @@ SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: 
 FINISHING = 0.1  # share of the budget kept for ONNX, card, film and page
 SLACK = 1.1  # on every estimate of time: what is begun and does not end in time is cut, and lost to this call
 ANYTIME = 1 / 3  # share of the budget after which a first answer is to be there
-MORE = 4  # times the games of a screening, where they leave it open
+FEW = 0.25  # of the games of a screening: what is far too little is given up after these
+AMPLE = 15  # times smaller than a teacher, students mostly keep its score (Rusu et al. 2015, "Policy Distillation")
 COUNTS = (1, 2, 4, 8, 16)  # times the games of a confirmation
 
 
@@ -67,7 +68,8 @@ def steps(state: "Search") -> Iterator[News]:
 
     The teacher plays. Then, round by round, as many trials as there are cores are trained and screened. The cheapest
     that promises to do is confirmed: at once where nothing is confirmed yet, else when no shape is left to bisect. So
-    it goes on downward until the budget is spent or nothing is left to try.
+    it goes on downward until the budget is spent or nothing is left to try. What time is left is given to the
+    confirmation of a student that may do, though its games so far do not promise it.
 
     Raises:
         InputError: the teacher is no better than random play, or there is no time for its games.
@@ -84,10 +86,12 @@ def steps(state: "Search") -> Iterator[News]:
         raise InputError("the teacher is no better than random play: there is nothing to keep")
     while True:
         trials, bisecting = state.next_trials()
-        hope = state.hope()
+        hope, count = state.hope()
+        if hope is None and not trials:
+            hope, count = state.chance()
         if hope is not None and (state.chosen is None or not (trials and bisecting)):
             try:
-                state.confirm(hope)
+                state.confirm(hope, count)
             except TimeUp:
                 state.stopped = "budget"
                 break
@@ -117,6 +121,7 @@ class Search:
         self.origin = origin_in(run.config, "teacher")
         self.teacher = load(self.origin)
         self.shapes, self.ways = shapes(self.teacher.policy, config), ways(config.base)
+        self.teacher_cost = cost_of(self.teacher.policy, config)
         self.points = has_points(self.teacher.env)
         self.games: dict[str, Evaluation] = {}
         self._samples: dict[tuple[str, int], Sample] = {}  # by name and number of games
@@ -126,7 +131,7 @@ class Search:
         self.rates = {"game": 0.0, "start": 0.0, "training": 1.0}
         self.stopped = "exhausted"  # or budget, where that left something untried
         self.seconds: float = 0.0
-        self._foreseen: list[float] = []  # seconds to train the cheapest and the dearest shape in the first way
+        self._foreseen: list[float] = []  # seconds to train those of the least and the most work, in the first way
         self._began: float = time.monotonic() if began is None else began
         self._path = run.path / "games.json"
         if self._path.exists():
@@ -137,10 +142,11 @@ class Search:
     def next_trials(self) -> tuple[list[Trial], bool]:
         """What to train, one to a core, and whether it bisects. Nothing where no time is left for any.
 
-        While nothing will do: first the simplest shape and one in the middle, or of an image the dearest and others
-        below; then the most promising shapes another way, and untried ones from the dearest down. Below one that will
-        do: the untried shapes above the dearest that will not are bisected. Then, for score need not grow with size,
-        shapes below that and further ways are tried, the nearest and the least tried first.
+        While nothing will do: first the simplest shape and one in the middle, or of an image the dearest of those
+        that are much smaller than the teacher, and others below; then the most promising another way, and untried ones
+        from the dearest down. Below one that will do: the untried shapes above the dearest that will not are bisected.
+        Then, for score need not grow with size, shapes below that and further ways are tried, the nearest and the least
+        tried first.
         """
         cores, every = self.runtime.cores, len(self.shapes)
         bound = min((place for place in range(every) if self.will_do(place)), default=every)
@@ -152,26 +158,53 @@ class Search:
         fits = [trial for trial in candidates if self.time_for(seconds[trial], confirming)]
         self.stopped = "budget" if candidates and not fits else "exhausted"
         untried = [trial for trial in fits if not trial.way]
-        if bound == every and not any(trial.way for trial in candidates):  # the first round
-            early = [t for t in fits if self.spent + SLACK * seconds[t] <= ANYTIME * 60 * self.config.budget] or fits
+        seen = [trial.way for trial in candidates if trial.way]
+        if bound == every and len(seen) < 2:  # the first round, which on one core takes two
+            early = [
+                t for t in untried if self.spent + SLACK * seconds[t] <= ANYTIME * 60 * self.config.budget
+            ] or untried
             simplest = [trial for trial in early if self.shapes[trial.place].name == "linear"]
             rest = [trial for trial in early if trial not in simplest]
-            return [*simplest, *(rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest)))], True
+            if not simplest:  # of images a budget is a few rounds
+                rest = [trial for trial in rest if AMPLE * self.shapes[trial.place].cost <= self.teacher_cost] or rest
+            spread_out = (rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest)))
+            if first := [*simplest, *spread_out]:
+                return first, True
         if bound == every:
             tried = sorted((t for t in fits if t.way), key=lambda t: (-self._best_share(t.place), -t.place))
-            both = chain.from_iterable(zip_longest(tried, reversed(untried)))
+            fresh = list(reversed(untried))
+            turns = (fresh, tried) if len(seen) <= sum(seen) - len(seen) + 1 else (tried, fresh)
+            both = chain.from_iterable(zip_longest(*turns))
             return [trial for trial in both if trial is not None][:cores], False
         low = max((place for place in range(bound) if self.tried(place)), default=-1)
         if between := [trial for trial in untried if trial.place > low]:
             return [between[at] for at in spread(len(between), cores, known=True)], True
         return sorted(fits, key=lambda t: (bound - t.place + t.way, t.way))[:cores], False
 
-    def hope(self) -> Trial | None:
-        """The cheapest student that screened well and is not confirmed yet, where it is cheaper than the chosen one."""
-        chosen = self.chosen
-        places = range(len(self.shapes) if chosen is None else chosen.place)
-        trials = (Trial(place, way) for place in places for way in range(self.tried(place)))
-        return next((trial for trial in trials if self._promises(trial)), None)
+    def hope(self) -> tuple[Trial | None, int]:
+        """The cheapest student that promises to be confirmed, and after how many games of its own and the teacher's."""
+        found = ((trial, self.needed(trial)) for trial in self._unconfirmed())
+        return next(((trial, count) for trial, count in found if count is not None), (None, 0))
+
+    def chance(self) -> tuple[Trial | None, int]:
+        """The student that is the nearest to being confirmed, and how many games there is time for.
+
+        One that kept too little so far is none, nor one for which there is no time.
+        """
+        theirs = len(self.games["teacher"].episodes)
+        room = (60 * self.config.budget * (1 - FINISHING) - self.spent) / (SLACK * self.rates["game"] or 1e-9)
+        count = int(min(room if room <= theirs else (room + theirs) / 2, COUNTS[-1] * self.config.confirm_games))
+        seen = {t: self.screened(t) or (0.0, 0.0) for t in self._unconfirmed() if self._confirmed(t) is None}
+        near = [trial for trial, (kept, _) in seen.items() if kept >= self.config.keep]
+        if not near or count < self.config.confirm_games:
+            return None, 0
+        return max(near, key=lambda trial: seen[trial][1]), count
+
+    def _unconfirmed(self) -> list[Trial]:
+        """Screened students that are cheaper than the chosen one, the cheapest first."""
+        places = range(len(self.shapes) if self.chosen is None else self.chosen.place)
+        trials = [Trial(place, way) for place in places for way in range(self.tried(place))]
+        return [trial for trial in trials if f"screen {self.name(trial)}" in self.games]
 
     @property
     def chosen(self) -> Trial | None:
@@ -196,14 +229,16 @@ class Search:
     def will_do(self, place: int) -> bool:
         """Whether a shape is confirmed, or promises to be."""
         trials = [Trial(place, way) for way in range(self.tried(place))]
-        return any(self._confirmed(trial) or self._promises(trial) for trial in trials)
+        return any(self._confirmed(trial) or self.needed(trial) is not None for trial in trials)
+
+    def confirmation(self, trial: Trial) -> Confirmation | None:
+        """Its last one."""
+        return next((each for each in reversed(self.confirmations) if each.name == self.name(trial)), None)
 
     def _confirmed(self, trial: Trial) -> bool | None:
         """Whether its confirmation passed; None before it."""
-        return next((each.passed for each in self.confirmations if each.name == self.name(trial)), None)
-
-    def _promises(self, trial: Trial) -> bool:
-        return self._confirmed(trial) is None and self.needed(trial) is not None
+        found = self.confirmation(trial)
+        return None if found is None else found.passed
 
     def _best_share(self, place: int) -> float:
         found = (self.screened(Trial(place, way)) for way in range(self.tried(place)))
@@ -251,13 +286,18 @@ class Search:
         return self.shares(name, self.risk, self.needed(trial) or self.config.confirm_games)
 
     def needed(self, trial: Trial) -> int | None:
-        """After how many games a confirmation would pass, if they went like the screening; None where it would not."""
-        name = f"screen {self.name(trial)}"
-        if name not in self.games:
+        """After how many games a confirmation would pass, if they went like those so far; None where it would not.
+
+        One that did not pass may with more games, at the error rate of its next try.
+        """
+        name, first, risk = f"confirm {self.name(trial)}", self.config.confirm_games, self.risk
+        have = len(self.games[name].episodes) if name in self.games else 0
+        name = name if have else f"screen {self.name(trial)}"
+        if name not in self.games or self._confirmed(trial):
             return None
-        first, risk = self.config.confirm_games, self.risk
         most = max(first, ANYTIME * 60 * self.config.budget / (2 * self.rates["game"] or 1e-9))  # in time, of both
-        return next((n * first for n in COUNTS if n * first <= most and self.keeps(name, risk, n * first)), None)
+        counts = (times * first for times in COUNTS)
+        return next((n for n in counts if have < n <= most and self.keeps(name, risk, n)), None)
 
     def _sample(self, name: str, count: int = 0) -> Sample:
         played = self.games[name]
@@ -300,25 +340,23 @@ class Search:
         return list(trials)
 
     def screen(self, trial: Trial) -> None:
-        """Plays a student's first games, and more where they leave it open whether it will do. Raises TimeUp."""
+        """Plays a student's first games: a few, and the others where it may do. Raises TimeUp."""
         name, keep = f"screen {self.name(trial)}", self._confirming()
         if self.name(trial) in self.errors:
             return
-        for times in (1, MORE):
-            self.play(name, times * self.config.games, keep)
+        for times in (FEW, 1):
+            self.play(name, math.ceil(times * self.config.games), keep)
             value, low = self.shares(name, self.risk)
-            might = 2 * value - low >= self.config.keep or not math.isfinite(low)
-            if self.needed(trial) is not None or not might:
+            if 2 * value - low < self.config.keep and math.isfinite(low):  # its upper bound, as far above
                 return
 
-    def confirm(self, trial: Trial) -> None:
-        """Plays fresh games, as many as it should take, of the student and, up to that number, of the teacher.
+    def confirm(self, trial: Trial, count: int) -> None:
+        """Plays so many fresh games of the student, those of an earlier confirmation included, and of the teacher.
 
         Raises:
             TimeUp: there is no time for them.
         """
-        count, risk = self.needed(trial), self.risk
-        assert count is not None
+        risk = self.risk
         if not self.time_for(0.0, self._confirming()):
             raise TimeUp
         self.play("teacher", count)
@@ -361,7 +399,7 @@ class Search:
                 self.run.touch_lock()
                 if time.monotonic() > self.until(keep):
                     raise TimeUp
-        if kind != "random":
+        if kind != "random" and episodes >= self.config.games:  # a few in parallel take longer, each
             self.rates["game"] = max(self.rates["game"], (time.monotonic() - began) / episodes)
         so_far.episodes[:0] = before
         self.games[name] = so_far
@@ -385,23 +423,23 @@ class Search:
     def foresee(self, trial: Trial) -> float:
         """Seconds to train, before this machine's speed is counted in; none where an earlier call has done it.
 
-        Those of the cheapest and the dearest shape are measured; in between they grow with the parameters.
+        Those of the shapes with the fewest and the most multiply-adds are measured; others lie between.
         """
         if self.trained(trial):
             return 0.0
-        extremes = [self.shapes[0], self.shapes[-1]]
+        ordered = sorted(range(len(self.shapes)), key=lambda place: self.shapes[place].size.macs)
+        ends = ordered[0], ordered[-1]
         if not self._foreseen:
-            configs = (self.distillation(Trial(place, 0)) for place in (0, len(self.shapes) - 1))
+            configs = (self.distillation(Trial(place, 0)) for place in ends)
             self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in configs]
-        sizes = [end.size.parameters for end in extremes]
-        seconds = float(np.interp(self.shapes[trial.place].size.parameters, sorted(sizes), sorted(self._foreseen)))
+        work = [self.shapes[place].size.macs for place in ends]
+        seconds = float(np.interp(self.shapes[trial.place].size.macs, work, sorted(self._foreseen)))
         return seconds * self.ways[trial.way].total_timesteps / self.ways[0].total_timesteps
 
     def _confirming(self) -> float:
         """Seconds kept for the confirmation that is due."""
-        hope = self.hope()
-        count = None if hope is None else self.needed(hope)
-        if count is None:
+        hope, count = self.hope()
+        if hope is None:
             return 0.0
         return SLACK * self.rates["game"] * (count + max(0, count - len(self.games["teacher"].episodes)))
 
@@ -427,7 +465,7 @@ class Search:
         name, label = self.name(trial), self.label(trial)
         if name in self.errors:
             return f"{label}: failed: {self.errors[name]}"
-        confirmed = next((each for each in self.confirmations if each.name == name), None)
+        confirmed = self.confirmation(trial)
         if confirmed is not None:
             found, word = (confirmed.share, confirmed.low), "confirmed" if confirmed.passed else "not confirmed"
         else:

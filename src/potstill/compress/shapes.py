@@ -9,7 +9,7 @@ from potstill import evaluation
 from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
-from potstill.networks import NetworkConfig, Policy, Size, parse_width
+from potstill.networks import FAMILIES, NetworkConfig, Policy, Size, parse_width
 
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
@@ -28,8 +28,8 @@ class Shape(NamedTuple):
 def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     """Networks that cost less than a policy's, the cheapest first, about half an octave apart.
 
-    Of an image they are widths of the policy's family. Of numbers they are no hidden layer, one, two equal ones, or
-    two of which the second is half as large.
+    Of an image they are widths of the policy's family, and of a stack of frames those of `framewise`. Of numbers they
+    are no hidden layer, one, two equal ones, or two of which the second is half as large.
 
     Raises:
         InputError: there is none.
@@ -38,10 +38,9 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     for name, network in _networks(policy, config.base.network):
         student = Policy(replace(network, critic="shared"), **policy.spaces)
         size = student.size()
-        found.setdefault(str(student), Shape(name, network, size, _cost(student, size, config)))
-    # Of the user's own code nothing is known.
-    cost = math.inf if policy.sees_raw else _cost(policy, policy.size(), config)
-    smaller = sorted((s for s in found.values() if s.cost < cost), key=lambda s: (s.cost, s.size.parameters))
+        found.setdefault(str(student), Shape(name, network, size, cost_of(student, config)))
+    teacher = cost_of(policy, config)
+    smaller = sorted((s for s in found.values() if s.cost < teacher), key=lambda s: (s.cost, s.size.parameters))
     if not smaller:
         raise InputError("the teacher is the smallest of its family already")
     allowed = [s for s in smaller if config.max_parameters is None or s.size.parameters <= config.max_parameters]
@@ -51,9 +50,13 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     return allowed
 
 
-def _cost(policy: Policy, size: Size, config: CompressConfig) -> float:
+def cost_of(policy: Policy, config: CompressConfig) -> float:
+    """What is minimised; of the user's own code, of which nothing is known, infinite."""
+    if policy.sees_raw:
+        return math.inf
     if config.minimise == "latency":
         return evaluation.latency(policy)["latency_ms"]
+    size = policy.size()
     saved = size.parameters * (32 - config.base.bits) / 8 if config.minimise == "bytes" else 0.0
     return float(getattr(size, config.minimise)) - saved
 
@@ -67,10 +70,22 @@ def _networks(policy: Policy, asked: NetworkConfig) -> list[tuple[str, NetworkCo
         plain = replace(asked, width="1", family="mlp")
         deep = [(f"mlp-{name.replace(',', '-')}", replace(plain, options=(f"layers={name}", *known))) for name in names]
         return [("linear", replace(plain, family="linear")), *deep]
+    families = {"width": asked}
     if asked.family == "auto":
-        asked = replace(asked, family=policy.family, options=asked.options or policy.config.options)
+        families = {"width": replace(asked, family=policy.family, options=asked.options or policy.config.options)}
+        if (
+            policy.layout == "stack"
+            and not asked.options
+            and min(policy.input_shape[1:]) >= FAMILIES["framewise"].least
+        ):
+            families["framewise"] = replace(asked, family="framewise")
     most = max(Fraction(1), parse_width(policy.config.width))
-    return [(f"width-{str(w).replace('/', '_')}", replace(asked, width=str(w))) for w in WIDTHS if w <= most]
+    return [
+        (f"{name}-{str(width).replace('/', '_')}", replace(network, width=str(width)))
+        for name, network in families.items()
+        for width in WIDTHS
+        if width <= most
+    ]
 
 
 def ways(base: DistillConfig) -> list[DistillConfig]:
