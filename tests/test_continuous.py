@@ -17,6 +17,7 @@ from potstill.distill import DistillConfig, distill, record, start
 from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
+from potstill.export import export
 from potstill.export import onnx as exporter
 from potstill.export.actor import Actor, layers
 from potstill.networks import NetworkConfig, Policy
@@ -216,7 +217,7 @@ def session(path):
 
 def test_the_exported_file_gives_the_mean_and_the_action_within_its_bounds(folder, tmp_path):
     loaded, path = load_policy(folder / "teacher"), tmp_path / "policy.onnx"
-    exported = exporter.export(loaded, path)
+    exported = export(loaded, path)
     assert exported["max_difference"] <= 1e-4
     observations = np.random.default_rng(0).normal(0, (1, 1, 8), (64, 3)).astype(np.float32)
     mean, action = session(path).run(["mean", "action"], {"observation": observations})
@@ -232,7 +233,7 @@ def test_the_exported_file_gives_the_mean_and_the_action_within_its_bounds(folde
 
 
 def test_it_plays_in_gymnasium_without_potstill_as_well_as_with_it(folder, tmp_path):
-    exporter.export(load_policy(folder / "teacher"), tmp_path / "policy.onnx")
+    export(load_policy(folder / "teacher"), tmp_path / "policy.onnx")
     model, scores = session(tmp_path / "policy.onnx"), []
     with closing(gymnasium.make("Pendulum-v1")) as game:
         for seed in range(8):
@@ -247,8 +248,8 @@ def test_it_plays_in_gymnasium_without_potstill_as_well_as_with_it(folder, tmp_p
 
 def test_a_quantised_file_plays_too(folder, tmp_path, monkeypatch):
     clock = {"latency_ms": 0.0, "latency_p95_ms": 0.0}
-    monkeypatch.setattr(exporter, "latencies", lambda players: dict.fromkeys(players, clock))
-    exported = exporter.export(load_policy(folder / "teacher"), tmp_path / "policy.onnx", int8=True, episodes=8)
+    monkeypatch.setattr("potstill.export.latencies", lambda players: dict.fromkeys(players, clock))
+    exported = export(load_policy(folder / "teacher"), tmp_path / "policy.onnx", int8=True, episodes=8)
     scores = {name: model["score"]["mean"] for name, model in exported["models"].items()}
     *_, played = evaluation.play(load_policy(folder / "teacher").policy, PENDULUM, episodes=8, seed=1)
     assert scores["float32"] == pytest.approx(played.summary()["mean"], abs=2)

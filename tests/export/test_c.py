@@ -16,7 +16,7 @@ from torch import nn
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.export import c
+from potstill.export import c, export
 from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
@@ -40,9 +40,11 @@ int main(void)
 """
 
 
-def network(shape, actions, dtype=np.float32, continuous=False, seed=0, **config):
+def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, **config):
     """A policy of clear opinions that normalises its inputs, and observations of its own."""
-    policy = Policy(NetworkConfig(**config), shape, actions, continuous).initialise(torch.Generator().manual_seed(seed))
+    known = {} if layout is None else {"layout": layout, "dtype": np.dtype(dtype).name}
+    policy = Policy(NetworkConfig(**config), shape, actions, continuous, **known)
+    policy.initialise(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         policy.actor.weight *= 300
         policy.actor.bias.copy_(torch.linspace(-1, 1, actions))
@@ -71,6 +73,8 @@ NETWORKS = [
     ((10, 10, 4), bool, {"width": "1/4", "family": "minatar"}),
     ((10, 10, 4), bool, {"width": "1/8", "family": "mlp"}),
     ((4, 84, 84), np.uint8, {"width": "1/16", "family": "nature"}),
+    ((4, 84, 84), np.uint8, {"width": "1/8", "family": "framewise"}),
+    ((3, 40, 36), np.uint8, {"width": "1/16", "layout": "first"}),
 ]
 
 
@@ -212,7 +216,7 @@ def pot(tmp_path, monkeypatch):
     """A saved CartPole policy, in the working directory; whatever is measured, files take the same time."""
     monkeypatch.chdir(tmp_path)
     clock = {"latency_ms": 0.0, "latency_p95_ms": 0.0}
-    monkeypatch.setattr(c, "latencies", lambda players: dict.fromkeys(players, clock))
+    monkeypatch.setattr("potstill.export.latencies", lambda players: dict.fromkeys(players, clock))
     policy, observations = network((4,), 2, width="1")
     Path("pot").mkdir()
     save_policy(Path("pot", "policy.safetensors"), policy, EnvConfig("CartPole-v1"), observations, {})
@@ -222,7 +226,9 @@ def pot(tmp_path, monkeypatch):
 def test_the_command_writes_both_versions_and_scores_the_compiled_code(pot, capsys):
     main(["export", "pot", "--out", "small.c", "--int8", "--episodes", "4", "--threads", "1", "--json"])
     models = json.loads(capsys.readouterr().out)["models"]
-    assert {path.name for path in pot.iterdir()} == {"pot", "small.c", "small.h", "small_int8.c", "small_int8.h"}
+    assert {path.name for path in pot.iterdir()} == {"pot", "small.c", "small.h", "small_int8.c", "small_int8.h"} | {
+        "small.c.json"
+    }
     assert models["int8"]["flash"] < 0.5 * models["float32"]["flash"]
     assert all(model["score"]["episodes"] == 4 for model in models.values())
     assert models["int8"]["delay"]["mean"] > 0
@@ -254,7 +260,7 @@ def test_a_version_that_takes_more_flash_is_not_written(pot, capsys):
     save_policy(Path("pot", "policy.safetensors"), policy, EnvConfig("CartPole-v1"), observations, {})
     main(["export", "pot", "--format", "c", "--int8", "--episodes", "0"])
     assert "no int8 file: it would take" in capsys.readouterr().out
-    assert {path.name for path in pot.iterdir()} == {"pot", "policy.c", "policy.h"}
+    assert {path.name for path in pot.iterdir()} == {"pot", "policy.c", "policy.h", "policy.c.json"}
 
 
 @pytest.mark.parametrize(
@@ -280,7 +286,7 @@ def test_a_bad_option_is_one_line_and_leaves_nothing(pot, capsys, options, words
 def test_a_missing_compiler_is_named(pot, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(InputError, match="install gcc or clang, or set CC"):
-        c.export(load_policy(Path("pot")), Path("policy.c"))
+        export(load_policy(Path("pot")), Path("policy.c"))
     assert not Path("policy.c").exists()
 
 

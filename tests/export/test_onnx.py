@@ -21,7 +21,7 @@ from potstill import __version__, evaluation
 from potstill.cli import main
 from potstill.envs import Envs
 from potstill.errors import InputError
-from potstill.export import card
+from potstill.export import card, export
 from potstill.export import onnx as exporter
 from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
@@ -65,7 +65,7 @@ def deployed(policy, observations, bounds=None):
 def as_fast(monkeypatch, **latency_ms):
     """Whatever is measured, the files take these times."""
     clock = {name: {"latency_ms": ms, "latency_p95_ms": ms} for name, ms in latency_ms.items()}
-    monkeypatch.setattr(exporter, "latencies", lambda players: {name: clock[name] for name in players})
+    monkeypatch.setattr("potstill.export.latencies", lambda players: {name: clock[name] for name in players})
 
 
 def one_line(error):
@@ -97,6 +97,7 @@ def worst_action(graph):
     ("task", "network"),
     [
         ("pong", {"width": "1/32"}),
+        ("pong", {"width": "1/8", "family": "framewise"}),
         ("minatar-breakout", {"width": "1/8"}),
         ("cartpole", {"width": "1/8"}),
         ("cartpole", {"width": "1/8", "critic": "split"}),
@@ -105,7 +106,7 @@ def worst_action(graph):
 )
 def test_the_file_computes_the_policys_logits_and_greedy_action_for_any_batch(tmp_path, task, network):
     loaded = load_policy(saved(tmp_path, task, **network))
-    record = exporter.export(loaded, tmp_path / "policy.onnx")
+    record = export(loaded, tmp_path / "policy.onnx")
     assert record["max_difference"] <= 1e-4
     assert record["observations"] == 16 * 8 + 4
     with closing(Envs(loaded.env, 5)) as envs:
@@ -124,7 +125,7 @@ def test_the_file_computes_the_policys_logits_and_greedy_action_for_any_batch(tm
 
 def test_the_file_holds_the_deployed_actor_and_nothing_of_the_critic(tmp_path):
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8", critic="split", critic_width="4"))
-    record = exporter.export(loaded, tmp_path / "policy.onnx")
+    record = export(loaded, tmp_path / "policy.onnx")
     model = onnx.load(tmp_path / "policy.onnx")
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", exporter.OPSET)]
     assert 4 * sum(numpy_helper.to_array(w).size for w in model.graph.initializer) == loaded.policy.size().bytes
@@ -147,7 +148,7 @@ def test_pixels_come_in_raw_and_are_clipped_inside():
 def test_the_metadata_say_how_to_play(tmp_path):
     folder = saved(tmp_path, "pong", width="1/32")
     (folder / "result.json").write_text('{"score": 18.5, "ci95": [18.0, 19.0], "episodes": 100, "seed": 0}')
-    exporter.export(load_policy(folder), tmp_path / "policy.onnx")
+    export(load_policy(folder), tmp_path / "policy.onnx")
     assert metadata(tmp_path / "policy.onnx") == {
         "actions": [0, 2, 3],
         "observation": {
@@ -168,7 +169,7 @@ def test_a_score_that_is_not_known_is_left_out(tmp_path, result):
     folder = saved(tmp_path, "cartpole", width="1/8")
     if result:
         (folder / "result.json").write_text(result)
-    exporter.export(load_policy(folder), tmp_path / "policy.onnx")
+    export(load_policy(folder), tmp_path / "policy.onnx")
     found = metadata(tmp_path / "policy.onnx")
     assert set(found) == KEYS
     assert found["actions"] == [0, 1]
@@ -184,7 +185,7 @@ def test_a_file_that_computes_something_else_is_refused_and_does_not_stay(tmp_pa
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
     monkeypatch.setattr(exporter, "build", tampered(change))
     with pytest.raises(InputError, match=words) as error:
-        exporter.export(loaded, tmp_path / "out.onnx", int8=True)
+        export(loaded, tmp_path / "out.onnx", int8=True)
     assert one_line(error)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
 
@@ -213,7 +214,7 @@ def test_either_of_two_tied_actions_is_the_greedy_one():
 def test_int8_writes_a_smaller_model_beside_it_and_plays_with_both(tmp_path, monkeypatch):
     as_fast(monkeypatch, float32=0.02, int8=0.02)
     loaded = load_policy(saved(tmp_path, "cartpole", width="4"))
-    record = exporter.export(loaded, tmp_path / "policy.onnx", int8=True, episodes=3, seed=5, quiet=True)
+    record = export(loaded, tmp_path / "policy.onnx", int8=True, episodes=3, seed=5, quiet=True)
     large, small = record["models"]["float32"], record["models"]["int8"]
     assert small["path"] == str(tmp_path / "policy.int8.onnx")
     assert small["bytes"] == (tmp_path / "policy.int8.onnx").stat().st_size < 0.4 * large["bytes"]
@@ -235,7 +236,7 @@ def test_int8_writes_no_file_that_is_larger_or_slower_but_says_so(tmp_path, monk
     folder = saved(tmp_path, "cartpole", width=width)
     main(["export", str(folder), "--out", str(tmp_path / "policy.onnx"), "--int8", "--episodes", "0"])
     assert re.search(words, capsys.readouterr().out)
-    assert {path.name for path in tmp_path.iterdir()} == {"policy.safetensors", "policy.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.safetensors", "policy.onnx", "policy.onnx.json"}
 
 
 def test_of_several_measurements_the_fastest_counts(monkeypatch):
@@ -256,7 +257,7 @@ def test_inputs_may_be_clipped_where_actions_are_bounded():
 @pytest.mark.parametrize("opset", [11, 13, 17, 23])
 def test_a_chosen_opset_is_written_with_the_first_ir_version_that_knows_it(tmp_path, opset):
     loaded = load_policy(saved(tmp_path, "pong", width="1/32"))
-    exporter.export(loaded, tmp_path / "policy.onnx", opset=opset)
+    export(loaded, tmp_path / "policy.onnx", opset=opset)
     model = onnx.load(tmp_path / "policy.onnx")
     assert [each.version for each in model.opset_import] == [opset]
     assert model.ir_version == {11: 6, 13: 7, 17: 8, 23: 11}[opset]
@@ -279,7 +280,7 @@ def test_the_card_plays_undisturbed_and_disturbed_games(tmp_path):
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
     actor = deployed(loaded.policy, np.random.default_rng(0).normal(0, 0.2, (64, 4)).astype(np.float32))
     player = exporter.player(exporter.build(actor).SerializeToString(), actor)
-    found = card.scores(player, actor, loaded.env, 6, 1, 1, "it", True)
+    found = card.scores(player, actor, loaded, 6, 1, 1, "it", True)
     *_, games = evaluation.play(loaded.policy, loaded.env, episodes=6, seed=1)
     plain = games.summary()
     expected = {key: plain[key] for key in ("mean", "ci95", "episodes")} | {"worst": min(plain["returns"])}
@@ -297,7 +298,8 @@ def test_a_late_action_is_the_one_before_it_and_noise_is_of_its_size(monkeypatch
         yield SimpleNamespace(episodes=[], summary=lambda: {"mean": 0, "ci95": None, "episodes": 0, "returns": [0]})
 
     monkeypatch.setattr(evaluation, "play", play)
-    card.scores(exporter.player(exporter.build(actor).SerializeToString(), actor), actor, None, 1, 1, 1, "it", True)
+    player = exporter.player(exporter.build(actor).SerializeToString(), actor)
+    card.scores(player, actor, SimpleNamespace(env=None, alone=False), 1, 1, 1, "it", True)
     noisy, late = given[1][1], given[3][1]
     steps = [([1, 5], [0, 3]), ([2, 6], [1, 4]), ([3, 7], [2, 0]), ([4, 8], [3, 1])]  # actions, ages of two games
     assert [late(torch.tensor(a), np.array(g)).tolist() for a, g in steps] == [[1, 5], [1, 5], [2, 7], [3, 7]]
@@ -313,12 +315,11 @@ def test_an_interrupted_measurement_leaves_no_file(tmp_path, monkeypatch):
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
 
     def stop(*arguments, **options):
-        assert (tmp_path / "out.onnx").exists()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "play", stop)
     with pytest.raises(KeyboardInterrupt):
-        exporter.export(loaded, tmp_path / "out.onnx", int8=True, episodes=1, quiet=True)
+        export(loaded, tmp_path / "out.onnx", int8=True, episodes=1, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
 
 
@@ -327,7 +328,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
     loaded = load_policy(saved(tmp_path, "cartpole", width="1/8"))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"export needs {package}: pip install 'potstill\[onnx\]'") as error:
-        exporter.export(loaded, tmp_path / "out.onnx")
+        export(loaded, tmp_path / "out.onnx")
     assert one_line(error)
 
 
@@ -400,7 +401,7 @@ def test_frames_are_those_of_gymnasiums_own_preprocessing_to_the_last_bit():
 
 @pytest.mark.timeout(600)  # a whole game: seconds, but for a busy machine
 def test_the_expert_plays_as_well_through_gymnasium_and_onnxruntime(tmp_path):
-    exporter.export(load_policy(EXPERT), tmp_path / "policy.onnx")
+    export(load_policy(EXPERT), tmp_path / "policy.onnx")
     example = runpy.run_path(str(ROOT / "examples" / "play_onnx.py"))
     ours = json.loads((EXPERT / "result.json").read_text())["score"]
     assert example["play"](str(tmp_path / "policy.onnx"), seed=0) == pytest.approx(ours, abs=2)

@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 
 from potstill.envs import Envs
 from potstill.errors import InputError
-from potstill.export import sb3
+from potstill.export import export
 from potstill.load import load
 from potstill.load.sb3 import as_sb3
 from potstill.networks import NetworkConfig, Policy
@@ -46,7 +46,7 @@ def saved(folder, task, **network):
 )
 def test_ppo_opens_the_zip_and_predicts_and_values_what_we_do(tmp_path, task, network):
     loaded = saved(tmp_path, task, **network)
-    record = sb3.export(loaded, tmp_path / "policy.zip")
+    record = export(loaded, tmp_path / "policy.zip")
     assert record["max_difference"] < 1e-4
     model = PPO.load(tmp_path / "policy.zip", device="cpu")
     policy, game = loaded.policy, find_env(task)
@@ -81,7 +81,7 @@ def test_convolutions_go_into_sb3s_own_wider_ones(tmp_path, network):
         policy.scale.fill_(1 / 250)
         policy.return_scale.fill_(7.0)
     save_policy(tmp_path / "policy.safetensors", policy, zipped, probe, {})
-    sb3.export(load_policy(tmp_path), tmp_path / "policy.zip")
+    export(load_policy(tmp_path), tmp_path / "policy.zip")
     model = PPO.load(tmp_path / "policy.zip", device="cpu")
     with torch.no_grad():
         logits, value = policy(torch.from_numpy(probe))
@@ -93,12 +93,12 @@ def test_convolutions_go_into_sb3s_own_wider_ones(tmp_path, network):
 def test_what_sb3_cannot_hold_is_refused_with_the_reason(tmp_path):
     pong = saved(tmp_path, "pong", width="1/64")
     with pytest.raises(InputError, match="nor a normalisation that is clipped or another for each pixel"):
-        sb3.export(pong, tmp_path / "policy.zip")
+        export(pong, tmp_path / "policy.zip")
     folder = tmp_path / "some"
     folder.mkdir()
     acrobot = saved(folder, "acrobot", width="1/8")
     policy = Policy(NetworkConfig("1/8"), acrobot.policy.observation_shape, 2)
     some = replace(acrobot, policy=policy, env=replace(acrobot.env, actions=(0, 2)), document={})
     with pytest.raises(InputError, match=r"uses the actions \[0, 2\] of its task alone"):
-        sb3.export(some, tmp_path / "policy.zip")
+        export(some, tmp_path / "policy.zip")
     assert not (tmp_path / "policy.zip").exists()

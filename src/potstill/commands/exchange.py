@@ -147,6 +147,7 @@ def export(arguments: Sequence[str]) -> None:
             title = name if games == "score" else f"{name}, {games.replace('_', ' ')}"
             table.add_row(title, *(Text(describe_value(model[games][name])) for model in models))
     Console(width=1_000).print(table)
+    print(f"card: {out}.json")
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")
     if played := record["models"]["float32"].get("raw"):

@@ -1,7 +1,8 @@
 """What leaves: the deployed actor as a list of layers, what it was seen to read, and how a file of it is held to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": n
 _ACTIVATIONS |= {"silu": nn.SiLU}
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # a logit may differ by so much, and by so much of the largest of its observation
 OBSERVED = 128  # observations of the policy's own play, beside its probe
+BITS = {"float32": 32, "int8": 8, "int4": 4}  # of a weight, by the name of a version
 
 
 class Actor(NamedTuple):
@@ -133,6 +135,17 @@ class Exported(Policy):
 
     def logits(self, inputs: Tensor) -> Tensor:
         return self._with_deviations(torch.from_numpy(self.run(inputs.numpy())))
+
+
+class Versions(NamedTuple):
+    """A policy in one format, not written yet: what is known of each version, by its name."""
+
+    actor: Actor
+    difference: float  # as `verify` found them of float32
+    tied: int
+    players: Mapping[str, Exported]
+    facts: Mapping[str, dict[str, Any]]
+    files: Mapping[str, Callable[[dict[str, Any] | None], dict[Path, bytes]]]  # their contents, of the score it played
 
 
 def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[float, int]:

@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -26,12 +27,11 @@ from torch import Tensor, nn
 from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.export.actor import Actor, Exported, actor, verify
-from potstill.export.card import latencies, no_better, scores
+from potstill.export.actor import BITS, Actor, Exported, Versions, actor, verify
+from potstill.networks import FramewiseConv
 from potstill.policies import LoadedPolicy
 from potstill.quantisation import MARGIN, WIDEST, activation_levels, centred, is_on_grid
 from potstill.quantisation import scales as weight_scales
-from potstill.storage import checkpoints
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
 
@@ -46,85 +46,32 @@ class Block(NamedTuple):
     bias: Tensor
     outputs: int  # numbers that it gives
     padding: tuple[int, int] = (0, 0)  # rows and columns of zeros around its input
+    frames: int = 1  # read one by one with the same weights
 
 
-def export(
-    loaded: LoadedPolicy,
-    out: Path,
-    *,
-    int8: bool = False,
-    int4: bool = False,
-    episodes: int = 0,
-    seed: int = 1,
-    threads: int = 1,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Writes a policy to `out` and its header beside it, after the compiled code has computed what PyTorch does.
-
-    Args:
-        loaded: on the CPU.
-        out: .c; neither it nor the .h beside it may exist.
-        int8: writes an integer version too (`policy_int8.c` and .h), unless it takes more flash or time.
-        int4: the same with weights of 4 bits, two to a byte (`policy_int4.c`).
-        episodes, seed, threads, quiet: as of `onnx.export`; the compiled code plays.
-
-    Returns:
-        As `onnx.export`, and under `models` the `constants`, `activations`, `flash` (code and constants as compiled
-        here) and `stack` (as the compiler tells), all in bytes, None where they cannot be told.
+def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
+    """A policy as a .c and a .h for each name of `actor.BITS`, after the compiled code has computed what PyTorch does.
 
     Raises:
-        InputError: there is no C compiler, a file exists or cannot be written, a layer has no C, or the code computes
-            something else than PyTorch. No file is left then.
+        InputError: there is no C compiler, a name is none of C, a layer has no C, or the code computes something else.
     """
-    if out.suffix != ".c":
-        raise InputError(f"{out}: C files are written as .c")
-    kinds = {"float32": 32} | ({"int8": 8} if int8 else {}) | ({"int4": 4} if int4 else {})
-    paths = {name: out if bits == 32 else out.with_name(f"{out.stem}_{name}.c") for name, bits in kinds.items()}
-    for path in (path.with_suffix(end) for path in paths.values() for end in (".c", ".h")):
-        if path.exists():
-            raise InputError(f"{path} exists: choose another --out")
-    if not re.fullmatch(r"[\w.-]+", out.name, re.ASCII):
-        raise InputError(f"{out}: the name of a C file is letters, digits, _, - and .")
-    deployed = actor(loaded, threads)
     deployed.check_listed()
-    models: dict[str, dict[str, Any]] = {}
-    sources, players, left_out = {}, {}, {}
+    facts: dict[str, dict[str, Any]] = {}
+    players, files = {}, {}
     with TemporaryDirectory() as folder:
         for name, path in paths.items():
-            source, header, sizes = build(deployed, path.stem, kinds[name])
+            if not re.fullmatch(r"[\w.-]+", path.name, re.ASCII):
+                raise InputError(f"{path}: the name of a C file is letters, digits, _, - and .")
+            source, header, sizes = build(deployed, path.stem, BITS[name])
             library = Library(source, header, path.stem, deployed, Path(folder))
-            models[name] = {"path": str(path), "bytes": len(source) + len(header)} | sizes
-            models[name] |= {"flash": library.flash, "stack": library.stack}
-            sources[name], players[name] = (source, header), Exported(deployed, library.outputs)
+            players[name] = Exported(deployed, library.outputs)
+            facts[name] = sizes | {"flash": library.flash, "stack": library.stack}
+            content = {path: source.encode(), path.with_suffix(".h"): header.encode()}
+            files[name] = lambda _, content=content: content
             if name == "float32":
-                outputs, actions = library.outputs(deployed.observations), library.actions(deployed.observations)
-                difference, tied = verify(deployed, outputs, actions, "the compiled C")
-        for name, measured in latencies(players).items():
-            models[name] |= measured
-        for name in [name for name in models if name != "float32"]:
-            if why := no_better(models["float32"], models[name], "flash"):
-                left_out[name] = why
-                del models[name], players[name]
-        for name, player in players.items() if episodes else ():
-            title = f"play {Path(models[name]['path']).name}"
-            models[name] |= scores(player, deployed, loaded.env, episodes, seed, threads, title, quiet)
-    try:
-        for name, model in models.items():
-            for end, text in zip((".c", ".h"), sources[name], strict=True):
-                checkpoints.write_atomically(Path(model["path"]).with_suffix(end), text.encode())
-    except BaseException:
-        for model in models.values():
-            for end in (".c", ".h"):
-                Path(model["path"]).with_suffix(end).unlink(missing_ok=True)
-        raise
-    return {
-        "env": loaded.env.id,
-        "observations": len(deployed.observations),
-        "max_difference": difference,
-        "tied": tied,
-        "models": models,
-        "left_out": left_out,
-    }
+                seen = deployed.observations
+                difference, tied = verify(deployed, library.outputs(seen), library.actions(seen), "the compiled C")
+    return Versions(deployed, difference, tied, players, facts, files)
 
 
 def player(loaded: LoadedPolicy, bits: int, threads: int = 1) -> Exported:
@@ -163,8 +110,10 @@ def blocks(actor: Actor) -> list[Block]:
                 raise InputError(f"C is written for plain stacks of Conv2d, Linear, ReLU and Tanh: not for {layer}")
         weight = layer.weight.detach().flatten(1)
         bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
-        padding = layer.padding if isinstance(layer, nn.Conv2d) else (0, 0)
-        found.append(Block(layer, None, shape, weight, bias, int(np.prod(after)), padding))  # type: ignore[arg-type]
+        padding: Any = layer.padding if isinstance(layer, nn.Conv2d) else (0, 0)
+        frames = shape[0] if isinstance(layer, FramewiseConv) else 1
+        after = (after[0] * frames, *after[1:])
+        found.append(Block(layer, None, shape, weight, bias, int(np.prod(after)), padding, frames))
         shape = after
     return found
 
@@ -408,7 +357,8 @@ def _input(actor: Actor, folds: bool, constants: list[tuple[str, str, Array]], r
     """The function that normalises one number of an observation, and in integers counts its levels."""
     policy = actor.policy
     mean, scale = policy.mean.flatten(), policy.scale.flatten()
-    at = "i" if len(mean) == int(np.prod(policy.observation_shape)) else f"i % {len(mean)}"
+    whole = int(np.prod(policy.observation_shape))
+    at = "i" if len(mean) == whole else f"i / {whole // len(mean)}" if policy.layout == "first" else f"i % {len(mean)}"
     wide = "double" if mean.dtype == torch.float64 else "float"  # a float64 observation may lie far from zero
     value = "x[i]" if raw == wide else f"({wide})x[i]"
     if mean.any():
@@ -453,31 +403,35 @@ def _function(number: int, block: Block, scales: _Scales | None, reads: str, wri
     }}
 }}
 """
-    channels, rows, columns = block.shape
+    (channels, rows, columns), filters = block.shape, len(block.weight)
     (height, width), (down, right) = block.layer.kernel_size, block.layer.stride
     above, left = block.padding
     high, wide = _positions(rows, height, down, above), _positions(columns, width, right, left)
     index = f"(r * {columns} + s) * {channels} + c" if number == 0 and last else f"(c * {rows} + r) * {columns} + s"
     value = f"input(x, {index})" if first else f"x[{index}]"
+    start, end, output, loop = "0", f"{channels}", "o", ""
+    if block.frames > 1:
+        start, end, output = "f", "f + 1", f"(f * {filters} + o)"
+        loop = f"    for (int f = 0; f < {block.frames}; f++)\n"
     if above or left:
         value = f"r < 0 || r >= {rows} || s < 0 || s >= {columns} ? 0 : {value}"
     return f"""static void layer{number}(const {reads} *x, {writes} *y)
 {{
     {unit} patch[{inputs}];
-    for (int row = 0; row < {high}; row++)
+{loop}    for (int row = 0; row < {high}; row++)
         for (int column = 0; column < {wide}; column++) {{
             const int top = row * {down} - {above}, edge = column * {right} - {left};
             {begin}
             {unit} *next = patch;
-            for (int c = 0; c < {channels}; c++)
+            for (int c = {start}; c < {end}; c++)
                 for (int r = top; r < top + {height}; r++)
                     for (int s = edge; s < edge + {width}; s++)
                         *next++ = {value};
-            for (int o = 0; o < {len(block.weight)}; o++) {{
+            for (int o = 0; o < {filters}; o++) {{
                 {total} sum = bias{number}[o];
                 for (int i = 0; i < {inputs}; i++)
                     sum += {following} * patch[i];
-{_finish(number, block, scales, writes, f"y[(o * {high} + row) * {wide} + column]", 16)}
+{_finish(number, block, scales, writes, f"y[({output} * {high} + row) * {wide} + column]", 16)}
             }}
         }}
 }}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from potstill import evaluation, telemetry
-from potstill.envs import Array, EnvConfig
+from potstill.envs import Array
 from potstill.export.actor import Actor, Exported
+from potstill.policies import LoadedPolicy
 
 NOISE = 0.1  # of actions that are random ones, or of half their range; of an observation's own standard deviation
 
@@ -25,12 +26,9 @@ def latencies(players: Mapping[str, Exported]) -> dict[str, dict[str, float]]:
     return best
 
 
-def no_better(large: dict[str, Any], small: dict[str, Any], size: str) -> str | None:
-    """Why a quantised file is not worth writing; None where it is.
-
-    Args:
-        size: the figure that tells how large they are, in bytes: `bytes` or `flash`.
-    """
+def no_better(large: dict[str, Any], small: dict[str, Any]) -> str | None:
+    """Why a quantised file is not worth writing, by its flash in C and its bytes elsewhere; None where it is."""
+    size = "flash" if "flash" in large else "bytes"
     if small[size] is not None and small[size] >= large[size]:
         return f"it would take {small[size]:,} bytes{' of flash' * (size == 'flash')}, float32 takes {large[size]:,}"
     if small["latency_ms"] > large["latency_ms"]:
@@ -39,7 +37,14 @@ def no_better(large: dict[str, Any], small: dict[str, Any], size: str) -> str | 
 
 
 def scores(
-    player: Exported, actor: Actor, env: EnvConfig, episodes: int, seed: int, threads: int, title: str, quiet: bool
+    player: Exported,
+    actor: Actor,
+    loaded: LoadedPolicy,
+    episodes: int,
+    seed: int,
+    threads: int,
+    title: str,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Plays `episodes` whole games, greedy, as the file is, and as many under each disturbance.
 
@@ -53,7 +58,9 @@ def scores(
 
     def played(name: str, who: Exported, alter: Callable[[Tensor, Array], Tensor] | None) -> dict[str, Any]:
         with telemetry.Progress(f"{title}, {name}", episodes, quiet=quiet, unit="games") as bar:
-            for games in evaluation.play(who, env, episodes=episodes, seed=seed, threads=threads, alter=alter):
+            for games in evaluation.play(
+                who, loaded.env, episodes=episodes, seed=seed, threads=threads, alone=loaded.alone, alter=alter
+            ):
                 bar.update(len(games.episodes))
         summary = games.summary()
         return {key: summary[key] for key in ("mean", "ci95", "episodes")} | {"worst": min(summary["returns"])}

@@ -3,7 +3,9 @@
 import io
 import json
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,11 @@ from torch import Tensor, nn
 from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError, first_line
-from potstill.export.actor import Actor, Exported, actor, axes, verify
-from potstill.export.card import latencies, no_better, scores
+from potstill.export.actor import Actor, Exported, Versions, axes, verify
 from potstill.export.raw import check as check_raw
 from potstill.export.raw import emulator, wrap
+from potstill.networks import FramewiseConv
 from potstill.policies import LoadedPolicy, recorded_result
-from potstill.storage import checkpoints
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -34,100 +35,59 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
 _LAYERS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Hardtanh, *_ACTIVATIONS)
 
 
-def export(
-    loaded: LoadedPolicy,
-    out: Path,
-    *,
-    int8: bool = False,
-    opset: int = OPSET,
-    raw: bool = False,
-    episodes: int = 0,
-    seed: int = 1,
-    threads: int = 1,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Writes a policy to `out`, after the file has computed what PyTorch does on recorded observations.
-
-    Args:
-        loaded: on the CPU.
-        out: .onnx; must not exist. It appears when it has been checked.
-        int8: writes a quantised model beside it too (`policy.int8.onnx`), unless it is larger or slower.
-        opset: from 11 on; the file's runtime must know it.
-        raw: of Atari: the file prepares colour frames itself, as `raw.wrap` says, and plays a game to prove it.
-        episodes: whole games of each file, greedy, through onnxruntime, and as many of each disturbance; 0 plays none.
-        seed: of these games.
-        threads: for the environments; the models run on one.
-
-    Returns:
-        The `opset`; `observations` compared, the `max_difference` of their logits, or of their means in units of half
-        the range, and how many were `tied`; under `models`, for `float32` and `int8`, the `path`, `bytes`, the
-        `card.latencies` and, where games were played, the `card.scores`; `left_out`, by name, why one is not written.
-        JSON-ready.
-
-    Raises:
-        InputError: a package is missing or does not know the opset, a file exists or cannot be written, or the file
-            computes something else than PyTorch. No file is left then, nor where the games are interrupted.
-    """
-    small = out.with_suffix(".int8.onnx")
-    if out.suffix != ".onnx":
-        raise InputError(f"{out}: ONNX files are written as .onnx")
-    if raw and (int8 or not loaded.env.atari):
-        raise InputError("--raw prepares Atari's frames, in float32: leave it out for other tasks and with --int8")
-    for path in (out, small) if int8 else (out,):
-        if path.exists():
-            raise InputError(f"{path} exists: choose another --out")
+def check_packages(opset: int | None = None) -> None:
+    """Raises InputError where a package is missing, or does not know the opset."""
     try:
         import onnx
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise InputError(f"export needs {error.name}: pip install 'potstill[onnx]'") from error
-    if not OPSET <= opset <= onnx.defs.onnx_opset_version():
+    if opset is not None and not OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise InputError(f"--opset is {OPSET} to {onnx.defs.onnx_opset_version()} here, not {opset}")
-    deployed = actor(loaded, threads)
+
+
+def versions(
+    loaded: LoadedPolicy, deployed: Actor, paths: Mapping[str, Path], opset: int = OPSET, raw: bool = False
+) -> Versions:
+    """A policy as a model for each name, after float32 has computed what PyTorch does. The file of float32 tells the
+    score that lies beside the policy, or what it played itself.
+
+    Raises:
+        InputError: `raw` is asked for of another task or in integers, or the model computes something else.
+    """
+    if raw and ("int8" in paths or not loaded.env.atari):
+        raise InputError("--raw prepares Atari's frames, in float32: leave it out for other tasks and with --int8")
     listed = deployed.layers and all(isinstance(layer, _LAYERS) for layer in deployed.layers)
     model = build(deployed, opset) if listed else trace(deployed, opset)
+    plain = model.SerializeToString()
+    difference, tied = check(plain, deployed)
+    models, players = {"float32": model}, {"float32": player(plain, deployed)}
+    facts: dict[str, dict[str, Any]] = {name: {"opset": opset} for name in paths}
+    if raw:
+        models["float32"] = whole = wrap(model, emulator(loaded.env).observation_space.shape[:2])
+        proved = check_raw(session(whole.SerializeToString()), session(plain), loaded.env, deployed.actions)
+        facts["float32"]["raw"] = proved
+    if "int8" in paths:
+        models["int8"] = _quantise(model)
+        players["int8"] = player(models["int8"].SerializeToString(), deployed)
     known = recorded_result(loaded)
     score = {"mean": known["score"], "ci95": known["ci95"], "episodes": known["episodes"]} if known else None
-    data = _serialise(model, loaded, deployed, score)
-    difference, tied = check(data, deployed)
-    players, left_out = {"float32": player(data, deployed)}, {}
-    proved = {}
-    if raw:
-        whole = wrap(model, emulator(loaded.env).observation_space.shape[:2])
-        data, plain = _serialise(whole, loaded, deployed, score), data
-        proved = {"raw": check_raw(session(data), session(plain), loaded.env, deployed.actions)}
-    models: dict[str, dict[str, Any]] = {"float32": {"path": str(out), "bytes": len(data)} | proved}
-    checkpoints.write_atomically(out, data)
-    try:
-        if int8:
-            quantised = _quantise(model)
-            players["int8"] = player(quantised.SerializeToString(), deployed)
-            models["int8"] = {"path": str(small), "bytes": len(_serialise(quantised, loaded, deployed, score))}
-        for name, measured in latencies(players).items():
-            models[name] |= measured
-        if int8 and (why := no_better(models["float32"], models["int8"], "bytes")):
-            left_out = {"int8": why}
-            del players["int8"], models["int8"]
-        if episodes:
-            for name, each in players.items():
-                title = f"play {Path(models[name]['path']).name}"
-                models[name] |= scores(each, deployed, loaded.env, episodes, seed, threads, title, quiet)
-        if "int8" in models:
-            data = _serialise(quantised, loaded, deployed, models["int8"].get("score"))
-            models["int8"]["bytes"] = len(data)
-            checkpoints.write_atomically(small, data)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
-    return {
-        "env": loaded.env.id,
-        "opset": opset,
-        "observations": len(deployed.observations),
-        "max_difference": difference,
-        "tied": tied,
-        "models": models,
-        "left_out": left_out,
-    }
+    files = {}
+    for name, path in paths.items():
+        files[name] = partial(_file, path, models[name], loaded, deployed, score if name == "float32" else None)
+        facts[name]["bytes"] = len(files[name](None)[path])
+    return Versions(deployed, difference, tied, players, facts, files)
+
+
+def _file(
+    path: Path,
+    model: "ModelProto",
+    loaded: LoadedPolicy,
+    deployed: Actor,
+    known: dict[str, Any] | None,
+    played: dict[str, Any] | None,
+) -> dict[Path, bytes]:
+    return {path: _serialise(model, loaded, deployed, known or played)}
 
 
 def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
@@ -179,7 +139,12 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         if isinstance(layer, nn.Conv2d):
             pads = (*layer.padding, *layer.padding)
             sizes: dict[str, Any] = {"strides": layer.stride, "kernel_shape": layer.kernel_size, "pads": pads}
+            framewise = isinstance(layer, FramewiseConv)
+            x = node("Reshape", x, stored(f"{number}.single", torch.tensor([-1, 1, 0, 0]))) if framewise else x
             x = node("Conv", x, *parameters(number, layer), out=out, **sizes)
+            if framewise:  # all frames of an observation together again
+                channels = policy.input_shape[0] * layer.out_channels
+                x = node("Reshape", x, stored(f"{number}.together", torch.tensor([-1, channels, 0, 0])))
         elif isinstance(layer, nn.Linear):
             x = node("Gemm", x, *parameters(number, layer), out=out, transB=1)
         elif isinstance(layer, nn.Flatten):
@@ -278,7 +243,7 @@ def trace(actor: Actor, opset: int = OPSET) -> "ModelProto":
 
 
 def check(data: bytes, actor: Actor) -> tuple[float, int]:
-    """Runs a model in onnxruntime and holds it against PyTorch, as `verify` says."""
+    """Runs a model in onnxruntime and holds it against PyTorch, as `actor.verify` says."""
     try:
         outputs, actions = session(data).run(None, {"observation": actor.observations})
     except Exception as error:  # of a dozen kinds: a network of the user's own that holds only for some batches, say

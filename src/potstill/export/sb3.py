@@ -1,6 +1,8 @@
 """A policy as a Stable-Baselines3 zip, which `PPO.load` opens: its owner goes on in his own stack."""
 
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,10 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.export.actor import Actor, actor, layers, verify
-from potstill.policies import LoadedPolicy
-from potstill.storage import checkpoints
+from potstill.export.actor import Actor, Exported, Versions, layers, verify
 
 
 class _Task(gymnasium.Env[Any, Any]):
@@ -23,33 +24,26 @@ class _Task(gymnasium.Env[Any, Any]):
         self.observation_space, self.action_space = observation_space, action_space
 
 
-def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
-    """Writes a PPO zip with `MlpPolicy` or `CnnPolicy` to `out`, after SB3 has computed from it what PyTorch does here.
+def check_packages() -> None:
+    """Raises InputError where Stable-Baselines3 is missing."""
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"export needs {error.name}: pip install 'potstill[sb3]'") from error
+
+
+def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
+    """A PPO zip with `MlpPolicy` or `CnnPolicy`, after SB3 has computed from it what PyTorch does here.
 
     SB3 normalises nothing but images by 255, so the normalisation goes into the first layer of actor and critic. Its
     convolutions have 32, 64 and 64 channels: those that a narrower network lacks are zeros. The optimizer starts anew.
 
-    Args:
-        loaded: on the CPU.
-        out: .zip; must not exist.
-
-    Returns:
-        `observations` compared, the `max_difference` of their logits, or of their means in units of half the range,
-        how many were `tied`; `models`, with the `path` and `bytes` of `float32`. JSON-ready.
-
     Raises:
-        InputError: SB3 is missing, the file exists or cannot be written, the network is not one that SB3 builds,
-            the policy uses only some of its task's actions, or SB3 computes something else. No file is left then.
+        InputError: the network is not one that SB3 builds, the policy uses only some of its task's actions, or SB3
+            computes something else.
     """
-    if out.suffix != ".zip":
-        raise InputError(f"{out}: Stable-Baselines3 files are written as .zip")
-    if out.exists():
-        raise InputError(f"{out} exists: choose another --out")
-    try:
-        from stable_baselines3 import PPO
-    except ImportError as error:
-        raise InputError(f"export needs {error.name}: pip install 'potstill[sb3]'") from error
-    deployed = actor(loaded, threads)
+    from stable_baselines3 import PPO
+
     deployed.check_listed()
     policy, discrete = deployed.policy, isinstance(deployed.action_space, gymnasium.spaces.Discrete)
     chains = {"pi": _weights(deployed, layers(policy)), "vf": _weights(deployed, layers(policy, critic=True))}
@@ -93,16 +87,14 @@ def export(loaded: LoadedPolicy, out: Path, threads: int = 1) -> dict[str, Any]:
         model.save(file)
         opened = PPO.load(file, device="cpu")
         data = file.read_bytes()
-    difference, tied = _check(deployed, opened)
-    checkpoints.write_atomically(out, data)
-    return {
-        "env": loaded.env.id,
-        "observations": len(deployed.observations),
-        "max_difference": difference,
-        "tied": tied,
-        "models": {"float32": {"path": str(out), "bytes": len(data)}},
-        "left_out": {},
-    }
+    seen = deployed.observations
+    actions, _ = opened.predict(seen, deterministic=True)
+    actions = actions if deployed.bounds is not None else actions - int(deployed.action_space.start)
+    difference, tied = verify(deployed, _outputs(deployed, opened, seen), np.asarray(actions), "Stable-Baselines3")
+    (path,) = paths.values()
+    playing = Exported(deployed, partial(_outputs, deployed, opened))
+    contents = {"float32": lambda _: {path: data}}
+    return Versions(deployed, difference, tied, {"float32": playing}, {"float32": {"bytes": len(data)}}, contents)
 
 
 def _activations(chain: list[nn.Module]) -> set[type[nn.Module]]:
@@ -158,17 +150,13 @@ def _put(modules: list[Any], chain: list[Any]) -> None:
 
 
 @torch.no_grad()
-def _check(deployed: Actor, model: Any) -> tuple[float, int]:
-    """Holds what SB3 computes and predicts against PyTorch, as `verify` says."""
-    actions, _ = model.predict(deployed.observations, deterministic=True)
-    shown, _ = model.policy.obs_to_tensor(deployed.observations)
+def _outputs(deployed: Actor, model: Any, observations: Array) -> Array:
+    """What SB3's actor computes: logits, or means in units of half the range."""
+    shown, _ = model.policy.obs_to_tensor(observations)
     features = model.policy.extract_features(shown)
     features = features[0] if isinstance(features, tuple) else features  # where the critic has its own
-    outputs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(features))
-    numbers: Any = outputs.numpy()
-    if deployed.bounds is not None:
-        centre, half = deployed.units
-        numbers = (numbers - centre) / half
-    else:
-        actions = actions - int(deployed.action_space.start)
-    return verify(deployed, np.asarray(numbers), actions, "Stable-Baselines3")
+    outputs: Array = model.policy.action_net(model.policy.mlp_extractor.forward_actor(features)).numpy()
+    if deployed.bounds is None:
+        return outputs
+    centre, half = deployed.units
+    return (outputs - centre) / half
