@@ -24,6 +24,11 @@ class Copy(gymnasium.Env):
         return self.observe(), reward, self.t == 8, False, {}
 
 
+def copies(observations):
+    """Plays `Copy` without a mistake."""
+    return observations.argmax(-1)
+
+
 class Picture(Copy):
     """The same as an image of 6 x 6 grey pixels, whose brightness tells."""
 

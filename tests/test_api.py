@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import own_tasks
 import pytest
 import torch
 
@@ -109,6 +110,13 @@ total-timesteps = 512
 num-envs = 8
 warmup-steps = 64
 batch-size = 32
+[arms.flat]
+method = "distill"
+network = "linear"
+total-timesteps = 512
+num-envs = 8
+warmup-steps = 64
+batch-size = 32
 """
 
 
@@ -117,9 +125,10 @@ def test_a_study_in_a_thread_shows_its_table_and_takes_the_numbers_of_numpy(teac
     plan.write_text(PLAN)
     options = {"out": plan.with_name("study"), "workers": np.int64(1), "runtime": ps.Runtime(quiet=True)}
     study = asyncio.run(asyncio.to_thread(ps.study, plan, **options))
-    assert (study.failed, study.ran) == ({}, 1)
-    (row,) = study.table().iter_rows(named=True)
+    assert (study.failed, study.ran) == ({}, 2)
+    row, flat = sorted(study.table().iter_rows(named=True), key=lambda row: row["arm"])
     assert (row["arm"], row["status"], row["episodes"]) == ("deep", "done", 2)
+    assert (flat["arm"], flat["parameters"]) == ("flat", 4 * 2 + 2)  # linear: no hidden layer
     assert f"{row['parameters']:,} (1/32)" in str(study)
     assert f"<td>{row['parameters']}</td>" in study._repr_html_()
     page = study.report(plan.with_name("page.html"), resamples=50)
@@ -127,16 +136,20 @@ def test_a_study_in_a_thread_shows_its_table_and_takes_the_numbers_of_numpy(teac
     assert ps.study(plan, **options).ran == 0
 
 
-def test_a_compression_shows_what_it_found(teacher):
+def test_a_compression_of_code_on_a_task_of_ones_own_is_small_plays_as_well_and_shows_what_it_found(tmp_path):
     found = ps.compress(
-        teacher, out=teacher.path.parent / "small", network="linear", keep=np.float64(0.5), budget=0.5,
-        games=np.int64(2), confirm_games=2, total_timesteps=256, num_envs=8, warmup_steps=64, batch_size=32,
-        device="cpu", threads=1, quiet=True,
+        own_tasks.copies, env=own_tasks.Copy, out=tmp_path / "small", network="linear", keep=np.float64(0.9),
+        budget=1.0, games=np.int64(8), confirm_games=8, total_timesteps=2_048, num_envs=8, warmup_steps=64,
+        batch_size=32, device="cpu", threads=1, quiet=True,
     )  # fmt: skip
-    assert found.reached == found.result["reached"]
+    assert found.reached
+    assert found.result["reached"]
+    assert found.policy.size().parameters == found.result["parameters"] == 3 * 3 + 3
+    assert found.result["share"] > 0.9
+    assert ps.evaluate(found, env=own_tasks.Copy, episodes=32, quiet=True)["mean"] == 8 == found.result["score"]
     assert found.claim in str(found)
     assert "<td>found</td>" in found._repr_html_()
-    assert (found.result["kind"], found.result["keep"]) == ("compress", 0.5)
+    assert (found.result["kind"], found.result["keep"]) == ("compress", 0.9)
 
 
 def test_a_student_may_be_of_another_family_and_depth_by_the_same_names_as_on_the_command_line(teacher, tmp_path):

@@ -110,7 +110,7 @@ def test_a_trunk_and_its_branches_that_are_interrupted_end_as_they_would(line, p
 
 @pytest.mark.parametrize("state", ["lost", "damaged"])
 def test_a_branch_whose_beginning_is_gone_begins_anew_and_ends_the_same(state, planned, tmp_path, capsys):
-    run = trainer.new_training(TRUNK, tmp_path / "run", RUNTIME)
+    run = trainer.new_run(TRUNK, tmp_path / "run", RUNTIME)
     trainer.execute(run, RUNTIME)
     if state == "lost":
         run.branch_path("1/4").unlink()
@@ -123,8 +123,8 @@ def test_a_branch_whose_beginning_is_gone_begins_anew_and_ends_the_same(state, p
 
 
 def test_the_state_of_another_run_is_no_beginning(trunk, tmp_path):
-    run = trainer.new_training(TRUNK, tmp_path / "run", RUNTIME)
-    other = trainer.new_training(replace(TRUNK, seed=1), tmp_path / "other", RUNTIME)
+    run = trainer.new_run(TRUNK, tmp_path / "run", RUNTIME)
+    other = trainer.new_run(replace(TRUNK, seed=1), tmp_path / "other", RUNTIME)
     trainer.execute(other, RUNTIME)
     other.branch_path("1/4").rename(run.branch_path("1/4"))
     with pytest.raises(InputError, match=r"branch-1_4\.safetensors was saved by a run with another config"):

@@ -31,7 +31,7 @@ from potstill.storage.runs import Run
 from potstill.study import execute as study
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import new_distillation
+from potstill.training.trainer import new_run
 
 RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
 QUICK = ["--total-timesteps", "4096", "--num-envs", "8", "--batch-size", "64", "--warmup-steps", "64"]
@@ -659,7 +659,7 @@ def test_a_budget_that_trains_nothing_is_refused_before_anything_is_made(teacher
 def test_a_folder_of_something_else_is_left_alone(teacher, call, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert call(teacher, "--out", tmp_path).code == 2
-    run = new_distillation(DistillConfig(total_timesteps=1_024), teacher, tmp_path / "run", RUNTIME)
+    run = new_run(DistillConfig(total_timesteps=1_024), tmp_path / "run", RUNTIME, teacher=teacher)
     done = call(teacher, "--out", run.path)
     assert (done.code, done.err) == (2, f"potstill: {run.path} exists and is no compression: choose another --out\n")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "notes.txt", "run"]

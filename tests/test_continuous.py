@@ -30,7 +30,7 @@ from potstill.results import read_runs, runs_table
 from potstill.storage import checkpoints
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
+from potstill.training.trainer import Interrupted, execute, new_run
 
 PENDULUM = TASKS["pendulum"].env
 RANDOM = -1_212  # mean score of uniformly random play, 128 games
@@ -48,8 +48,8 @@ def folder(tmp_path_factory):
     """A folder of runs: a teacher, and its student."""
     folder = tmp_path_factory.mktemp("runs")
     config = replace(PPOConfig.for_task(PENDULUM), total_timesteps=60_000)
-    execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, GAMES)
-    execute(new_distillation(STUDENT, folder / "teacher", folder / "student", RUNTIME), RUNTIME, GAMES)
+    execute(new_run(config, folder / "teacher", RUNTIME), RUNTIME, GAMES)
+    execute(new_run(STUDENT, folder / "student", RUNTIME, teacher=folder / "teacher"), RUNTIME, GAMES)
     return folder
 
 
@@ -187,9 +187,9 @@ def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch, name):
 
     def new(out):
         if name == "distill":
-            return new_distillation(TINY, folder / "teacher", out, runtime)
+            return new_run(TINY, out, runtime, teacher=folder / "teacher")
         config = replace(PPOConfig.for_task(PENDULUM), total_timesteps=4 * 1_024, num_envs=8)
-        return new_training(config, out, runtime)
+        return new_run(config, out, runtime)
 
     whole, stopped = new(tmp_path / "whole"), new(tmp_path / "stopped")
     execute(whole, runtime)

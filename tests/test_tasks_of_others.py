@@ -21,7 +21,7 @@ from potstill.storage.checkpoints import load
 from potstill.storage.runs import Run
 from potstill.study import local
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import execute, new_training
+from potstill.training.trainer import execute, new_run
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
 BROKEN = [False]  # whether the simulator fails at its 150th step
@@ -128,9 +128,9 @@ def test_a_task_that_cannot_be_made_is_refused_with_the_first_line_of_its_own_er
 def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(every, kept, tmp_path, monkeypatch):
     monkeypatch.setattr("potstill.training.trainer.KEEP_EVERY", every)
     config = config_of("fails")
-    whole = new_training(config, tmp_path / "whole", RUNTIME)
+    whole = new_run(config, tmp_path / "whole", RUNTIME)
     execute(whole, RUNTIME, NOT_EVALUATED)
-    run = new_training(config, tmp_path / "run", RUNTIME)
+    run = new_run(config, tmp_path / "run", RUNTIME)
     BROKEN[0] = True
     told = (
         r"^after 512 agent steps: Others/fails-v0 raised RuntimeError: the simulator lost its licence, in environment 0"
@@ -152,7 +152,7 @@ def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(eve
 
 def test_a_simulator_of_which_only_one_can_run_is_trained_saved_and_evaluated_with_one(tmp_path):
     config = config_of("only", num_envs=1, num_steps=128, total_timesteps=384, reseed_every=128)
-    run = new_training(config, tmp_path / "run", RUNTIME)
+    run = new_run(config, tmp_path / "run", RUNTIME)
     assert execute(run, RUNTIME, EvalConfig(episodes=3))["episodes"] == 3
     assert api.evaluate(run.path, episodes=2, teacher=run.path, threads=1, quiet=True)["agreement"] == 1.0
     assert Only.open == 0
@@ -162,7 +162,7 @@ def test_a_simulator_of_which_only_one_can_run_is_trained_saved_and_evaluated_wi
 
 
 def test_what_a_simulator_prints_is_no_part_of_the_json(tmp_path, capsys):
-    run = new_training(config_of("prints", total_timesteps=128), tmp_path / "run", RUNTIME)
+    run = new_run(config_of("prints", total_timesteps=128), tmp_path / "run", RUNTIME)
     execute(run, RUNTIME, NOT_EVALUATED)
     capsys.readouterr()
     main(["evaluate", str(run.path), "--episodes", "2", "--threads", "1", "--json"])
@@ -173,7 +173,7 @@ def test_what_a_simulator_prints_is_no_part_of_the_json(tmp_path, capsys):
 
 def test_a_policy_names_the_module_that_its_task_was_made_with(tmp_path, monkeypatch):
     monkeypatch.setitem(imports._named, "my_tasks", "my_tasks")
-    run = new_training(config_of("plain", total_timesteps=128), tmp_path / "run", RUNTIME)
+    run = new_run(config_of("plain", total_timesteps=128), tmp_path / "run", RUNTIME)
     execute(run, RUNTIME, NOT_EVALUATED)
     monkeypatch.delitem(imports._named, "my_tasks")
     monkeypatch.delitem(gymnasium.registry, "Others/plain-v0")

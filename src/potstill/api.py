@@ -28,7 +28,7 @@ from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
-from potstill.load import Place, load, load_all, nameless, origin_of, path_of
+from potstill.load import Place, load, load_all, nameless, origin_of
 from potstill.networks import Policy, as_options, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
@@ -42,28 +42,16 @@ from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, EnvLike, find_env
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import (
-    Interrupted,
-    branches_of,
-    execute,
-    new_branch,
-    new_distillation,
-    new_training,
-)
+from potstill.training.trainer import Interrupted, branches_of, execute, new_branch, new_run
 
 SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
 
 
-class Record(dict[str, Any]):
-    """Figures by name, JSON-ready. Shows itself as a table, in a terminal and in a notebook."""
+class _Shown:
+    """What shows itself as a table, in a terminal and in a notebook."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of each in words; the list of all returns is left out."""
-        return [
-            (name.replace("_", " "), describe_value(value))
-            for name, value in self.items()
-            if value is not None and name != "returns" and not isinstance(value, dict)
-        ]
+        raise NotImplementedError
 
     def __rich__(self) -> Table:
         table = Table("", "", box=None, show_header=False)
@@ -79,8 +67,17 @@ class Record(dict[str, Any]):
         return f"<table>{''.join(rows)}</table>"
 
 
+class Record(_Shown, dict[str, Any]):
+    """Figures by name, JSON-ready."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of each in words; the list of all returns is left out."""
+        shown = [(name, value) for name, value in self.items() if name != "returns" and not isinstance(value, dict)]
+        return [(name.replace("_", " "), describe_value(value)) for name, value in shown if value is not None]
+
+
 @dataclass(frozen=True)
-class Run(runs.Run):
+class Run(_Shown, runs.Run):
     """A finished run: its directory `path`, what decided its outcome `config`, its `policy` and its `result`."""
 
     @cached_property
@@ -115,18 +112,10 @@ class Run(runs.Run):
 
         return Record(export(self.loaded, Path(path), **options))
 
-    def _shown(self) -> Record:
+    def rows(self) -> list[tuple[str, str]]:
+        """Its directory and the figures that matter most."""
         result = self.result if self.result_path.exists() else Record()
-        return Record({"run": str(self.path)} | {key: result[key] for key in SHOWN if key in result})
-
-    def __rich__(self) -> Table:
-        return self._shown().__rich__()
-
-    def __str__(self) -> str:
-        return str(self._shown())
-
-    def _repr_html_(self) -> str:
-        return self._shown()._repr_html_()
+        return Record({"run": str(self.path)} | {key: result[key] for key in SHOWN if key in result}).rows()
 
 
 def train(
@@ -163,9 +152,9 @@ def train(
     if config is not None and config.env.id != default.env.id:
         raise InputError(f"config is for {config.env.id}, not {default.env.id}: begin with PPOConfig.for_task")
     config, runtime, evaluation = _filled(settings, config or default, runtime or Runtime(), evaluation or EvalConfig())
-    out = Path(out) if out is not None else runs.next_directory(Path(f"{_stem(name)}_run"), f"seed-{config.seed}")
-    lead, first = (path_of(place) if place is not None else None for place in (teacher, start_from))
-    return _execute(new_training(config, out, runtime, lead, first), runtime, evaluation)
+    folder = Path(re.sub("[/:]", "-", name) + "_run")
+    out = Path(out or runs.next_directory(folder, f"seed-{config.seed}"))
+    return _execute(new_run(config, out, runtime, teacher=teacher, initial=start_from), runtime, evaluation)
 
 
 def training_config(
@@ -211,14 +200,12 @@ def distill(
         InputError: as `train`.
         DivergedError: as `train`.
     """
-    config, runtime, evaluation = _filled(
-        settings, config or DistillConfig(), runtime or Runtime(), evaluation or EvalConfig()
-    )
+    config = config or DistillConfig()
+    config, runtime, evaluation = _filled(settings, config, runtime or Runtime(), evaluation or EvalConfig())
     origin = origin_of(teacher, env, statistics)
     stem = f"width-{config.network.width.replace('/', '_')}_{config.lead}_seed-{config.seed}"
-    out = Path(out) if out is not None else runs.next_directory(Path("distill_run"), stem)
-    run = new_distillation(config, origin, out, runtime)
-    return _execute(run, runtime, evaluation, Path(data) if data is not None else None)
+    out = Path(out or runs.next_directory(Path("distill_run"), stem))
+    return _execute(new_run(config, out, runtime, teacher=origin), runtime, evaluation, data)
 
 
 def resume(
@@ -239,12 +226,12 @@ def resume(
         DivergedError: as `train`.
     """
     runtime, evaluation = _filled(settings, runtime or Runtime(), evaluation or EvalConfig())
-    return _execute(runs.Run.open(Path(path)), runtime, evaluation, Path(data) if data is not None else None)
+    return _execute(runs.Run.open(Path(path)), runtime, evaluation, data)
 
 
-def _execute(run: runs.Run, runtime: Runtime, evaluation: EvalConfig, data: Path | None = None) -> Run:
+def _execute(run: runs.Run, runtime: Runtime, evaluation: EvalConfig, place: str | Path | None = None) -> Run:
     """The run itself, then its branches, as far as they are not done."""
-    made = Run(run.path, run.config)
+    made, data = Run(run.path, run.config), Path(place) if place is not None else None
     left = {share for share, path in branches_of(run).items() if not (path / "result.json").exists()}
     if run.status != "done" or not left:
         execute(run, runtime, evaluation, data)
@@ -302,22 +289,12 @@ def evaluate(
     task = with_sticky(loaded.env, sticky)
     start = _start(start, where, env) if isinstance(start, str) else start
     compared = {}  # first: a teacher of another task is refused before the games
+    how: dict[str, Any] = {"seed": seed, "threads": runtime.cores, "alone": loaded.alone}
     for other in others:
-        compared = games.compare(
-            loaded.policy, other.policy, task, seed=seed, threads=runtime.cores, alone=loaded.alone
-        )
+        compared = games.compare(loaded.policy, other.policy, task, **how)
     title = f"evaluate {task.id}, width {loaded.policy.config.width}"
     with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
-        for so_far in games.play(
-            loaded.policy,
-            task,
-            episodes=episodes,
-            seed=seed,
-            actions=actions,
-            start=start,
-            threads=runtime.cores,
-            alone=loaded.alone,
-        ):
+        for so_far in games.play(loaded.policy, task, episodes=episodes, actions=actions, start=start, **how):
             bar.update(len(so_far.episodes), score=so_far.score)
     sizes = {}
     if not loaded.policy.sees_raw:  # of the user's own code nothing is known but how it plays
@@ -347,8 +324,8 @@ class Compressed(Run):
         """What was found, in one sentence or two."""
         return compression.claim(self.result)
 
-    def _shown(self) -> Record:
-        return Record(folder=str(self.path), reached=self.reached, found=self.claim)
+    def rows(self) -> list[tuple[str, str]]:
+        return Record(folder=str(self.path), reached=self.reached, found=self.claim).rows()
 
 
 def compress(
@@ -376,7 +353,7 @@ def compress(
     """
     began = time.monotonic()
     config, runtime = _filled(settings, config or CompressConfig(), runtime or Runtime())
-    out = Path(out) if out is not None else runs.next_directory(Path("distill_run"), "compression")
+    out = Path(out or runs.next_directory(Path("distill_run"), "compression"))
     run = outcome.open_compression(origin_of(teacher, env, statistics), config, out, runtime)
     with run.lock():
         for news in outcome.search(run, config, runtime, began):
@@ -503,7 +480,3 @@ def _filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:
     if isinstance(named.get("options"), dict):
         named["options"] = as_options(named["options"])
     return filled(named, *configs)
-
-
-def _stem(name: str) -> str:
-    return re.sub("[/:]", "-", name)

@@ -5,7 +5,8 @@ A run directory, a plan, the table and the report read these rows, so they lie b
 
 from typing import Any, Literal, NamedTuple
 
-Method = Literal["rl", "distill", "ppd", "finetune"]
+Method = str
+"""rl, distill, ppd, finetune, and what other algorithms name: `training.trainer.KINDS`."""
 Role = Literal["reward", "student"]
 
 
@@ -86,6 +87,6 @@ def arm_of(document: dict[str, Any]) -> str:
 
 def method_of(document: dict[str, Any]) -> Method:
     """What made the policy of a run with this config.json: a value of the column `method`."""
-    if document.get("kind") == "distill":
-        return "distill"
+    if (kind := document.get("kind", "train")) != "train":
+        return str(kind)
     return "finetune" if "initial" in document else "ppd" if "teacher" in document else "rl"

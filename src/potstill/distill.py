@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.buffer import Batch, Dataset
 from potstill.configs import MOST, MOST_ENVS, bounded, normalise
-from potstill.envs import Array, Envs, Past, check_seed
+from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import find_objective, value_mse
@@ -101,6 +101,11 @@ class DistillConfig:
             raise InputError("stepwise mode learns from live play: use --lead student or mixed, or --mode buffer")
         if self.act == "after" and self.mode != "stepwise":
             raise InputError("--act after goes with --mode stepwise")
+
+    @classmethod
+    def for_task(cls, env: EnvConfig) -> "DistillConfig":
+        """The settings of a task, which are those of all."""
+        return cls()
 
     @property
     def vector_steps(self) -> int:
@@ -195,9 +200,8 @@ def distill(
     dtype = resolve_precision(config.precision, state.student.mean.device)
     preparer = Preparer(state.student, dtype)
     draw = state.student.distribution.sample
-    buffer = (
-        Dataset(envs, min(config.buffer_size, config.vector_steps * config.num_envs)) if _buffered(config) else None
-    )
+    most = min(config.buffer_size, config.vector_steps * config.num_envs)
+    buffer = Dataset(envs, most) if config.mode == "buffer" else None
     learner = _Learner(config, state)
     label = _Labels(teacher, state.student, envs, dtype)
     observations = yield from _begin(config, state, label, envs, preparer, buffer, past, tolerant, every)
@@ -389,21 +393,10 @@ class _Learner:
         return means | {"learning_rate": rate} if means else {}
 
 
-def _buffered(config: DistillConfig) -> bool:
-    return config.mode == "buffer"
-
-
 def _begin(
-    config: DistillConfig,
-    state: DistillState,
-    label: "_Labels",
-    envs: Envs,
-    preparer: Preparer,
-    buffer: Dataset | None,
-    past: Past | None,
-    tolerant: bool,
-    every: int,
-) -> Generator[Progress, None, Array]:
+    config: DistillConfig, state: DistillState, label: _Labels, envs: Envs, preparer: Preparer, buffer: Dataset | None,
+    past: Past | None, tolerant: bool, every: int,
+) -> Generator[Progress, None, Array]:  # fmt: skip
     """Starts the games, or plays those of an interrupted run again; returns the observations to go on from."""
     if past is None:
         return envs.reset(config.seed)
@@ -429,15 +422,9 @@ class Distillation:
     """
 
     def __init__(
-        self,
-        config: DistillConfig,
-        envs: Envs,
-        device: torch.device,
-        *,
-        teacher: Policy,
-        data: Dataset | None = None,
+        self, config: DistillConfig, envs: Envs, device: torch.device, *, teacher: Policy, data: Dataset | None = None,
         tolerant: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.config, self.envs, self.teacher, self.data, self.tolerant = config, envs, teacher, data, tolerant
         self.state = start(config, teacher, device)
         self.total = config.total_timesteps if data is not None else config.vector_steps * config.num_envs
@@ -468,9 +455,7 @@ class Distillation:
         acted = 0 if self.data is not None else self.total
         own = Cost(self.state.student, acted, self.gradient_steps * batch, batch)
         costs = [own, Cost(self.teacher, self.total, 0, self.config.num_envs)]
-        return [
-            cost for cost in costs if not cost.policy.sees_raw
-        ]  # what a teacher of the user's own computes is unknown
+        return [cost for cost in costs if not cost.policy.sees_raw]  # what the user's own code computes is unknown
 
     def state_dict(self) -> dict[str, Any]:
         return pack(self.state) | (pack_games(self.envs) if self.data is None else {})

@@ -190,12 +190,7 @@ class Rollout(NamedTuple):
 
 
 def start(
-    config: PPOConfig,
-    envs: Envs,
-    device: torch.device,
-    *,
-    teacher: Policy | None = None,
-    initial: Policy | None = None,
+    config: PPOConfig, envs: Envs, device: torch.device, *, teacher: Policy | None = None, initial: Policy | None = None
 ) -> TrainState:
     """A fresh policy for `envs`, its input normalisation taken from a random policy's play.
 
@@ -242,11 +237,7 @@ def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Adam:
 
 
 def train(
-    config: PPOConfig,
-    state: TrainState,
-    envs: Envs,
-    observations: Array | None = None,
-    teacher: Policy | None = None,
+    config: PPOConfig, state: TrainState, envs: Envs, observations: Array | None = None, teacher: Policy | None = None
 ) -> Iterator[Progress]:
     """Trains until `config.total_timesteps`, yielding after each update; `state` is current whenever it yields.
 
@@ -496,15 +487,9 @@ class PPO:
     """
 
     def __init__(
-        self,
-        config: PPOConfig,
-        envs: Envs,
-        device: torch.device,
-        *,
-        teacher: Policy | None = None,
-        initial: Policy | None = None,
-        tolerant: bool = False,
-    ) -> None:
+        self, config: PPOConfig, envs: Envs, device: torch.device, *, teacher: Policy | None = None,
+        initial: Policy | None = None, tolerant: bool = False,
+    ) -> None:  # fmt: skip
         self.config, self.envs, self.teacher, self.tolerant = config, envs, teacher, tolerant
         self.state = start(config, envs, device, teacher=teacher, initial=initial)
         self.total = config.updates * config.batch_size

@@ -2,15 +2,16 @@ import os
 import subprocess
 
 import pytest
-from processes import RUNTIME, SUDO, TRAIN
+from processes import SUDO
+from small_runs import RUNTIME, TRAIN
 
-from potstill.training.trainer import execute, new_training
+from potstill.training.trainer import execute, new_run
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
     """The run directory of a CartPole expert, of sorts."""
-    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", RUNTIME)
+    run = new_run(TRAIN, tmp_path_factory.mktemp("teacher") / "run", RUNTIME)
     execute(run, RUNTIME)
     return run.path
 

@@ -8,79 +8,21 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from potstill import telemetry
+from small_runs import RUNTIME
+
 from potstill.cli import main
-from potstill.distill import DistillConfig
-from potstill.networks import NetworkConfig
-from potstill.ppo import PPOConfig
-from potstill.storage import checkpoints, runs
+from potstill.storage import runs
 from potstill.storage.runs import Run
-from potstill.tasks import TASKS
-from potstill.training.runtime import Runtime
-from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
+from potstill.training.trainer import Interrupted, execute
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["pytest", "potstill.commands", "potstill.commands.studying", "torch._dynamo"])
 
-RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
-OPTIONS = ["--device", "cpu", "--threads", "1", "--quiet", "--evaluate", "0", "--save-every", "0"]  # the same in words
-TRAIN = PPOConfig(
-    env=TASKS["cartpole"].env,
-    network=NetworkConfig(width="1/2"),
-    total_timesteps=4 * 512,
-    num_envs=8,
-    num_steps=64,
-    minibatch_size=128,
-    learning_rate=2e-3,
-    normalise_inputs=160,
-    reseed_every=3 * 512,
-    precision="float32",
-)
-PONG = replace(TRAIN, env=TASKS["pong"].env, network=NetworkConfig(width="1/32"), epochs=1, normalise_inputs=40)
-PONG = replace(PONG, num_envs=4, num_steps=128)  # an emulator takes its time to start
-STUDENT = DistillConfig(
-    network=NetworkConfig(width="1/8"),
-    total_timesteps=2_048,
-    num_envs=8,
-    batch_size=32,
-    warmup_steps=64,
-    updates_per_step=0.25,
-    precision="float32",
-)
-CONFIGS = {
-    "cartpole": TRAIN,
-    "pong": PONG,
-    "minatar": replace(TRAIN, env=TASKS["minatar-breakout"].env, network=NetworkConfig(width="1/16")),
-    "ppd": replace(TRAIN, anneal_teacher_from=0.5),
-    "finetune": TRAIN,
-    "student": STUDENT,
-    "teacher": replace(STUDENT, lead="teacher", updates_per_step=1.0),
-    "mixed": replace(STUDENT, lead="mixed"),
-    "stepwise": replace(STUDENT, mode="stepwise", act="after", constant_learning_rate=True),
-}
-"""Runs of four lines of metrics each, a save after every one."""
-
-
-def new_run(name: str, teacher: Path, out: Path, **changes: object) -> Run:
-    """A run of CONFIGS with other settings here and there; `teacher` counts where it has one."""
-    config = replace(CONFIGS[name], **changes)
-    if isinstance(config, DistillConfig):
-        return new_distillation(config, teacher, out, RUNTIME)
-    origins = {"ppd": {"teacher": teacher}, "finetune": {"initial": teacher}}
-    return new_training(config, out, RUNTIME, **origins.get(name, {}))
-
-
-def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
-    """What must not depend on how often a run was stopped: the policy's bits, and all metrics but the clock."""
-    tensors, _ = checkpoints.load(run.policy_path)
-    records = telemetry.read(run.metrics_path)
-    assert all(record.pop("seconds") > 0 for record in records)
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
+OPTIONS = ["--device", "cpu", "--threads", "1", "--quiet", "--evaluate", "0", "--save-every", "0"]  # RUNTIME in words
 
 
 def names(folder: Path) -> list[str]:

@@ -35,7 +35,7 @@ from potstill.study.records import run_study
 from potstill.tasks import TASKS
 from potstill.training import trainer
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import new_training
+from potstill.training.trainer import new_run
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)  # saves after every update
 TIMES = ("seconds", "wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit")  # of a table: when, how fast
@@ -340,7 +340,7 @@ def _prepare(folder: Path, runs: int) -> Path:
     config = replace(
         PPOConfig.for_task(TASKS["cartpole"].env), network=NetworkConfig(width="1/8"), total_timesteps=4_096
     )
-    trainer.execute(new_training(config, folder / "teacher", RUNTIME), RUNTIME, EvalConfig(episodes=4))
+    trainer.execute(new_run(config, folder / "teacher", RUNTIME), RUNTIME, EvalConfig(episodes=4))
     parts = {"finetune": runs // 4, "teacher": runs // 4, "student": runs // 4}
     parts["rl"] = runs - sum(parts.values())
     seeds = {name: str(list(range(count))) for name, count in parts.items()}

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from processes import CONFIGS, PONG, RUNTIME, TRAIN, at, new_run, outcome
+from processes import at
+from small_runs import CONFIGS, PONG, RUNTIME, TRAIN, outcome, small_run
 
 from potstill import evaluation
 from potstill.networks import NetworkConfig
@@ -61,7 +62,7 @@ assert len(KINDS) == 29
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(kind, teacher, tmp_path, monkeypatch):
     name, changes = KINDS[kind]
-    whole = new_run(name, teacher, tmp_path / "whole", **changes)
+    whole = small_run(name, teacher, tmp_path / "whole", **changes)
     monkeypatch.setattr(evaluation, "latency", lambda policy: {})  # which takes its time, and is no part of the outcome
     with monkeypatch.context() as patch:
         for number, cut in enumerate(CUTS.values()):

@@ -7,7 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
-from processes import RUNTIME, TRAIN, at, new_run
+from processes import at
+from small_runs import RUNTIME, TRAIN, small_run
 
 from potstill import telemetry
 from potstill.envs import EnvConfig
@@ -15,7 +16,7 @@ from potstill.errors import DivergedError
 from potstill.evaluation import play
 from potstill.policies import load_policy
 from potstill.storage import checkpoints
-from potstill.training.trainer import execute, new_training
+from potstill.training.trainer import execute, new_run
 
 
 class Poisoned(CartPoleEnv):
@@ -70,7 +71,7 @@ def diverges(run) -> str:
 )
 def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, said, poisoned, tmp_path):
     config = replace(TRAIN, env=poisoned(**poison), clip_rewards=False)  # 20 steps for the statistics, 64 per update
-    run = new_training(config, tmp_path / "run", RUNTIME)
+    run = new_run(config, tmp_path / "run", RUNTIME)
     assert diverges(run).startswith(f"after 512 agent steps: {said}")
     assert [record["step"] for record in telemetry.read(run.metrics_path)] == [512]
     tensors, document = checkpoints.load(run.resume_path)
@@ -79,7 +80,7 @@ def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, 
 
 
 def test_a_learning_rate_of_1e20_stops_within_the_update_and_the_last_good_checkpoint_stands(tmp_path, monkeypatch):
-    run = new_training(TRAIN, tmp_path / "run", RUNTIME)
+    run = new_run(TRAIN, tmp_path / "run", RUNTIME)
     at(
         "potstill.storage.checkpoints.save",
         2,
@@ -101,14 +102,14 @@ def test_a_learning_rate_of_1e20_stops_within_the_update_and_the_last_good_check
 
 @pytest.mark.parametrize("name", ["student", "teacher", "stepwise"])
 def test_a_distillation_stops_within_the_update_too(name, teacher, tmp_path):
-    run = new_run(name, teacher, tmp_path / "run", learning_rate=1e39)
+    run = small_run(name, teacher, tmp_path / "run", learning_rate=1e39)
     assert diverges(run).startswith("after 0 agent steps: ")
     assert not run.resume_path.exists()
 
 
 def test_a_last_step_that_leaves_weights_that_are_not_finite_is_not_saved(teacher, tmp_path):
     once = {"warmup_steps": 2_040, "updates_per_step": 1.0}  # one gradient step in all
-    run = new_run("student", teacher, tmp_path / "run", learning_rate=1e39, **once)
+    run = small_run("student", teacher, tmp_path / "run", learning_rate=1e39, **once)
     said = diverges(run)
     assert said == "after 1,536 agent steps: a weight is no longer finite after gradient step 1: lower --learning-rate"
     assert all(tensor.isfinite().all() for tensor in checkpoints.load(run.resume_path)[0].values())

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import OPTIONS, RUNTIME, SUDO, at, call, fill, go_on, names, new_run, outcome, potstill
+from processes import OPTIONS, SUDO, at, call, fill, go_on, names, potstill
+from small_runs import RUNTIME, outcome, small_run
 
 from potstill.errors import InputError
 from potstill.storage import checkpoints
@@ -32,9 +33,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_disk_that_fills_up_is_one_line_and_with_room_again_the_run_ends_the_same(
     name, what, teacher, disk, tmp_path, monkeypatch
 ):
-    whole = new_run(name, teacher, tmp_path / "whole")
+    whole = small_run(name, teacher, tmp_path / "whole")
     execute(whole, RUNTIME)
-    run = new_run(name, teacher, disk / "run")
+    run = small_run(name, teacher, disk / "run")
     before = {}
 
     def fill_now() -> None:
@@ -57,7 +58,7 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_again_the_run_ends_the_s
 
 
 def test_a_line_of_metrics_that_a_full_disk_tears_is_written_again(disk, tmp_path, monkeypatch):
-    whole, run = (new_run("cartpole", tmp_path, folder / "run") for folder in (tmp_path, disk))
+    whole, run = (small_run("cartpole", tmp_path, folder / "run") for folder in (tmp_path, disk))
     execute(whole, RUNTIME)
 
     def leave_a_few_bytes() -> None:
@@ -95,7 +96,7 @@ def test_a_run_is_not_half_made_on_a_full_disk(disk, tmp_path):
 
 @pytest.mark.parametrize("name", ["cartpole", "student"])
 def test_a_limit_of_file_sizes_is_one_clear_line_too_and_what_was_saved_stands(name, teacher, tmp_path):
-    whole, run = (new_run(name, teacher, tmp_path / out) for out in ("whole", "run"))
+    whole, run = (small_run(name, teacher, tmp_path / out) for out in ("whole", "run"))
     execute(whole, RUNTIME)
     assert (
         call(go_on, run.path, "potstill.telemetry.Metrics.write", 1, signal.SIGTERM, output=tmp_path / "log")[0] == 143
@@ -138,7 +139,7 @@ def train_without_rights(out: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_written_any_more_is_one_line_and_the_run_goes_on_when_it_may(tmp_path):
-    whole, run = (new_run("cartpole", tmp_path, tmp_path / out) for out in ("whole", "run"))
+    whole, run = (small_run("cartpole", tmp_path, tmp_path / out) for out in ("whole", "run"))
     execute(whole, RUNTIME)
     code, said = call(forbid_and_go_on, run.path, output=tmp_path / "log")
     run.path.chmod(0o700)
@@ -158,7 +159,7 @@ def test_a_folder_that_may_not_be_written_at_all_is_one_line(tmp_path):
 
 
 def test_a_read_only_disk_is_one_line_and_its_run_is_as_it_was(disk, tmp_path):
-    run = new_run("cartpole", tmp_path, disk / "run")
+    run = small_run("cartpole", tmp_path, disk / "run")
     subprocess.run([*SUDO, "mount", "-o", "remount,ro", str(disk)], check=True)
     code, said = call(potstill, "train", "--resume", run.path, *OPTIONS, output=tmp_path / "log")
     assert (code, said) == (2, f"potstill: cannot lock {run.path}: read-only file system\n")
@@ -170,7 +171,7 @@ def vanish_and_go_on(path: Path) -> None:
 
 
 def test_a_folder_that_vanishes_is_one_line(tmp_path):
-    run = new_run("cartpole", tmp_path, tmp_path / "run")
+    run = small_run("cartpole", tmp_path, tmp_path / "run")
     code, said = call(vanish_and_go_on, run.path, output=tmp_path / "log")
     assert (code, said) == (2, f"potstill: {run.path} has vanished: this process stops, and what was there is lost\n")
     assert not run.path.exists()

@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from processes import OPTIONS, RUNTIME, Child, at, call, go_on, names, new_run, outcome, potstill, until
+from processes import OPTIONS, Child, at, call, go_on, names, potstill, until
+from small_runs import RUNTIME, outcome, small_run
 
 from potstill import evaluation, ppo
 from potstill.errors import InputError
@@ -81,7 +82,7 @@ def take(lock: Path, told: list) -> None:
 
 
 def test_a_run_that_has_lost_its_lock_saves_beside_and_says_where(tmp_path, teacher, monkeypatch):
-    whole, run = (new_run("cartpole", teacher, tmp_path / name) for name in ("whole", "run"))
+    whole, run = (small_run("cartpole", teacher, tmp_path / name) for name in ("whole", "run"))
     told = []
     with monkeypatch.context() as patch:
         at(LINE, 2, lambda: take(run.lock_path, told), patch=patch.setattr)
@@ -110,7 +111,7 @@ def record_slowly(path: Path) -> None:
 
 
 def test_of_two_students_that_want_the_same_data_one_records_and_the_other_waits_and_takes_over(teacher, tmp_path):
-    first, second = (new_run("teacher", teacher, tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    first, second = (small_run("teacher", teacher, tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
     recording = Child(record_slowly, first.path, output=tmp_path / "first")
     until((first.path / "recording").exists)
     waiting = Child(go_on, second.path, output=tmp_path / "second")
@@ -130,7 +131,7 @@ def test_of_two_students_that_want_the_same_data_one_records_and_the_other_waits
 
 @pytest.mark.parametrize(("name", "expected"), [("teacher", "record"), ("student", "distill"), ("cartpole", "steps")])
 def test_a_lock_gets_signs_of_life_whatever_a_run_does(name, expected, teacher, tmp_path, monkeypatch):
-    run = new_run(name, teacher, tmp_path / "run")
+    run = small_run(name, teacher, tmp_path / "run")
     if name != "teacher":  # its games so far will be played again
         assert call(go_on, run.path, LINE, 1, signal.SIGTERM, output=tmp_path / "log")[0] == 143
     signs = Counter()

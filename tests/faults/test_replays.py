@@ -8,7 +8,8 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
-from processes import CONFIGS, OPTIONS, RUNTIME, at, new_run, outcome
+from processes import OPTIONS, at
+from small_runs import CONFIGS, RUNTIME, outcome, small_run
 
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs
@@ -68,11 +69,11 @@ def interrupted(run: Run, monkeypatch) -> Run:
 def test_a_task_that_is_no_function_of_its_seed_and_actions_is_noticed(kind, name, teacher, tmp_path, monkeypatch):
     if name == "student":  # its task is its teacher's
         changes = {"env": EnvConfig(f"Strange/{kind}-v0")}
-        run = new_run("cartpole", teacher, tmp_path / "teacher", **changes)
+        run = small_run("cartpole", teacher, tmp_path / "teacher", **changes)
         execute(run, RUNTIME)
-        run = new_run("student", run.policy_path, tmp_path / "run")
+        run = small_run("student", run.policy_path, tmp_path / "run")
     else:
-        run = new_run(name, teacher, tmp_path / "run", env=EnvConfig(f"Strange/{kind}-v0"))
+        run = small_run(name, teacher, tmp_path / "run", env=EnvConfig(f"Strange/{kind}-v0"))
     run = interrupted(run, monkeypatch)
     saved = run.resume_path.read_bytes()
     with pytest.raises(InputError, match=f"Strange/{kind}-v0 is not a function of its seed and actions.*--inexact"):
@@ -83,7 +84,7 @@ def test_a_task_that_is_no_function_of_its_seed_and_actions_is_noticed(kind, nam
 
 
 def test_a_run_that_was_inexact_once_says_so_at_its_end(teacher, tmp_path, monkeypatch, capsys):
-    run = interrupted(new_run("cartpole", teacher, tmp_path / "run", env=EnvConfig("Strange/reward-v0")), monkeypatch)
+    run = interrupted(small_run("cartpole", teacher, tmp_path / "run", env=EnvConfig("Strange/reward-v0")), monkeypatch)
     with monkeypatch.context() as patch:
         at(LINE, 1, lambda: signal.raise_signal(signal.SIGTERM), patch=patch.setattr)
         with pytest.raises(SystemExit):
@@ -102,7 +103,7 @@ def test_what_a_task_remembers_of_other_games_ends_with_a_reset(task, teacher, t
     if task.startswith("Bipedal"):
         pytest.importorskip("Box2D", reason="no wheel of Box2D for Python 3.14 and later")
     changes = {"env": EnvConfig(task), **SEGMENTS}
-    whole, cut = (new_run("cartpole", teacher, tmp_path / name, **changes) for name in ("whole", "cut"))
+    whole, cut = (small_run("cartpole", teacher, tmp_path / name, **changes) for name in ("whole", "cut"))
     assert "inexact" not in execute(whole, RUNTIME)
     with monkeypatch.context() as patch:
         at(LINE, 3, lambda: signal.raise_signal(signal.SIGTERM), patch=patch.setattr)

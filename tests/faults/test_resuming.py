@@ -5,7 +5,8 @@ import signal
 from dataclasses import replace
 
 import pytest
-from processes import RUNTIME, STUDENT, Child, call, go_on, gone, names, new_run, outcome, until
+from processes import Child, call, go_on, gone, names, until
+from small_runs import RUNTIME, STUDENT, outcome, small_run
 
 from potstill.evaluation import EvalConfig
 from potstill.load import Origin
@@ -33,12 +34,12 @@ CUTS = [
 @pytest.mark.timeout(300)  # processes one after the other, on a machine that may be busy
 @pytest.mark.parametrize("name", ["cartpole", "pong", "student"])  # others, without a kill: test_cuts.py
 def test_a_run_cut_at_several_points_ends_with_the_same_bits_as_one_that_was_not(name, teacher, tmp_path):
-    whole = new_run(name, teacher, tmp_path / "whole")
+    whole = small_run(name, teacher, tmp_path / "whole")
     execute(whole, RUNTIME)
     expected = outcome(whole)
     assert len(expected[1]) == 4
 
-    run = new_run(name, teacher, tmp_path / "cut")
+    run = small_run(name, teacher, tmp_path / "cut")
     for cut in CUTS[1:3] if name == "pong" else CUTS:
         code, said = call(go_on, run.path, *cut, output=tmp_path / "log")
         assert (code, said) == (143 if cut[2] == signal.SIGTERM else -signal.SIGKILL, "")
@@ -52,7 +53,7 @@ def test_a_run_cut_at_several_points_ends_with_the_same_bits_as_one_that_was_not
 def test_the_same_seed_twice_is_the_same_run_and_another_seed_another(name, teacher, tmp_path):
     ended = []
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run = new_run(name, teacher, tmp_path / out, seed=seed)
+        run = small_run(name, teacher, tmp_path / out, seed=seed)
         result = execute(run, RUNTIME, EvalConfig(episodes=4))
         measured = ("wall_seconds", "latency_ms", "latency_p95_ms", "policy_hash", "metrics_digest")  # these hold times
         ended.append((outcome(run), {key: value for key, value in result.items() if key not in measured}))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import call, go_on, names, new_run, strike
+from processes import call, go_on, names, strike
+from small_runs import small_run
 
 from potstill.errors import InputError
 from potstill.results import read_runs
@@ -81,7 +82,7 @@ def test_a_run_that_was_half_made_is_not_there_and_is_made_by_the_next(tmp_path,
 
 
 def test_a_data_set_whose_recording_was_killed_is_recorded_by_the_next_and_the_rest_swept(tmp_path, teacher):
-    run = new_run("teacher", teacher, tmp_path / "run")
+    run = small_run("teacher", teacher, tmp_path / "run")
     blow = ("potstill.buffer.Dataset.add", 100, signal.SIGKILL)
     assert call(go_on, run.path, *blow, output=tmp_path / "log")[0] == -signal.SIGKILL
     assert [Path(name).suffix for name in names(tmp_path / "data")] == [".tmp", ".lock"]

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from processes import RUNTIME, call, go_on, new_run, outcome
+from processes import call, go_on
+from small_runs import RUNTIME, outcome, small_run
 from test_torn_files import AFTER_TWO_LINES
 
 from potstill.buffer import open_dataset
@@ -22,7 +23,7 @@ def runs(tmp_path_factory):
     """Of two seeds: a run that was stopped after two lines, and whole."""
     root = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        run = new_run("cartpole", root, root / f"cut-{seed}", seed=seed)
+        run = small_run("cartpole", root, root / f"cut-{seed}", seed=seed)
         assert call(go_on, run.path, *AFTER_TWO_LINES, output=root / "log")[0] == 143
         shutil.copytree(run.path, root / f"whole-{seed}")
         execute(Run.open(root / f"whole-{seed}"), RUNTIME)
@@ -120,7 +121,7 @@ def test_a_curve_that_is_another_runs_is_named_and_left_out(copied, capsys):
 @pytest.fixture(scope="module")
 def recorded(teacher, tmp_path_factory):
     root = tmp_path_factory.mktemp("recorded")
-    execute(new_run("teacher", teacher, root / "run"), RUNTIME)
+    execute(small_run("teacher", teacher, root / "run"), RUNTIME)
     return next((root / "data").iterdir())
 
 
@@ -140,7 +141,7 @@ def test_a_data_set_that_is_damaged_is_refused(recorded, tmp_path, name):
 
 @pytest.mark.parametrize("key", ["teacher_hash", "precision", "noise", "seed", "env"])
 def test_a_data_set_of_another_origin_is_refused(recorded, teacher, tmp_path, key):
-    run = new_run("teacher", teacher, tmp_path / "run")
+    run = small_run("teacher", teacher, tmp_path / "run")
     shutil.copytree(recorded, tmp_path / "data" / recorded.name)
     path = tmp_path / "data" / recorded.name / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: "another"}))

@@ -4,7 +4,8 @@ import json
 import signal
 
 import pytest
-from processes import RUNTIME, call, go_on, new_run, outcome
+from processes import call, go_on
+from small_runs import RUNTIME, outcome, small_run
 
 from potstill.errors import InputError
 from potstill.policies import load_policy, recorded_result
@@ -19,13 +20,13 @@ AFTER_TWO_LINES = ("potstill.telemetry.Metrics.write", 2, signal.SIGTERM)
 @pytest.fixture
 def cut(tmp_path):
     """A run of four lines that was stopped after two."""
-    run = new_run("cartpole", tmp_path, tmp_path / "run")
+    run = small_run("cartpole", tmp_path, tmp_path / "run")
     assert call(go_on, run.path, *AFTER_TWO_LINES, output=tmp_path / "log")[0] == 143
     return run
 
 
 def test_a_torn_last_line_is_dropped_and_the_run_ends_the_same(cut, tmp_path):
-    whole = new_run("cartpole", tmp_path, tmp_path / "whole")
+    whole = small_run("cartpole", tmp_path, tmp_path / "whole")
     execute(whole, RUNTIME)
     with open(cut.metrics_path, "ab") as file:
         file.write(cut.metrics_path.read_bytes()[:100])

@@ -32,7 +32,7 @@ from potstill.study.execute import execute as generate
 from potstill.study.grid import Grid
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import new_distillation
+from potstill.training.trainer import new_run
 
 
 def execute(*arguments, **options):
@@ -221,7 +221,7 @@ def test_a_precision_once_measured_is_kept(comparison, teacher, monkeypatch):
 
 def test_without_scores_the_table_stands_and_the_figures_are_missed_aloud(comparison, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(studying, "execute", lambda *_, **__: [])
-    run = new_distillation(BASE, teacher, tmp_path / "out" / "run", RUNTIME)
+    run = new_run(BASE, tmp_path / "out" / "run", RUNTIME, teacher=teacher)
     run.write_result({"status": "done", "env": "CartPole-v1"})
     done = compare("--teachers", teacher, "--out", tmp_path / "out")
     assert done.code == 0

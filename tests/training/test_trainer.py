@@ -1,14 +1,15 @@
 import json
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from small_runs import CONFIGS, RUNTIME, STUDENT, TRAIN, outcome, small_run
 
 from potstill import evaluation, telemetry
-from potstill.distill import DistillConfig
+from potstill.distill import Distillation, DistillConfig
 from potstill.errors import DivergedError, InputError, Terminated
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig, Policy
@@ -16,41 +17,14 @@ from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
 from potstill.storage.runs import Run
+from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
 from potstill.training import teacher_data
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import Interrupted, execute, new_distillation, new_training
+from potstill.training.trainer import CONFIGS as CONFIGS_OF
+from potstill.training.trainer import KINDS, Interrupted, execute, new_run
 
-RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 GAMES = EvalConfig(episodes=4)
-TRAIN = PPOConfig(
-    env=TASKS["cartpole"].env,
-    network=NetworkConfig(width="1/2"),
-    total_timesteps=4 * 512,
-    num_envs=8,
-    num_steps=64,
-    epochs=2,
-    minibatch_size=128,
-    learning_rate=2e-3,
-    normalise_inputs=160,
-    reseed_every=3 * 512,
-    precision="float32",
-)
-STUDENT = DistillConfig(
-    network=NetworkConfig(width="1/8"),
-    total_timesteps=2_048,
-    num_envs=8,
-    batch_size=32,
-    warmup_steps=64,
-    precision="float32",
-)
-CONFIGS = {
-    "cartpole": TRAIN,
-    "ppd": replace(TRAIN, anneal_teacher_from=0.5),
-    "finetune": TRAIN,
-    "student": STUDENT,
-    "teacher": replace(STUDENT, lead="teacher"),
-}
 
 RUN = {"status", "kind", "arm", "env", "width", "seed", "teacher", "env_steps", "gradient_steps"}
 RUN |= {"training_macs", "wall_seconds", "config_hash", "policy_hash", "metrics_digest"}
@@ -65,25 +39,9 @@ BESIDE_TEACHER |= {"agreement_teacher_states", "kl_teacher_states"}
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """The run directory of a CartPole expert, of sorts."""
-    run = new_training(TRAIN, tmp_path_factory.mktemp("teacher") / "run", RUNTIME)
+    run = new_run(TRAIN, tmp_path_factory.mktemp("teacher") / "run", RUNTIME)
     execute(run, RUNTIME, GAMES)
     return run.path
-
-
-def new_run(name, teacher, out, runtime=RUNTIME):
-    config = CONFIGS[name]
-    if isinstance(config, DistillConfig):
-        return new_distillation(config, teacher, out, runtime)
-    origins = {"ppd": {"teacher": teacher}, "finetune": {"initial": teacher}}
-    return new_training(config, out, runtime, **origins.get(name, {}))
-
-
-def outcome(run):
-    """What must not depend on how often a run was stopped: the policy's bits, and all metrics but the clock."""
-    tensors, _ = checkpoints.load(run.policy_path)
-    records = telemetry.read(run.metrics_path)
-    assert all(record.pop("seconds") > 0 for record in records)
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
 
 
 def at_line(number, what):
@@ -119,7 +77,7 @@ def test_a_training_leaves_its_config_metrics_policy_and_result_and_nothing_else
     assert set(result) == RUN | SCORES | {"format"}
     assert (result["status"], result["kind"], result["arm"], result["env"]) == ("done", "train", "rl", "CartPole-v1")
     assert (result["width"], result["seed"], result["teacher"], result["precision"]) == ("1/2", 0, None, "float32")
-    assert (result["env_steps"], result["gradient_steps"]) == (2048, 4 * 2 * 4)
+    assert (result["env_steps"], result["gradient_steps"]) == (2048, 4 * 3 * 4)
     assert result["episodes"] == len(result["returns"]) == 4
     assert result["score"] == sum(result["returns"]) / 4 > 8
     assert result["score_nosticky"] is None  # CartPole has no sticky actions
@@ -133,7 +91,7 @@ def test_a_training_leaves_its_config_metrics_policy_and_result_and_nothing_else
 
 @pytest.mark.parametrize("lead", ["student", "teacher"])
 def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teacher, tmp_path, lead):
-    run = new_distillation(CONFIGS[lead], teacher, tmp_path / "run", RUNTIME)
+    run = new_run(CONFIGS[lead], tmp_path / "run", RUNTIME, teacher=teacher)
     result = execute(run, RUNTIME, GAMES)
     assert names(run.path) == ["config.json", "metrics.jsonl", "policy.safetensors", "result.json"]
     assert {"format": 1} | result == json.loads(run.result_path.read_text())
@@ -147,9 +105,33 @@ def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teac
     assert run.status == "done"
 
 
+@dataclass(frozen=True)
+class HalfConfig(DistillConfig):
+    """An algorithm of one's own, in a file of its own: a distillation at half the rate."""
+
+
+class Half(Distillation):
+    def __init__(self, config, *given, **options):
+        super().__init__(replace(config, learning_rate=config.learning_rate / 2), *given, **options)
+
+
+def test_another_algorithm_is_a_kind_of_run_and_a_method_of_plans_by_one_line(teacher, tmp_path, monkeypatch):
+    kind = KINDS["distill"]._replace(config=HalfConfig, algorithm=Half, methods=("half",))
+    monkeypatch.setitem(KINDS, "half", kind)
+    monkeypatch.setitem(CONFIGS_OF, "half", HalfConfig)
+    config = HalfConfig(**vars(STUDENT))
+    run = new_run(config, tmp_path / "run", RUNTIME, teacher=teacher)
+    result = execute(run, RUNTIME)
+    assert (result["kind"], result["arm"], result["gradient_steps"]) == ("half", "half", config.gradient_steps)
+    plan = f'env = "cartpole"\nwidths = ["1"]\nseeds = [0]\nteachers = ["{teacher}"]\n[arms.mine]\nmethod = "half"\n'
+    (tmp_path / "plan.toml").write_text(plan + "noise = 0.0\n")
+    (spec,) = read_plan(tmp_path / "plan.toml").specs()
+    assert (spec.method, type(spec.config)) == ("half", HalfConfig)
+
+
 @pytest.mark.parametrize("name", ["ppd", "finetune"])
 def test_training_from_another_policy_says_so_and_names_it(name, teacher, tmp_path):
-    run = new_run(name, teacher, tmp_path / "run", RUNTIME)
+    run = small_run(name, teacher, tmp_path / "run", RUNTIME)
     result = execute(run, RUNTIME, GAMES)
     role = "teacher" if name == "ppd" else "initial"
     assert result["arm"] == name
@@ -168,7 +150,7 @@ def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_i
     probe = np.zeros((1, 4, 84, 84), dtype=np.uint8)
     save_policy(tmp_path / "teacher" / "policy.safetensors", shown, task, probe, {})
     config = replace(TRAIN, env=TASKS["pong"].env, network=shown.config, total_timesteps=512)
-    run = new_training(config, tmp_path / "run", RUNTIME, **{role: tmp_path / "teacher"})
+    run = new_run(config, tmp_path / "run", RUNTIME, **{role: tmp_path / "teacher"})
     execute(run, RUNTIME)
     made = load_policy(run.policy_path)
     assert made.env == task
@@ -177,18 +159,18 @@ def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_i
 
 def test_training_from_a_policy_of_another_task_is_refused_and_makes_nothing(teacher, tmp_path):
     with pytest.raises(InputError, match=r"was made for another task: EnvConfig.*CartPole-v1.*pong"):
-        new_training(replace(TRAIN, env=TASKS["pong"].env), tmp_path / "run", RUNTIME, teacher)
+        new_run(replace(TRAIN, env=TASKS["pong"].env), tmp_path / "run", RUNTIME, teacher=teacher)
     assert not (tmp_path / "run").exists()
 
 
 def test_without_evaluation_a_result_has_no_scores(teacher, tmp_path):
-    result = execute(new_run("cartpole", teacher, tmp_path / "run"), RUNTIME)
+    result = execute(small_run("cartpole", teacher, tmp_path / "run"), RUNTIME)
     assert set(result) == RUN
 
 
 @pytest.mark.parametrize(("error", "code"), [(Terminated, 143), (KeyboardInterrupt, 130)])
 def test_an_evaluation_stops_at_once_and_is_done_again(error, code, teacher, tmp_path, monkeypatch):
-    run = new_run("cartpole", teacher, tmp_path / "run")
+    run = small_run("cartpole", teacher, tmp_path / "run")
 
     def stopping(*_):
         raise error
@@ -204,7 +186,7 @@ def test_an_evaluation_stops_at_once_and_is_done_again(error, code, teacher, tmp
 
 
 def test_a_run_that_stopped_among_its_games_goes_on_with_them(teacher, tmp_path, monkeypatch):
-    run, play, matches = new_run("student", teacher, tmp_path / "run"), evaluation.play, []
+    run, play, matches = small_run("student", teacher, tmp_path / "run"), evaluation.play, []
 
     def stopping(*arguments, **options):
         matches.append(options["actions"])
@@ -218,7 +200,7 @@ def test_a_run_that_stopped_among_its_games_goes_on_with_them(teacher, tmp_path,
     assert run.games_path.exists()
     stopped = execute(run, RUNTIME, GAMES)
     assert matches == ["greedy", "sampled", "sampled"]
-    whole = execute(new_run("student", teacher, tmp_path / "whole"), RUNTIME, GAMES)
+    whole = execute(small_run("student", teacher, tmp_path / "whole"), RUNTIME, GAMES)
     assert {key: stopped[key] for key in SCORES | BESIDE_TEACHER} == {
         key: whole[key] for key in SCORES | BESIDE_TEACHER
     }
@@ -233,12 +215,12 @@ def test_a_finished_run_is_not_run_again(teacher):
 
 
 def test_an_existing_directory_is_never_used(teacher, tmp_path):
-    for make in (lambda: new_training(TRAIN, teacher, RUNTIME), lambda: new_run("student", teacher, teacher)):
+    for make in (lambda: new_run(TRAIN, teacher, RUNTIME), lambda: small_run("student", teacher, teacher)):
         with pytest.raises(InputError, match="exists: choose another --out"):
             make()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot make .*choose another --out"):
-        new_training(TRAIN, tmp_path / "file" / "run", RUNTIME)
+        new_run(TRAIN, tmp_path / "file" / "run", RUNTIME)
 
 
 @pytest.mark.parametrize("name", ["cartpole", "student"])
@@ -246,9 +228,9 @@ def test_a_run_that_diverges_is_marked_failed_and_may_be_tried_again(name, teach
     config = CONFIGS[name]
     if isinstance(config, PPOConfig):
         config = replace(config, learning_rate=1e20, max_learning_rate=1e20)
-        run = new_training(config, tmp_path / "run", RUNTIME)
+        run = new_run(config, tmp_path / "run", RUNTIME)
     else:
-        run = new_distillation(replace(config, learning_rate=1e39), teacher, tmp_path / "run", RUNTIME)
+        run = new_run(replace(config, learning_rate=1e39), tmp_path / "run", RUNTIME, teacher=teacher)
     for _ in range(2):
         with pytest.raises(DivergedError, match="lower --learning-rate"):
             execute(run, RUNTIME)
@@ -260,7 +242,7 @@ def test_a_run_that_diverges_is_marked_failed_and_may_be_tried_again(name, teach
 
 
 def test_a_second_attempt_is_no_longer_failed(teacher, tmp_path, monkeypatch):
-    run, during = new_run("cartpole", teacher, tmp_path / "run"), []
+    run, during = small_run("cartpole", teacher, tmp_path / "run"), []
     run.write_result({"status": "failed", "kind": "train", "error": "the sun"})
     monkeypatch.setattr(telemetry.Metrics, "write", at_line(1, lambda: during.append(run.status)))
     execute(run, RUNTIME)
@@ -270,7 +252,7 @@ def test_a_second_attempt_is_no_longer_failed(teacher, tmp_path, monkeypatch):
 
 def test_a_run_does_not_go_on_with_another_teacher(teacher, tmp_path, monkeypatch):
     shutil.copytree(teacher, tmp_path / "teacher")
-    run = new_run("student", tmp_path / "teacher", tmp_path / "run")
+    run = small_run("student", tmp_path / "teacher", tmp_path / "run")
     stopped(run, 1, signal.SIGTERM, monkeypatch)
     shutil.copy(tmp_path / "teacher" / "policy.safetensors", tmp_path / "kept.safetensors")
     tensors, document = checkpoints.load(teacher / "policy.safetensors")
@@ -285,18 +267,18 @@ def test_students_of_one_teacher_share_the_data_that_the_first_one_made(teacher,
     made = []
     for seed in (0, 1):
         config = replace(CONFIGS["teacher"], seed=seed)
-        execute(new_distillation(config, teacher, tmp_path / str(seed), RUNTIME), RUNTIME)
+        execute(new_run(config, tmp_path / str(seed), RUNTIME, teacher=teacher), RUNTIME)
         made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")})
     assert made[0] == made[1]
     assert names(tmp_path) == ["0", "1", "data"]
     assert len(names(tmp_path / "data")) == 1
     noisy = replace(CONFIGS["teacher"], noise=0.5)
-    execute(new_distillation(noisy, teacher, tmp_path / "noisy", RUNTIME), RUNTIME, data_root=tmp_path / "data")
+    execute(new_run(noisy, tmp_path / "noisy", RUNTIME, teacher=teacher), RUNTIME, data_root=tmp_path / "data")
     assert len(names(tmp_path / "data")) == 2  # other play is other data
 
 
 def test_a_run_that_ends_with_other_threads_than_it_began_with_says_so(teacher, tmp_path, monkeypatch):
-    run = new_run("cartpole", teacher, tmp_path / "run")
+    run = small_run("cartpole", teacher, tmp_path / "run")
     stopped(run, 2, signal.SIGINT, monkeypatch)
     record = execute(run, replace(RUNTIME, threads=2))
     now, begun = record["machine"].split("; begun on ")
@@ -305,7 +287,7 @@ def test_a_run_that_ends_with_other_threads_than_it_began_with_says_so(teacher, 
 
 
 def test_a_recording_that_is_stopped_leaves_nothing_behind(teacher, tmp_path, monkeypatch):
-    run = new_run("teacher", teacher, tmp_path / "run")
+    run = small_run("teacher", teacher, tmp_path / "run")
 
     def stopping(*_):
         assert len(names(tmp_path / "data")) == 2  # what is recorded, and its lock
@@ -328,13 +310,13 @@ def test_a_runtime_with_nonsense_settings_is_refused(name, value):
 def test_what_does_not_fit_is_refused_before_anything_is_made(teacher, tmp_path):
     images = NetworkConfig(width="1/8", family="nature")
     with pytest.raises(InputError, match="reads images"):
-        new_training(replace(TRAIN, network=images), tmp_path / "run", RUNTIME)
+        new_run(replace(TRAIN, network=images), tmp_path / "run", RUNTIME)
     with pytest.raises(InputError, match="reads images"):
-        new_distillation(replace(STUDENT, network=images), teacher, tmp_path / "run", RUNTIME)
+        new_run(replace(STUDENT, network=images), tmp_path / "run", RUNTIME, teacher=teacher)
     with pytest.raises(InputError, match="has no sticky actions"):
-        new_training(replace(TRAIN, env=replace(TRAIN.env, sticky=0.25)), tmp_path / "run", RUNTIME)
+        new_run(replace(TRAIN, env=replace(TRAIN.env, sticky=0.25)), tmp_path / "run", RUNTIME)
     with pytest.raises(InputError, match="device 'tpu' is unknown"):
-        new_training(TRAIN, tmp_path / "run", replace(RUNTIME, device="tpu"))
+        new_run(TRAIN, tmp_path / "run", replace(RUNTIME, device="tpu"))
     assert names(tmp_path) == []
 
 
@@ -346,7 +328,7 @@ def test_a_directory_with_a_config_of_something_else_is_no_run(tmp_path):
 
 
 def test_a_save_that_lacks_what_this_version_keeps_is_refused_in_one_line(teacher, tmp_path, monkeypatch):
-    run = new_run("cartpole", teacher, tmp_path / "run")
+    run = small_run("cartpole", teacher, tmp_path / "run")
     stopped(run, 1, signal.SIGTERM, monkeypatch)
     tensors, document = checkpoints.load(run.resume_path)
     del document["rate_bound"]
@@ -356,11 +338,11 @@ def test_a_save_that_lacks_what_this_version_keeps_is_refused_in_one_line(teache
 
 
 def test_auto_precision_is_settled_when_the_run_is_made(tmp_path):
-    run = new_training(replace(TRAIN, precision="auto"), tmp_path / "run", RUNTIME)
+    run = new_run(replace(TRAIN, precision="auto"), tmp_path / "run", RUNTIME)
     assert run.config["config"]["precision"] in ("float32", "bfloat16")
 
 
 def test_threads_of_torch_follow_the_machine(teacher, tmp_path):
     torch.set_num_threads(2)
-    execute(new_run("cartpole", teacher, tmp_path / "run"), RUNTIME)
+    execute(small_run("cartpole", teacher, tmp_path / "run"), RUNTIME)
     assert torch.get_num_threads() == 1

@@ -22,7 +22,7 @@ from potstill.envs import check_task, is_builtin
 from potstill.errors import InputError, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import check_shared, imported
-from potstill.load import Origin, load, path_of
+from potstill.load import Origin, load
 from potstill.policies import rebuild
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
@@ -33,7 +33,7 @@ from potstill.study.eta import Eta, Underway
 from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import RunSpec
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import new_branch, new_distillation, new_training, resolved
+from potstill.training.trainer import new_branch, new_run, resolved
 
 SAVING = 30.0  # seconds a worker has to save when time is up
 SIGN = 30.0  # seconds between two signs of life on the claims
@@ -289,15 +289,10 @@ def open_or_create(spec: RunSpec, folder: Path, runtime: Runtime) -> Run:
         with suppress(OSError):  # it is not empty, and no run's directory: said below
             path.rmdir()
     if not path.exists():
-        labels = {"arm": spec.arm, "identity": identity(spec, {})}
-        if isinstance(spec.config, DistillConfig):
-            assert spec.teacher is not None
-            return new_distillation(spec.config, spec.teacher, path, runtime, labels=labels)
-        labels |= {"branch": spec.share} if spec.share else {}
-        teacher = path_of(spec.teacher) if spec.teacher is not None else None
+        labels = {"arm": spec.arm, "identity": identity(spec, {})} | ({"branch": spec.share} if spec.share else {})
         trunk = folder / spec.trunk.name if spec.trunk is not None else None
         if trunk is None or not (trunk / "config.json").exists():
-            return new_training(spec.config, path, runtime, teacher, initial, labels)
+            return new_run(spec.config, path, runtime, labels=labels, teacher=spec.teacher, initial=initial)
         new_branch(Run.open(trunk), spec.share, path, labels)
     run = Run.open(path)
     stored = run.config.get("config", {})

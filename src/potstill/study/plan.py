@@ -14,6 +14,7 @@ from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import branch_name, config_hash
 from potstill.tasks import find_env
+from potstill.training.trainer import CONFIGS
 
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
@@ -36,8 +37,8 @@ class RunSpec(NamedTuple):
 
     @property
     def method(self) -> Method:
-        if isinstance(self.config, DistillConfig):
-            return "distill"
+        if not isinstance(self.config, PPOConfig):
+            return next(method for method, config in CONFIGS.items() if config is type(self.config))
         return "finetune" if self.start_from is not None else "ppd" if self.teacher is not None else "rl"
 
     @property
@@ -201,9 +202,8 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     """
     network = NetworkConfig(width=width, **{key: settings[key] for key in NETWORK if key in settings})
     rest = {key: value for key, value in settings.items() if key not in NETWORK}
-    if method == "distill":
-        return replace(DistillConfig(), network=network, seed=seed, **rest)
-    return replace(PPOConfig.for_task(find_env(env)), network=network, seed=seed, **rest)
+    config: Config = CONFIGS[method].for_task(find_env(env))
+    return replace(config, network=network, seed=seed, **rest)
 
 
 _LATER = (("options", ()), ("layout", "auto"), ("bits", 32))  # came later: at their defaults, runs are what they were

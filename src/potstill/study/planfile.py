@@ -30,16 +30,15 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from potstill.arms import ARMS, Method
-from potstill.distill import DistillConfig
 from potstill.errors import InputError, meant
 from potstill.evaluation import EvalConfig
 from potstill.imports import import_modules
 from potstill.load.callables import is_reference
 from potstill.networks import NetworkConfig, Precision, as_options, parse_width
-from potstill.ppo import PPOConfig
 from potstill.storage.files import read_bytes
 from potstill.study.plan import NETWORK, Plan, PlannedArm, make_config
 from potstill.tasks import find_env
+from potstill.training.trainer import CONFIGS
 
 PLAN_LIMIT = 1 << 16  # bytes: no plan is longer
 MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 20 seconds for one of 60 kB
@@ -190,9 +189,9 @@ def _arms(top: _Table, arm: _Table, folder: Path, env: str) -> list[PlannedArm]:
         raise _At(here, f"arm {name!r} becomes part of the names of files: use letters, digits, - and _")
     known = ARMS.get(name)
     if known is None and "method" not in arm.values:
-        hint = f"{meant(name, ARMS)} Or give it a method: rl, distill, ppd or finetune"
+        hint = f"{meant(name, ARMS)} Or give it a method: {', '.join(CONFIGS)}"
         raise _At(here, f"no arm is called {name!r}: {hint}")
-    method: Method = arm.choice("method", get_args(Method), known.method if known is not None else None)
+    method: Method = arm.choice("method", tuple(CONFIGS), known.method if known is not None else None)
     fixed = known.settings if known is not None else {}
     widths, seeds = _axis(top, arm, "widths", str), _axis(top, arm, "seeds", int)
     teachers = _axis(top, arm, "teachers", str) if method != "rl" else ()
@@ -236,7 +235,7 @@ def _critic(named: str) -> tuple[str, dict[str, str]]:
 
 def _settings(table: _Table, method: Method) -> dict[str, Any]:
     """Settings by field name, each of the type its field has."""
-    hints = get_type_hints(DistillConfig if method == "distill" else PPOConfig)
+    hints = get_type_hints(CONFIGS[method])
     for own in ("env", "network", "seed"):  # which the plan itself says
         hints.pop(own, None)
     hints |= {name: get_type_hints(NetworkConfig)[name] for name in NETWORK if name != "options"}

@@ -84,13 +84,8 @@ class _Match(NamedTuple):
         weights = sha256()
         for name, tensor in self.policy.state_dict().items():
             weights.update(name.encode() + tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
-        settings = {
-            "env": asdict(self.env),
-            "actions": self.actions,
-            "episodes": self.episodes,
-            "start": self.start_steps,
-        }
-        return config_hash({"policy": weights.hexdigest(), **settings})
+        games = {"actions": self.actions, "episodes": self.episodes, "start": self.start_steps}
+        return config_hash({"policy": weights.hexdigest(), "env": asdict(self.env), **games})
 
 
 def _play(
@@ -134,9 +129,6 @@ def _kept_matches(run: Run) -> dict[str, dict[str, Any]]:
     with suppress(InputError):
         matches = read_document(run.games_path).get("matches")
         if isinstance(matches, dict):
-            return {
-                key: match
-                for key, match in matches.items()
-                if isinstance(match, dict) and match.keys() >= {"mean", *KEYS}
-            }
+            whole = {"mean", *KEYS}
+            return {key: match for key, match in matches.items() if isinstance(match, dict) and match.keys() >= whole}
     return {}

@@ -21,15 +21,8 @@ def teacher_data(
     """The stored play of a teacher, made the first time a student asks for it."""
     states = config.vector_steps * config.num_envs
     seed = 0  # one data set per teacher: students differ by their own seed
-    description = {
-        "teacher_hash": teacher.hash,
-        "env": asdict(teacher.env),
-        "states": states,
-        "num_envs": config.num_envs,
-        "noise": config.noise,
-        "precision": config.precision,
-        "seed": seed,
-    }
+    description = {"teacher_hash": teacher.hash, "env": asdict(teacher.env), "states": states, "seed": seed}
+    description |= {name: getattr(config, name) for name in ("num_envs", "noise", "precision")}
     folder = root / f"{re.sub('[/:]', '-', teacher.env.id)}-{config_hash(description)}"
     lock = root / f".{folder.name}.lock"
     said = quiet
@@ -44,10 +37,9 @@ def teacher_data(
                     break
                 sweep(root, folder.name)
                 writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
+                title = f"record {teacher.env.id}, width {teacher.policy.config.width}"
                 try:
-                    with telemetry.Progress(
-                        f"record {teacher.env.id}, width {teacher.policy.config.width}", states, quiet=quiet
-                    ) as bar:
+                    with telemetry.Progress(title, states, quiet=quiet) as bar:
                         for progress in record(config, teacher.policy, envs, writer.dataset, seed):
                             bar.update(progress.step)
                             run.touch_lock()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from potstill.envs import Array, Envs
 from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
-from potstill.load import Place, load, nameless, origin_in, origin_of
-from potstill.networks import Policy, Precision, resolve_device, resolve_precision, torch_threads
+from potstill.load import Place, load, nameless, origin_in, origin_of, path_of
+from potstill.networks import Precision, resolve_device, resolve_precision, torch_threads
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
 from potstill.storage.runs import LockLostError, Run, branch_name, stop_on_signals
@@ -35,8 +35,6 @@ from potstill.training.runtime import Runtime, provenance
 from potstill.training.teacher_data import teacher_data
 
 KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
-CONFIGS = {"train": ppo.PPOConfig, "distill": DistillConfig}
-"""By the kind of a run."""
 
 
 class Interrupted(Exception):
@@ -47,61 +45,74 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {number.name}; continue with --resume {run.path}")
 
 
-def new_training(
-    config: ppo.PPOConfig,
-    out: Path,
-    runtime: Runtime,
-    teacher: Path | None = None,
-    initial: Path | None = None,
-    labels: dict[str, str] | None = None,
+def new_run(
+    config: Any, out: Path, runtime: Runtime, *, labels: dict[str, str] | None = None, **origins: Place | None
 ) -> Run:
-    """The directory of a training run, with everything that decides its outcome in config.json.
+    """The directory of a run, with everything that decides its outcome in config.json.
 
     Args:
-        teacher: the policy to learn from beside the reward.
-        initial: the policy whose weights to begin with.
         labels: what a study calls the run: its `arm` and `identity`.
+        origins: by role: the `teacher` to learn from, the `initial` policy whose weights to begin with.
     """
-    origins: dict[str, Any] = {}
-    policies: dict[str, Policy] = {}
-    for role, path in (("teacher", teacher), ("initial", initial)):
-        if path is not None:
-            if nameless(path):
-                raise InputError(f"{path} is no policy of potstill's, as a training's {role} is: import-sb3 makes one")
-            loaded = load_policy(path)
-            # What of a frame is hidden comes with the policy's normalisation, which is inherited: it is not the task's.
-            if replace(loaded.env, hidden_rows=config.env.hidden_rows) != config.env:
-                raise InputError(f"{path} was made for another task: {loaded.env}, not {config.env}")
-            origins |= {role: str(path), f"{role}_hash": loaded.hash}
-            policies[role] = loaded.policy
-    with closing(Envs(config.env, 1)) as envs:  # what does not fit is refused before anything is made
-        ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
-    document = {"kind": "train", "config": resolved(config, runtime), **origins}
+    name, kind = next((name, kind) for name, kind in KINDS.items() if type(config) is kind.config)
+    found: dict[str, LoadedPolicy] = {}
+    document: dict[str, Any] = {}
+    for role, place in origins.items():
+        if place is None:
+            continue
+        if nameless(path := path_of(place)) and not kind.foreign:
+            raise InputError(f"{path} is no policy of potstill's, as a training's {role} is: import-sb3 makes one")
+        origin = origin_of(place)
+        found[role] = load(origin)
+        document |= origin.document(role) | {f"{role}_hash": found[role].hash}
+    fit = kind.fit(config, found)
+    if fit is not config and not runtime.quiet:
+        print(f"potstill: teacher {document['teacher']} tells actions: --objective {fit.objective}", file=sys.stderr)
+    document |= {"kind": name, "config": resolved(fit, runtime)}
     return Run.create(out, document | provenance(runtime) | (labels or {}))
 
 
-def new_distillation(
-    config: DistillConfig,
-    teacher: Place,
-    out: Path,
-    runtime: Runtime,
-    labels: dict[str, str] | None = None,
-) -> Run:
-    """The directory of a distillation, with everything that decides its outcome in config.json.
+def _fit_training(config: ppo.PPOConfig, origins: dict[str, LoadedPolicy]) -> ppo.PPOConfig:
+    """The config; what does not fit is refused before anything is made."""
+    for loaded in origins.values():
+        # What of a frame is hidden comes with the policy's normalisation, which is inherited: it is not the task's.
+        if replace(loaded.env, hidden_rows=config.env.hidden_rows) != config.env:
+            raise InputError(f"{loaded.path} was made for another task: {loaded.env}, not {config.env}")
+    with closing(Envs(config.env, 1)) as envs:
+        policies = {role: loaded.policy for role, loaded in origins.items()}
+        ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
+    return config
 
-    Args:
-        labels: what a study calls the run: its `arm` and `identity`.
-    """
-    origin = origin_of(teacher)
-    loaded = load(origin)
+
+def _fit_distillation(config: DistillConfig, origins: dict[str, LoadedPolicy]) -> DistillConfig:
+    """As `_fit_training`, with the objective that fits the teacher."""
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
-    config = fitted(config, loaded.policy)
-    start_distillation(config, loaded.policy, torch.device("cpu"))
-    if loaded.policy.hard_objective and not runtime.quiet:
-        print(f"potstill: teacher {origin.path} tells actions: --objective {config.objective}", file=sys.stderr)
-    document = {**origin.document("teacher"), "teacher_hash": loaded.hash, "config": resolved(config, runtime)}
-    return Run.create(out, {"kind": "distill", **document} | provenance(runtime) | (labels or {}))
+    teacher = origins["teacher"].policy
+    config = fitted(config, teacher)
+    start_distillation(config, teacher, torch.device("cpu"))
+    return config
+
+
+class Kind(NamedTuple):
+    """A kind of run, by the algorithm that makes it."""
+
+    config: type[Any]
+    algorithm: Callable[..., Algorithm]
+    fit: Callable[[Any, dict[str, LoadedPolicy]], Any]
+    """The config that is recorded, from the one asked for and the run's origins; refuses what does not fit."""
+    methods: tuple[str, ...]
+    """What plans and tables call it, by what it begins with."""
+    foreign: bool = False
+    """Whether its origins may be other than policies of potstill's."""
+
+
+KINDS = {
+    "train": Kind(ppo.PPOConfig, ppo.PPO, _fit_training, ("rl", "ppd", "finetune")),
+    "distill": Kind(DistillConfig, Distillation, _fit_distillation, ("distill",), foreign=True),
+}
+"""By the `kind` of config.json. A new algorithm has its line here, and can be a plan's method then."""
+CONFIGS = {method: kind.config for kind in KINDS.values() for method in kind.methods}
 
 
 def new_branch(trunk: Run, share: str, out: Path, labels: dict[str, str] | None = None) -> Run:
@@ -135,12 +146,9 @@ def resolved(config: ppo.PPOConfig | DistillConfig, runtime: Runtime) -> dict[st
 
 
 def execute(
-    run: Run,
-    runtime: Runtime,
-    eval_config: EvalConfig = NOT_EVALUATED,
-    data_root: Path | None = None,
+    run: Run, runtime: Runtime, eval_config: EvalConfig = NOT_EVALUATED, data_root: Path | None = None,
     origins: dict[str, Path] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Does a run, or goes on with one, and returns its result.
 
     Args:
@@ -154,7 +162,7 @@ def execute(
         InputError: the run is finished, held by another process, or its directory cannot be written.
     """
     kind = run.config.get("kind")
-    if kind not in CONFIGS:
+    if kind not in KINDS:
         raise InputError(f"{run.path} is not a run of potstill's: its config.json is of another kind")
     runtime.apply()
     config = run.config.get("config")
@@ -176,7 +184,8 @@ def execute(
 
 
 def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path) -> dict[str, Any]:
-    config: Any = rebuild(CONFIGS[run.config["kind"]], run.config.get("config"))
+    kind = KINDS[run.config["kind"]]
+    config: Any = rebuild(kind.config, run.config.get("config"))
     device = resolve_device(runtime.device)
     roles: list[str] = [role for role in ("teacher", "initial") if role in run.config]
     if isinstance(config, DistillConfig) and "teacher" not in roles:
@@ -186,55 +195,28 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     env = [*origins.values()][-1].env if origins else config.env
     saved = _saved(run, run.resume_path)
     with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
-        algorithm = _algorithm(run, config, runtime, device, envs, origins, data_root)
+        options: dict[str, Any] = {role: loaded.policy for role, loaded in origins.items()}
+        if getattr(config, "lead", "") == "teacher":
+            options["data"] = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
+        algorithm = kind.algorithm(config, envs, device, tolerant=runtime.inexact, **options)
         if saved:
             algorithm.load_state_dict(saved)
-        _tell(algorithm.policy, runtime)
+        if not runtime.quiet:  # an observation that is misread shows here
+            print(f"potstill: {algorithm.policy}", file=sys.stderr)
         title = f"{run.config['kind']} {env.id}, width {config.network.width}"
         work = max(cost.policy.size().macs * cost.batch for cost in algorithm.costs())
         with torch_threads(runtime.cores, work):
             seconds = _drive(run, runtime, algorithm, title, saved)
         probe = _probe(envs)
-    save_policy(
-        run.policy_path, algorithm.policy, env, probe, _provenance_of(run, config.seed, algorithm.total, seconds)
-    )
-    record = {
-        "arm": arm_of(run.config),
-        "seed": config.seed,
-        "teacher": run.config.get("teacher"),
-        **{name: getattr(config, name) for name in ("lead", "objective", "mode") if hasattr(config, name)},
-        "env_steps": algorithm.total,
-        "gradient_steps": algorithm.gradient_steps,
-        "training_macs": sum(map(_training_macs, algorithm.costs())),
-        "wall_seconds": seconds,
-        **({"branch": run.config["branch"]} if "branch" in run.config else {}),
-    } | ({"inexact": True} if envs.inexact else {})
+    origin = _provenance_of(run, config.seed, algorithm.total, seconds)
+    save_policy(run.policy_path, algorithm.policy, env, probe, origin)
+    record = {"arm": arm_of(run.config), "seed": config.seed, "teacher": run.config.get("teacher")}
+    record |= {name: getattr(config, name) for name in ("lead", "objective", "mode") if hasattr(config, name)}
+    record |= {"env_steps": algorithm.total, "gradient_steps": algorithm.gradient_steps, "wall_seconds": seconds}
+    record |= {"training_macs": sum(map(_training_macs, algorithm.costs()))}
+    record |= {"branch": run.config["branch"]} if "branch" in run.config else {}
+    record |= {"inexact": True} if envs.inexact else {}
     return _finish(run, runtime, eval_config, record, origins.get("teacher"))
-
-
-def _algorithm(
-    run: Run,
-    config: Any,
-    runtime: Runtime,
-    device: torch.device,
-    envs: Envs,
-    origins: dict[str, LoadedPolicy],
-    data_root: Path,
-) -> Algorithm:
-    """The algorithm of a run, fresh. A new algorithm has its line here, and its config in `CONFIGS`."""
-    policies = {role: loaded.policy for role, loaded in origins.items()}
-    if isinstance(config, ppo.PPOConfig):
-        return ppo.PPO(config, envs, device, tolerant=runtime.inexact, **policies)
-    data = None
-    if config.lead == "teacher":
-        data = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
-    return Distillation(config, envs, device, data=data, tolerant=runtime.inexact, **policies)
-
-
-def _tell(policy: Policy, runtime: Runtime) -> None:
-    """Names the layers before the training begins: an observation that is misread shows here."""
-    if not runtime.quiet:
-        print(f"potstill: {policy}", file=sys.stderr)
 
 
 def _saved(run: Run, path: Path) -> dict[str, Any]:
@@ -288,7 +270,8 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
             try:
                 run.touch_lock()
             except LockLostError as lost:
-                rescued = _rescue_run(run)
+                config = {key: value for key, value in run.config.items() if not key.endswith("_here")}
+                rescued = Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
                 metrics.copy(rescued.metrics_path)
                 checkpoints.save(rescued.resume_path, tensors, document)
                 raise InputError(f"{lost}; its state is saved: continue it with --resume {rescued.path}") from lost
@@ -317,12 +300,6 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
             if stop.requested:
                 raise Interrupted(run, stop.requested)
     return time.perf_counter() - began
-
-
-def _rescue_run(run: Run) -> Run:
-    """A directory for the state of a run whose own one is another process's now."""
-    config = {key: value for key, value in run.config.items() if not key.endswith("_here")}
-    return Run.create(run.path.with_name(f"{run.path.name}.lost-{secrets.token_hex(4)}"), config)
 
 
 def _parts(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -362,21 +339,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Evaluates the policy as it lies on disk, writes result.json, and drops what only an unfinished run needs."""
     loaded = load_policy(run.policy_path)
-    size = loaded.policy.size()
-    record = {
-        "status": "done",
-        "kind": run.config["kind"],
-        **record,
-        "env": loaded.env.id,
-        "width": loaded.policy.config.width,
-    }
-    record |= {
-        "parameters": size.parameters,
-        "conv": size.conv,
-        "linear": size.linear,
-        "macs": size.macs,
-        "bytes": size.bytes,
-    }
+    record = {"status": "done", "kind": run.config["kind"]} | record
+    record |= {"env": loaded.env.id, "width": loaded.policy.config.width, **loaded.policy.size()._asdict()}
     record |= evaluation.latency(loaded.policy)
     here, begun = provenance(runtime), run.config.get("machine")
     record |= {key: run.config.get(key) for key in ("command", "commit")} | {"threads": here["threads"]}
