@@ -11,7 +11,7 @@ import torch
 
 from potstill import telemetry
 from potstill.errors import InputError
-from potstill.telemetry import Metrics, Progress, last, read, read_thinned, sinks, until
+from potstill.telemetry import Metrics, Progress, last, read, sinks, until
 
 
 @pytest.fixture
@@ -144,13 +144,13 @@ def test_a_file_that_is_too_large_to_keep_in_memory_is_read_thinned_and_written_
         kept = metrics.written
     with pytest.raises(InputError, match="at most 5 are read"):
         read(path)
-    steps = [record["step"] for record in read_thinned(path, 10)]
+    steps = [record["step"] for record in read(path, 10)]
     assert (
         steps == {1: [1], 10: [*range(1, 11)], 11: [1, 3, 5, 7, 9, 11], 35: [3, 7, 11, 15, 19, 23, 27, 31, 35]}[count]
     )
     with Metrics(path, kept) as metrics:
         metrics.write({"step": 99})
-    assert read_thinned(path, 1) == [{"step": 99}]
+    assert read(path, 1) == [{"step": 99}]
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):

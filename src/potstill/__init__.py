@@ -64,9 +64,11 @@ def __dir__() -> list[str]:
 
 
 class _Potstill(ModuleType):
+    """Python makes each module that is imported an attribute of its package: `potstill.distill` stays the function."""
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _HOME or not isinstance(value, ModuleType):  # else a module of ours by a function's name
+        if name not in _HOME or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 
-sys.modules[__name__].__class__ = _Potstill  # `potstill.distill` is the function, `from potstill.distill import` works
+sys.modules[__name__].__class__ = _Potstill

@@ -89,20 +89,10 @@ def as_options(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": relu,
-    "elu": F.elu,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "sigmoid": torch.sigmoid,
-    "softplus": F.softplus,
-    "selu": F.selu,
-    "mish": F.mish,
-    "relu6": F.relu6,
-    "hardtanh": F.hardtanh,
-    "softsign": F.softsign,
-}
+    "tanh": torch.tanh, "relu": relu, "elu": F.elu, "leaky_relu": F.leaky_relu, "silu": F.silu, "gelu": F.gelu,
+    "sigmoid": torch.sigmoid, "softplus": F.softplus, "selu": F.selu, "mish": F.mish, "relu6": F.relu6,
+    "hardtanh": F.hardtanh, "softsign": F.softsign,
+}  # fmt: skip
 
 
 class Trunk(nn.Module):
@@ -153,11 +143,8 @@ def _units(full: int, width: Fraction) -> int:
 
 def _nature(shape: tuple[int, ...], width: Fraction) -> nn.Module:
     first, second = _units(32, width), _units(64, width)
-    convs = [
-        nn.Conv2d(shape[0], first, 8, stride=4),
-        nn.Conv2d(first, second, 4, stride=2),
-        nn.Conv2d(second, second, 3),
-    ]
+    convs = [nn.Conv2d(shape[0], first, 8, stride=4), nn.Conv2d(first, second, 4, stride=2)]
+    convs.append(nn.Conv2d(second, second, 3))
     return Trunk(convs, [nn.Linear(_flat_size(convs, *shape[1:]), _units(512, width))])
 
 
@@ -414,10 +401,9 @@ class Policy(nn.Module):
         """Whether an observation prepared for the one is prepared for the other, too."""
         if self.sees_raw or other.sees_raw:
             return False
-        pairs = ((self.mean, other.mean), (self.scale, other.scale))
-        return (self.layout, self.clip) == (other.layout, other.clip) and all(
-            torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs
-        )
+        if (self.layout, self.clip) != (other.layout, other.clip):
+            return False
+        return all(torch.equal(getattr(self, name).cpu(), getattr(other, name).cpu()) for name in ("mean", "scale"))
 
     def restart(self, begun: Any) -> None:
         """Told before each step in which games begin, (N,) bool array, so that what has a memory may drop it."""

@@ -7,9 +7,9 @@ import math
 import re
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,7 +198,7 @@ def as_record(path: Path) -> dict[str, Any]:
     record = _read_run(path)
     del record["path"], record["ci95_low"], record["ci95_high"]
     record.pop("config_hash", None)  # of the directory, which names places
-    points = _curve(path / "metrics.jsonl", record, partial(telemetry.read_thinned, most=CURVE_POINTS))
+    points = _curve(path / "metrics.jsonl", record, CURVE_POINTS)
     keys = ("step", "seconds", "score", "agreement")
     return record | {"curve": [{key: point[key] for key in keys if key in point} for point in points]}
 
@@ -420,15 +420,13 @@ def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
-def _curve(
-    metrics: Path, record: dict[str, Any], read: Callable[[Path], list[dict[str, Any]]] = telemetry.read
-) -> list[dict[str, Any]]:
+def _curve(metrics: Path, record: dict[str, Any], most: int | None = None) -> list[dict[str, Any]]:
     """The metrics beside a run's result, none where there is no file. Raises InputError where they are not its own."""
     if not metrics.is_file():
         return []
     if "metrics_digest" in record and telemetry.digest(metrics) != record["metrics_digest"]:
         raise InputError(f"{metrics} is not the one that the run beside it wrote: restore it from a copy")
-    return read(metrics)
+    return telemetry.read(metrics, most)
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:

@@ -119,20 +119,20 @@ class Metrics:
         return InputError(f"cannot write {self.path}: {reason(error)}; earlier lines are intact")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, oldest first. A torn last line is dropped.
 
+    Args:
+        most: so many at most, every n-th and the last, of a file of any size; None reads all of one up to `LIMIT`.
+
     Raises:
-        InputError: no such file, a larger one than `LIMIT`, or a bad line before the last, by its number.
+        InputError: no such file, one too large, or a bad line before the last, by its number.
     """
-    with open_regular(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > LIMIT:
-            raise InputError(f"{path} has {size:,} bytes; at most {LIMIT:,} are read")
-    return list(stream(path))
-
-
-def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
-    """As `read`, for a file of any size: every n-th record and the last, at most `most` of them."""
+    if most is None:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > LIMIT:
+                raise InputError(f"{path} has {size:,} bytes; at most {LIMIT:,} are read")
+        return list(stream(path))
     count = sum(1 for _ in stream(path))
     every = max(1, math.ceil(count / most))
     return [record for number, record in enumerate(stream(path), start=1) if (count - number) % every == 0]

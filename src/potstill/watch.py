@@ -47,7 +47,6 @@ def film(
     *,
     seed: int,
     max_steps: int,
-    fps: int | None = None,
     actions: Actions = "greedy",
     scale: int | None = None,
     until: float = math.inf,
@@ -61,7 +60,6 @@ def film(
         policies: (title, policy); each plays the task it was trained on.
         out: .mp4 or .gif; must not exist. It appears when it is complete.
         max_steps: agent steps after which a game is cut.
-        fps: frames per second of the film. Default 30, in a GIF 20: it counts in hundredths of a second.
         scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF, and less
             where a grid of them would pass 1920 x 1080; for the height it is not drawn smaller than twice.
         until: when, as `time.monotonic()` counts, games are cut too.
@@ -77,9 +75,9 @@ def film(
         raise InputError(f"{out} exists: choose another --out")
     if actions not in ("greedy", "sampled"):
         raise InputError(f"actions are greedy or sampled, not {actions!r}")
-    if not policies or max_steps < 1 or (fps or 1) < 1 or (scale or 1) < 1:
-        raise InputError("a film needs a policy, and at least 1 step, 1 frame a second and scale 1")
-    fps = fps or (20 if kind == ".gif" else 30)
+    if not policies or max_steps < 1 or (scale or 1) < 1:
+        raise InputError("a film needs a policy, and at least 1 step and scale 1")
+    fps = 20 if kind == ".gif" else 30  # a GIF counts in hundredths of a second
     columns = _columns(len(policies))
     room = min(320 if kind == ".gif" else 480, 1920 // columns), 1080 // -(-len(policies) // columns)
     games = [_play(title, loaded, seed, max_steps, fps, actions, scale, room, until) for title, loaded in policies]

@@ -241,18 +241,17 @@ def slope(steps: ArrayLike, scores: ArrayLike) -> Interval:
     return Interval(value, value - half, value + half)
 
 
-def convergence(steps: ArrayLike, scores: ArrayLike, gain: float | None = None, tolerance: float = 0.5) -> Convergence:
+def convergence(steps: ArrayLike, scores: ArrayLike, gain: float | None = None) -> Convergence:
     """Certificate that an RL run had learned what it would; without it the run's score is a lower bound.
 
     Converged: the slope of the last quarter of the learning curve has an interval that includes 0, *and* twice the
-    budget gained less than `tolerance`. Either failing: not converged. No extension, or a slope that cannot be told
+    budget gained less than half a point. Either failing: not converged. No extension, or a slope that cannot be told
     from so few points: unknown, unless the other fails.
 
     Args:
         steps: (n,) of the learning curve, evenly spaced.
         scores: (n,) in points.
         gain: score after twice the budget less score after the budget; None where it was not extended.
-        tolerance: in points.
 
     Raises:
         InputError: as `slope`, of the last quarter.
@@ -260,7 +259,7 @@ def convergence(steps: ArrayLike, scores: ArrayLike, gain: float | None = None, 
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     late = x > 0.75 * x[-1] if len(x) else np.zeros(0, dtype=bool)
     last = slope(x[late], y[late])
-    if not last.low <= 0 <= last.high or (gain is not None and gain >= tolerance):
+    if not last.low <= 0 <= last.high or (gain is not None and gain >= 0.5):
         return Convergence("not converged", last, gain)
     return Convergence("unknown" if gain is None or math.isinf(last.high) else "converged", last, gain)
 

@@ -45,18 +45,18 @@ class Estimate:
         low, high = percentiles(self.resamples, self.resamples, level)
         return Interval(self.value, low, high)
 
-    def equivalent(self, margin: float, level: float = 0.05) -> bool:
+    def equivalent(self, margin: float) -> bool:
         """Whether the number lies surely between -margin and margin.
 
-        Two one-sided tests at `level` each, which is to say: the interval of 1 - 2 level (90 %) lies inside the margin
-        (Schuirmann 1987). False means "not shown", not "different".
+        Two one-sided tests at 5 % each, which is to say: the 90 % interval lies inside the margin (Schuirmann 1987).
+        False means "not shown", not "different".
 
         Raises:
             InputError: the margin is not positive.
         """
         if not margin > 0:
             raise InputError(f"an equivalence margin must be positive, not {margin}")
-        _, low, high = self.interval(1 - 2 * level)
+        _, low, high = self.interval(0.9)
         return -margin < low and high < margin
 
 
