@@ -49,7 +49,7 @@ def _guarded(arguments: list[str]) -> Any:
 
     try:
         try:
-            if strange := next((word for word in arguments if not word.isascii() and not _is_text(word)), None):
+            if strange := next((word for word in arguments if any("\ud800" <= c <= "\udfff" for c in word)), None):
                 raise InputError(f"{os.fsencode(strange)!r} is not UTF-8: names of files and folders must be")
             _run(arguments)
         except SystemExit as stop:
@@ -156,22 +156,9 @@ def _streams() -> Iterator[None]:
             stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
             setattr(sys, name, stream)
             stack.callback(setattr, sys, name, before)
-            stack.callback(_close, stream)
+            stack.enter_context(suppress(OSError))  # what could not be written was told
+            stack.callback(stream.close)
         yield
-
-
-def _close(stream: io.TextIOWrapper) -> None:
-    """Without a word of what could not be written, which was told."""
-    with suppress(OSError):
-        stream.close()
-
-
-def _is_text(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _import_named(arguments: list[str]) -> list[str]:

@@ -3,6 +3,8 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -13,6 +15,16 @@ from potstill.errors import InputError, printable
 
 T = TypeVar("T")
 NARROWEST = 40  # columns of the help: in fewer tyro looks for room for ever
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unnamed:
+    """What a policy's file may not tell of it."""
+
+    env: str | None = None
+    """The task of a zip, a state dict, an ONNX file or code, which do not name it; other policies know theirs."""
+    statistics: Path | None = None
+    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:

@@ -15,7 +15,7 @@ from potstill.load.check import check_sb3
 from potstill.load.state_dicts import load_weights
 from potstill.load.weights import Q_TEMPERATURE, save_import
 from potstill.networks import NetworkConfig
-from potstill.options import describe_value, parse
+from potstill.options import Unnamed, describe_value, parse
 from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
 
@@ -87,13 +87,9 @@ def import_weights(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Export:
+class _Export(Unnamed):
     policy: Positional[Path]
     """A run directory, an expert directory, a checkpoint, or a Stable-Baselines3 .zip."""
-    env: str | None = None
-    """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
-    statistics: Path | None = None
-    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path | None = None
     """The file; must not exist. Default: policy.onnx, policy.c or policy.zip."""
     format: Literal["onnx", "c", "sb3"] | None = None

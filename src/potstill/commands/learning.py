@@ -14,7 +14,7 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.options import parse, peek
+from potstill.options import Unnamed, parse, peek
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import next_directory
 from potstill.study.execute import StudyInterrupted
@@ -51,14 +51,10 @@ def train(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Distill:
+class _Distill(Unnamed):
     teacher: Positional[Path | None] = None
     """The teacher: a run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, a .cleanrl_model, an
     .onnx file, or module:name, code of yours that answers observations (docs/howto/task.md)."""
-    env: str | None = None
-    """The task of a zip, an ONNX file or code, which do not name it; other teachers know theirs."""
-    statistics: Path | None = None
-    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path | None = None
     """Directory of the run; must not exist. Default: a new one under distill_run/."""
     resume: Path | None = None
@@ -81,14 +77,10 @@ def distill(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Compress:
+class _Compress(Unnamed):
     teacher: Positional[Path]
     """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, a .cleanrl_model, an .onnx
     file, or module:name."""
-    env: str | None = None
-    """The task of a zip, an ONNX file or code, which do not name it."""
-    statistics: Path | None = None
-    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path | None = None
     """Folder of the result. Where this command began it before, it goes on. Default: a new one under distill_run/."""
     config: OmitArgPrefixes[CompressConfig] = field(default_factory=CompressConfig)

@@ -15,20 +15,16 @@ from potstill.arms import arm_of, look_of
 from potstill.errors import InputError
 from potstill.load import load_all
 from potstill.networks import resolve_device
-from potstill.options import parse
+from potstill.options import Unnamed, parse
 from potstill.storage.files import read_json
 from potstill.training.runtime import Runtime, processor
 
 
 @dataclass(frozen=True)
-class _Evaluate:
+class _Evaluate(Unnamed):
     policy: Positional[Path]
     """A run directory, an expert directory, a checkpoint, a Stable-Baselines3 .zip, a .cleanrl_model, an .onnx
     file, or module:name."""
-    env: str | None = None
-    """The task of a zip, an ONNX file or code, policy or teacher, which do not name it."""
-    statistics: Path | None = None
-    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     episodes: int = 100
     """Whole games to play."""
     sticky: float | None = None
@@ -59,14 +55,10 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Watch:
+class _Watch(Unnamed):
     policies: Positional[tuple[Path, ...]]
     """One policy, or several to stand side by side: run directories, expert directories, checkpoints, or
     Stable-Baselines3 .zips."""
-    env: str | None = None
-    """The task of a Stable-Baselines3 zip, which does not name it; other policies know theirs."""
-    statistics: Path | None = None
-    """VecNormalize's .pkl of a Stable-Baselines3 zip, or none. Default: the one beside the zip."""
     out: Path = Path("game.mp4")
     """The film, .mp4 or .gif; must not exist."""
     seed: int = 1

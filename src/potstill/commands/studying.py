@@ -4,10 +4,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional
@@ -209,19 +209,10 @@ def _table(arguments: Sequence[str]) -> None:
         raise InputError(f"{options.out} is neither a .csv nor a .parquet")
     if options.out.exists():
         raise InputError(f"{options.out} exists: choose another --out")
-    table = runs_table(options.folder)
-    write_atomically(options.out, _encode(table, options.out.suffix))
+    table, data = runs_table(options.folder), BytesIO()
+    (table.write_csv if options.out.suffix == ".csv" else table.write_parquet)(data)
+    write_atomically(options.out, data.getvalue())
     print(options.out)
-
-
-def _encode(table: pl.DataFrame, suffix: str) -> bytes:
-    if suffix == ".csv":
-        return table.write_csv().encode()
-    from io import BytesIO
-
-    buffer = BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()
 
 
 def _exit_for(failed: dict[str, str], planned: int) -> None:
