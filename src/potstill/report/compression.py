@@ -68,19 +68,17 @@ def page(record: dict[str, Any], measured: dict[str, Any], film: bytes | None, n
 
 def _said(record: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """What both of them show."""
+    reached, task = record["reached"], record["env"]
+    task = task.replace("_", " ").title() if task.islower() else task
+    origin = [("teacher", record["teacher"])]
+    origin += [(key, str(record[key])) for key in ("command", "commit", "machine") if record.get(key)]
     return {
-        "title": _title(record), "claim": claim(record), "reached": record["reached"], "measured": measured,
-        "facts": _facts(record, measured), "reading": _reading(record), "trials": _trials(record),
-        "chosen": [record["shape"], str(record["way"])] if record["reached"] else None,
-        "method": _method(record), "origin": _origin(record),
+        "title": f"{task} in {record['parameters']:,} parameters" if reached else f"{task}: no smaller network found",
+        "claim": claim(record), "reached": reached, "sticky": record["sticky"], "measured": measured,
+        "facts": _facts(record, measured), "trials": _trials(record), "points": record["measure"] == "point-win rate",
+        "chosen": [record["shape"], str(record["way"])] if reached else None, "minimise": record["minimise"],
+        "origin": [*origin, ("minutes", f"{record['seconds'] / 60:.1f} of {record['budget']:g}")],
     }  # fmt: skip
-
-
-def _title(record: dict[str, Any]) -> str:
-    task = record["env"].replace("_", " ").title() if record["env"].islower() else record["env"]
-    if record["reached"]:
-        return f"{task} in {record['parameters']:,} parameters"
-    return f"{task}: no smaller network found"
 
 
 def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
@@ -155,34 +153,6 @@ def _latency(measured: dict[str, Any]) -> str:
 def _score(games: dict[str, Any]) -> str:
     interval = "" if games["ci95"] is None else f" ({games['ci95'][0]:.2f} to {games['ci95'][1]:.2f})"
     return f"{games['mean']:.2f}{interval}"
-
-
-def _reading(record: dict[str, Any]) -> str:
-    sticky = f", sticky actions {record['sticky']:g}" if record["sticky"] else ""
-    return (
-        f"Scores are means of whole games with their 95 % intervals, greedy actions{sticky}. Latency is from one raw"
-        " observation to its logits, batch 1, one thread, on the machine below."
-    )
-
-
-def _method(record: dict[str, Any]) -> str:
-    scale = (
-        "Kept is the share of the teacher's point-win rate."
-        if record["measure"] == "point-win rate"
-        else "Kept is (student - random play) / (teacher - random play), of mean returns."
-    )
-    return (
-        f"{scale} A student is screened with few games and confirmed with fresh ones. The lower bound is one-sided and"
-        " takes the games of both into account; of a screening it is what a confirmation would find if its games went"
-        f" alike, and claims nothing. What was minimised: {record['minimise']}. Ways, in order: as asked;"
-        " longer; other states; another target; two further seeds."
-    )
-
-
-def _origin(record: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = [("teacher", record["teacher"])]
-    facts += [(key, str(record[key])) for key in ("command", "commit", "machine") if record.get(key)]
-    return [*facts, ("minutes", f"{record['seconds'] / 60:.1f} of {record['budget']:g}")]
 
 
 def _figure(record: dict[str, Any]) -> str:
