@@ -66,12 +66,26 @@ def test_short_games_are_not_over_represented():
     assert len(firsts) == 32
 
 
-def test_a_row_rests_once_its_last_game_is_over(monkeypatch):
-    over, stopped, stop = Counter(), {}, Envs.stop
-    monkeypatch.setattr(Envs, "stop", lambda envs, row: (stopped.update({row: over[row]}), stop(envs, row)))
-    for evaluation in play(make_policy(), CARTPOLE, episodes=64, seed=0):  # 32 rows of two games
-        over = Counter(episode.row for episode in evaluation.episodes)
-    assert stopped == dict.fromkeys(range(32), 1)  # the second is counted just after
+def stepped(monkeypatch):
+    """How many vector steps each `Envs` takes from here on."""
+    counts, receive = Counter(), Envs.receive
+    monkeypatch.setattr(Envs, "receive", lambda envs: (counts.update([id(envs)]), receive(envs))[1])
+    return counts
+
+
+def test_halves_play_the_games_that_all_play_together(pong_policy, monkeypatch):
+    together = episodes_of(pong_policy, PONG, episodes=14, alter=lambda actions, ages: actions)
+    counts = stepped(monkeypatch)
+    halves = episodes_of(pong_policy, PONG, episodes=14)
+    assert len(counts) == 2
+    assert sorted(halves) == sorted(together)
+    assert {episode.row for episode in halves} == set(range(14))
+
+
+def test_a_half_whose_games_are_over_plays_no_more(pong_policy, monkeypatch):
+    counts = stepped(monkeypatch)
+    assert len(episodes_of(pong_policy, replace(PONG, max_frames=40), episodes=67)) == 67  # 32 rows, 3 with one more
+    assert sorted(counts.values()) == [2 * 10, 3 * 10]
 
 
 def test_it_yields_the_evaluation_after_each_game():

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -101,10 +102,7 @@ class Envs:
     inexact = False
     """Whether games that were played again came out otherwise, and the run went on."""
 
-    def __init__(
-        self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False, separate: bool = False
-    ) -> None:
-        """`separate` steps Atari games one by one, the same games, so that some may `stop`."""
+    def __init__(self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False) -> None:
         if num_envs < 1:
             raise InputError(f"the number of environments must be at least 1, not {num_envs}")
         if not 0.0 <= config.sticky < 1.0:
@@ -117,10 +115,9 @@ class Envs:
         self.num_envs = num_envs
         self._fingerprint = fingerprint
         self._played = False
-        if not config.atari:
-            self._venv = _make_gymnasium(config, num_envs)
-        else:
-            self._venv = (_SeparateGames if separate else make_atari)(config, num_envs, threads)
+        # Both kinds take actions by `send` and tell what came of them by `recv`.
+        make = partial(make_atari, threads=threads) if config.atari else _make_gymnasium
+        self._venv: Any = make(config, num_envs)
         self.bounds: Array | None = None  # (2, d), least and greatest value of each continuous action, in its dtype
         self.choices: list[Array] = []  # of each of the choices made at once, the environment's own actions
         self.action_space = space = self._venv.single_action_space
@@ -145,7 +142,7 @@ class Envs:
         if not isinstance(observation_space, spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
         self.parts: gymnasium.Space[Any] | None = None  # what observations are flattened from, a Dict for instance
-        for each in [] if config.atari else _wrappers(cast(Any, self._venv).envs[0]):
+        for each in [] if config.atari else _wrappers(self._venv.envs[0]):
             if isinstance(each, FlattenObservation):
                 self.parts = each.env.observation_space
         self.observation_shape = tuple(observation_space.shape)
@@ -209,13 +206,17 @@ class Envs:
             return rng.integers(0, self.num_actions, (*steps, self.num_envs))
         return rng.integers(0, self.num_actions, (*steps, self.num_envs, len(self.choices)))
 
-    def reset(self, seed: int) -> Array:
-        """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations."""
+    def reset(self, seed: int, first: int = 0) -> Array:
+        """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations.
+
+        Args:
+            first: plays the games of more than N environments from this row on.
+        """
         observations: Array
         check_seed(seed)
-        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs) & 0x7FFFFFFF
+        seeds = np.random.SeedSequence(seed).generate_state(first + self.num_envs)[first:] & 0x7FFFFFFF
         if self.config.atari:
-            observations, _ = self._venv.reset(seed=seeds.astype(np.int64))  # type: ignore[arg-type]  # ALE takes arrays
+            observations, _ = self._venv.reset(seed=seeds.astype(np.int64))  # ALE takes arrays
         else:
             if self._played:
                 self._venv.close()
@@ -234,19 +235,29 @@ class Envs:
         return observations
 
     def step(self, actions: Array) -> Step:
-        """Plays one action per environment.
+        """Plays one action per environment: `send`, then `receive`."""
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: Array) -> None:
+        """Tells the environments what to play. Atari games are played in threads of their own, until `receive`.
 
         Args:
             actions: (N,) ints in [0, num_actions), indices into `config.actions`; (N, K) of K choices; or (N, d)
                 numbers in units of half the range of each action, -1 and 1 its bounds, clipped to them here.
+        """
+        actions = actions.astype(self.action_dtype)
+        self._log.append(actions)
+        self._venv.send(self.own_actions(actions))
+
+    def receive(self) -> Step:
+        """What came of the actions sent.
 
         Raises:
             DivergedError: the task returned a reward or an observation that is not finite.
             TaskError: its own code raised.
         """
-        actions = actions.astype(self.action_dtype)
-        self._log.append(actions)
-        observations, rewards, terminated, truncated, info = self._venv.step(self.own_actions(actions))
+        observations, rewards, terminated, truncated, info = self._venv.recv()
         rewards = np.asarray(rewards, dtype=np.float32)
         self._check_finite(rewards, "a reward")
         if not self.config.atari:
@@ -299,15 +310,19 @@ class Envs:
             self.inexact = True
         yield observations
 
-    def stop(self, row: int) -> None:
-        """Plays no more in `row` until the next reset, where games are separate; elsewhere it plays on."""
-        if isinstance(self._venv, _SeparateGames):
-            self._venv.active[row] = False
+    @property
+    def shown(self) -> Array:
+        """(N, *observation shape) raw observations, as they are now."""
+        return self._shown
 
     @property
     def ages(self) -> Array:
         """Agent steps since each row's game began, (N,) int64."""
         return self._ages
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._venv.closed)
 
     def close(self) -> None:
         self._venv.close()
@@ -424,47 +439,6 @@ def make_atari(config: EnvConfig, num_envs: int, threads: int, **options: Any) -
     return AtariVectorEnv(config.id, num_envs, **settings | options)
 
 
-class _SeparateGames(VectorEnv[Any, Any, Any]):
-    """Atari games that are stepped one by one, and show what one AtariVectorEnv of them all would, bit for bit.
-
-    All together are faster by a seventh (one core of an AMD EPYC), but step games that nobody looks at any more.
-    """
-
-    def __init__(self, config: EnvConfig, num_envs: int, threads: int) -> None:
-        self._games: list[Any] = [make_atari(config, 1, 1) for _ in range(num_envs)]
-        self._threads = threads
-        self.num_envs = num_envs
-        self.single_action_space = self._games[0].single_action_space
-        self.single_observation_space = self._games[0].single_observation_space
-        self.active = np.ones(num_envs, dtype=bool)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        self.active[:] = True
-        self._shown = np.concatenate([game.reset(seed=seed[i : i + 1])[0] for i, game in enumerate(self._games)])
-        return self._shown, {}
-
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        shown = self._shown = self._shown.copy()
-        rewards = np.zeros(self.num_envs, dtype=np.float32)
-        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
-        finals: dict[int, Array] = {}
-        rows = np.flatnonzero(self.active).tolist()
-        for at in range(0, len(rows), self._threads):
-            some = rows[at : at + self._threads]  # each has a thread of its own
-            for row in some:
-                self._games[row].send(actions[row : row + 1])
-            for row in some:
-                observation, reward, end, cut, info = self._games[row].recv()
-                shown[row], rewards[row], terminated[row], truncated[row] = observation[0], reward[0], end[0], cut[0]
-                if end[0] or cut[0]:
-                    finals[row] = info["final_obs"][0]
-        return shown, rewards, terminated, truncated, {"final_obs": finals}
-
-    def close_extras(self, **options: Any) -> None:
-        for game in self._games:
-            game.close()
-
-
 class _Games(SyncVectorEnv):
     """Gymnasium's SyncVectorEnv with SAME_STEP autoreset, for tasks as people write them.
 
@@ -484,13 +458,16 @@ class _Games(SyncVectorEnv):
         except Exception as error:
             raise TaskError(f"{self._name} raised {first_line(error)}, when it was reset") from error
 
-    def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
+    def send(self, actions: Any) -> None:
+        self._actions = actions
+
+    def recv(self) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         rewards, finals = self._rewards, {}
         terminated, truncated = self._terminations, self._truncations
         self._steps += 1
         i = 0
         try:
-            for i, action in enumerate(iterate(self.action_space, actions)):
+            for i, action in enumerate(iterate(self.action_space, self._actions)):
                 env = self.envs[i]
                 shown, reward, terminated[i], truncated[i], _ = env.step(action)
                 rewards[i] = reward if isinstance(reward, float) else np.asarray(reward).item()

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
 from potstill.networks import Policy, torch_threads
-from potstill.rollout import Preparer, collect
+from potstill.rollout import Group, Preparer, collect, in_turns
 
 Actions = Literal["greedy", "sampled"]
 SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
@@ -144,41 +144,49 @@ def play(
         num_envs = min(episodes, 32)
     left = np.full(num_envs, episodes // num_envs)
     left[: episodes % num_envs] += 1
-    envs = Envs(env, num_envs, threads=threads, fingerprint=True, separate=True)
-    check_fit(policy, envs)
-    if start.policy is not None:
-        check_fit(start.policy, envs)
     generator, kind = torch.Generator().manual_seed(seed), policy.distribution
     evaluation = Evaluation(env, actions, seed, start.steps)
-    observations = envs.reset(seed)
 
-    def act(inputs: Tensor) -> Tensor:
-        policy.restart(envs.ages == 0)
-        logits = policy.logits(inputs).cpu()
-        chosen = kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
-        early = torch.from_numpy(envs.ages < start.steps)
-        if early.any():
-            if start.policy is None:
-                first = kind.uniform(logits, generator)
-            else:  # which normalises in its own way
-                start.policy.restart(envs.ages == 0)
-                first = kind.sample(start.policy.logits(Preparer(start.policy).first(observations)).cpu(), generator)
-            chosen[early] = first[early]
-        return chosen if alter is None else alter(chosen, envs.ages)
+    def group(first: int, size: int) -> Group:
+        envs = Envs(env, size, threads=threads, fingerprint=True)
+        check_fit(policy, envs)
+        if start.policy is not None:
+            check_fit(start.policy, envs)
 
-    with closing(envs), torch_threads(threads, policy.size().macs * num_envs):
-        for step, transition in enumerate(collect(envs, Preparer(policy), observations, act), start=1):
-            observations = transition.step.observations
+        def act(inputs: Tensor) -> Tensor:
+            policy.restart(envs.ages == 0)
+            logits = policy.logits(inputs).cpu()
+            chosen = kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
+            early = torch.from_numpy(envs.ages < start.steps)
+            if early.any():
+                if start.policy is None:
+                    other = kind.uniform(logits, generator)
+                else:  # which normalises in its own way
+                    start.policy.restart(envs.ages == 0)
+                    other = kind.sample(start.policy.logits(Preparer(start.policy).first(envs.shown)).cpu(), generator)
+                chosen[early] = other[early]
+            return chosen if alter is None else alter(chosen, envs.ages)
+
+        return Group(envs, Preparer(policy), envs.reset(seed, first), act)
+
+    # Two halves, so that emulator and network work at the same time; what remembers its rows wants them together.
+    together = alter is not None or any(who is not None and who.sees_raw for who in (policy, start.policy))
+    half = num_envs if together or not env.atari else math.ceil(num_envs / 2)
+    groups = [group(first, min(half, num_envs - first)) for first in range(0, num_envs, half)]
+    with ExitStack() as stack, torch_threads(threads, policy.size().macs * half):
+        for each in groups:
+            stack.enter_context(closing(each.envs))
+        for turn, (which, transition) in enumerate(in_turns(groups), start=1):
+            envs, first = groups[which].envs, which * half
             for episode in transition.step.episodes:
-                if left[episode.row]:
-                    left[episode.row] -= 1
-                    if not left[episode.row]:
-                        envs.stop(episode.row)
-                    evaluation.episodes.append(episode)
+                row = first + episode.row
+                if left[row]:
+                    left[row] -= 1
+                    evaluation.episodes.append(episode._replace(row=row))
                     yield evaluation
-            if not left.any():
-                return
-            if step % SIGN_EVERY == 0:
+            if not left[first : first + envs.num_envs].any():
+                envs.close()
+            elif turn % SIGN_EVERY == 0:
                 yield evaluation
 
 

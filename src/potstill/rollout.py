@@ -1,6 +1,7 @@
 """Policy + environments -> transitions: the only loop that steps an environment."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -64,6 +65,15 @@ def _in_memory(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).view(-1)
 
 
+class Group(NamedTuple):
+    """Environments, and who plays them."""
+
+    envs: Envs
+    preparer: Preparer
+    observations: Array  # (N, *observation shape) what they showed last
+    act: Callable[[Tensor], Tensor]  # prepared inputs (N, ...) to actions, (N,) int64 or (N, d) float32
+
+
 def collect(
     envs: Envs,
     preparer: Preparer,
@@ -71,22 +81,51 @@ def collect(
     act: Callable[[Tensor], Tensor],
     storage: Tensor | None = None,
 ) -> Iterator[Transition]:
-    """Plays on from `observations` for as long as the caller takes transitions.
+    """Plays one group on for as long as the caller takes transitions.
 
     Args:
-        envs: as they stand; `observations` (N, *observation shape) is what they showed last.
-        act: prepared inputs (N, ...) to actions, (N,) int64 or (N, d) float32.
         storage: (T, N, ...) takes the inputs of the first T steps: made where they are kept, they need no copy.
     """
-    inputs = preparer.first(observations)
+    for _, transition in in_turns([Group(envs, preparer, observations, act)], storage):
+        yield transition
+
+
+def in_turns(groups: Sequence[Group], storage: Tensor | None = None) -> Iterator[tuple[int, Transition]]:
+    """Plays groups on, one after another: while the emulator plays one, the policy acts for the next.
+
+    A group whose environments were closed plays no more.
+
+    Yields:
+        Which group, and its next transition.
+    """
+    inputs = [group.preparer.first(group.observations) for group in groups]
     if storage is not None:
-        inputs = storage[0].copy_(inputs)
+        inputs[0] = storage[0].copy_(inputs[0])
+    observations = [group.observations for group in groups]
+    actions = [group.act(each) for group, each in zip(groups, inputs, strict=True)]
+    waiting = deque(range(len(groups)))  # the first plays
+
+    def play() -> None:
+        groups[waiting[0]].envs.send(actions[waiting[0]].cpu().numpy())
+
+    play()
     for t in count(1):
-        actions = act(inputs)
-        step = envs.step(actions.cpu().numpy())
-        following = preparer.following(inputs, step, storage[t] if storage is not None and t < len(storage) else None)
-        yield Transition(inputs, observations, actions, step, following)
-        inputs, observations = following, step.observations
+        now = waiting.popleft()
+        envs, preparer, _, act = groups[now]
+        step = envs.receive()
+        if waiting:
+            play()
+        room = storage[t] if storage is not None and t < len(storage) else None
+        following = preparer.following(inputs[now], step, room)
+        yield now, Transition(inputs[now], observations[now], actions[now], step, following)
+        if not envs.closed:
+            inputs[now], observations[now] = following, step.observations
+            actions[now] = act(following)
+            waiting.append(now)
+            if len(waiting) == 1:
+                play()
+        elif not waiting:
+            return
 
 
 def input_statistics(envs: Envs, observations: int, seed: int) -> tuple[Tensor, Tensor]:
