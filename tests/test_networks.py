@@ -9,7 +9,15 @@ from torch import nn
 
 from potstill.envs import Envs
 from potstill.errors import InputError
-from potstill.networks import NetworkConfig, Policy, faster_precision, parse_width, resolve_device, resolve_precision
+from potstill.networks import (
+    Conv2d,
+    NetworkConfig,
+    Policy,
+    faster_precision,
+    parse_width,
+    resolve_device,
+    resolve_precision,
+)
 from potstill.tasks import find_env
 
 PONG = ((4, 84, 84), 3)
@@ -317,3 +325,23 @@ def test_a_policy_fits_what_its_environment_shows():
     policy = make((envs.observation_shape, envs.num_actions), width="1/32")
     logits, value = policy(torch.from_numpy(np.asarray(envs.reset(0))))
     assert (logits.shape, value.shape) == ((2, 3), (2,))
+
+
+# Speed
+
+
+@pytest.mark.parametrize(("channels", "units", "size"), [(4, 2, (10, 10)), (6, 4, (9, 12)), (1, 1, (3, 5))])
+def test_a_convolution_by_rows_is_torchs(channels, units, size):
+    conv = Conv2d(channels, units, 3)
+    images = torch.randn(16, *size, channels).permute(0, 3, 1, 2)
+    by_rows, plain = conv(images), nn.functional.conv2d(images, conv.weight, conv.bias)
+    assert torch.allclose(by_rows, plain, rtol=1e-4, atol=1e-4)
+    assert "Rows" in str(by_rows.grad_fn.next_functions)
+    mine, theirs = (torch.autograd.grad(each.sin().sum(), [conv.weight, conv.bias]) for each in (by_rows, plain))
+    for mine_of, theirs_of in zip(mine, theirs, strict=True):
+        assert torch.allclose(mine_of, theirs_of, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [torch.randn(1, 4, 10, 10), torch.randn(16, 4, 10, 10, requires_grad=True)])
+def test_a_single_image_and_one_with_a_gradient_take_torchs_own(images):
+    assert "Convolution" in type(Conv2d(4, 2, 3)(images).grad_fn).__name__

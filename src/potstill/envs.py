@@ -7,7 +7,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -142,7 +142,7 @@ class Envs:
         if not isinstance(observation_space, spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
         self.parts: gymnasium.Space[Any] | None = None  # what observations are flattened from, a Dict for instance
-        for each in [] if config.atari else _wrappers(self._venv.envs[0]):
+        for each in [] if config.atari else _wrappers(cast(Any, self._venv).envs[0]):
             if isinstance(each, FlattenObservation):
                 self.parts = each.env.observation_space
         self.observation_shape = tuple(observation_space.shape)
@@ -470,7 +470,7 @@ class _Games(SyncVectorEnv):
             for i, action in enumerate(iterate(self.action_space, self._actions)):
                 env = self.envs[i]
                 shown, reward, terminated[i], truncated[i], _ = env.step(action)
-                rewards[i] = reward if isinstance(reward, float) else np.asarray(reward).item()
+                rewards[i] = reward if isinstance(reward, float | int) else np.asarray(reward).item()
                 if terminated[i] or truncated[i]:
                     finals[i] = deepcopy(shown)
                     shown, _ = env.reset()
@@ -481,7 +481,12 @@ class _Games(SyncVectorEnv):
             raise TaskError(f"{self._name} raised {first_line(error)}, {where}") from error
 
     def _shown(self) -> Any:
-        return deepcopy(concatenate(self.single_observation_space, self._env_obs, self._observations))
+        shape = self.single_observation_space.shape
+        if not shape:
+            return deepcopy(concatenate(self.single_observation_space, self._env_obs, self._observations))
+        shown = np.empty((self.num_envs, *shape), self.single_observation_space.dtype)
+        np.concatenate(cast(list[Array], self._env_obs), out=shown.reshape(-1, *shape[1:]))
+        return shown
 
 
 def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:

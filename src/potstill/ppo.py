@@ -303,40 +303,39 @@ def rollout(
     policy, (T, N) = state.policy, (config.num_steps, config.num_envs)
     device = policy.mean.device
     actions: list[Tensor] = []
-    log_probs, rewards, dones = (torch.empty((T, N), device=device) for _ in range(3))
+    rewards, dones = np.empty((2, T, N), np.float32)
     values = torch.empty((T + 1, N), device=device)
-    logits = torch.empty((N, policy.num_logits), device=device)
+    logits = torch.empty((T, N, policy.num_logits), device=device)
     teacher_logits = torch.empty((T, N, policy.num_logits), device=device) if teacher is not None else None
     t, scores = 0, []
 
     def act(inputs: Tensor) -> Tensor:
-        nonlocal logits
-        logits, value = policy.heads(inputs)
-        values[t] = value * policy.return_scale
+        logits[t], values[t] = policy.heads(inputs)
         if teacher is not None and teacher_logits is not None:
             teacher_logits[t] = teacher.logits(inputs)
-        return policy.distribution.sample(logits.cpu(), state.generator)
+        return policy.distribution.sample(logits[t].cpu(), state.generator)
 
     if storage is None:
         storage = _like_inputs(preparer.first(observations), T)
     for transition in collect(envs, preparer, observations, act, storage):
         step = transition.step
-        actions.append(transition.actions.to(device))
-        log_probs[t], _ = policy.distribution.log_prob_and_entropy(logits, actions[t])
-        reward = np.sign(step.rewards) if config.clip_rewards else step.rewards.copy()
+        actions.append(transition.actions)
+        rewards[t] = np.sign(step.rewards) if config.clip_rewards else step.rewards
         for row in np.flatnonzero(step.truncated & ~step.terminated).tolist():  # truncated is not terminated: bootstrap
             _, value = policy(torch.from_numpy(step.final_observations[row][None]).to(device))
-            reward[row] += config.gamma * value.item()
-        rewards[t] = torch.from_numpy(reward)
-        dones[t] = torch.from_numpy(step.terminated | step.truncated)
+            rewards[t, row] += config.gamma * value.item()
+        dones[t] = step.terminated | step.truncated
         scores += [episode.score for episode in step.episodes]
         observations = step.observations
         t += 1
         if t == T:
-            _, value = policy.heads(transition.next_inputs)
-            values[T] = value * policy.return_scale
+            _, values[T] = policy.heads(transition.next_inputs)
             break
-    batch = Rollout(storage, torch.stack(actions), log_probs, values, rewards, dones, teacher_logits)
+    values *= policy.return_scale
+    taken = torch.stack(actions).to(device)
+    log_probs, _ = policy.distribution.log_prob_and_entropy(logits.flatten(0, 1), taken.flatten(0, 1))
+    learned, ended = (torch.from_numpy(each).to(device) for each in (rewards, dones))
+    batch = Rollout(storage, taken, log_probs.view(T, N), values, learned, ended, teacher_logits)
     return batch, storage, observations, scores
 
 
@@ -353,13 +352,13 @@ def gae(rewards: Tensor, values: Tensor, dones: Tensor, gamma: float, gae_lambda
 
     Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using GAE", eq. 16.
     """
+    nonterminal = 1.0 - dones
+    deltas = rewards + gamma * values[1:] * nonterminal - values[:-1]
+    traces = gamma * gae_lambda * nonterminal
     advantages = torch.empty_like(rewards)
     following = torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
-        nonterminal = 1.0 - dones[t]
-        delta = rewards[t] + gamma * values[t + 1] * nonterminal - values[t]
-        following = delta + gamma * gae_lambda * nonterminal * following
-        advantages[t] = following
+        following = advantages[t] = deltas[t] + traces[t] * following
     return advantages, advantages + values[:-1]
 
 
