@@ -120,19 +120,19 @@ def sentences(page: str) -> Iterator[tuple[str, str, str]]:
         for arm in ("distill-value", "finetune", "rl-long")
     }
     for play in PLAYS:
-        leads = []
-        for game, study in GAMES.items():
+        higher, sizes = 0, 0
+        for study in GAMES.values():
             both = [{r["parameters"] for r in records(study) if r["arm"] == arm} for arm in ("rl", "distill-student")]
             means = [[runs(study, arm, n, play).mean() for n in both[0] & both[1]] for arm in ("rl", "distill-student")]
-            leads.append(f"{sum(b > a for a, b in zip(*means, strict=True))} of {len(means[0])} on {game}")
-        said[f"sizes at which students lead, {play}"] = f"{', '.join(leads[:-1])} and {leads[-1]}"
-    for name, first, size in (("pilot-pong", "first/pong", 1964), ("pilot-breakout", "pilot-breakout", 8471)):
-        if (ROOT / "data" / "results" / name).is_dir():
-            wide, small = (runs(*arm, size, "greedy") for arm in ((name, "rl-split"), (first, "rl")))
-            if len(wide) and len(small):
-                said[f"{name}, larger critic"] = f"from {small.mean():.1f} to {wide.mean():.1f} points"
-            if min(len(wide), len(small)) >= 5:  # else none is told
-                said[f"{name}, p"] = f"exact test, p = {permutation_p(wide, small):.3f}"
+            higher, sizes = higher + sum(b > a for a, b in zip(*means, strict=True)), sizes + len(means[0])
+        said[f"sizes at which students lead, {play}"] = f"at {higher} of {sizes} sizes"
+        for name, first, size in (("pilot-pong", "first/pong", 1964), ("pilot-breakout", "pilot-breakout", 8471)):
+            if (ROOT / "data" / "results" / name).is_dir():
+                wide, small = (runs(*arm, size, play) for arm in ((name, "rl-split"), (first, "rl")))
+                if len(wide) and len(small):
+                    said[f"{name}, larger critic, {play}"] = f"from {small.mean():.1f} to {wide.mean():.1f} "
+                if min(len(wide), len(small)) >= 5:  # else none is told
+                    said[f"{name}, p, {play}"] = f"exact test, p = {permutation_p(wide, small):.3f}"
     for what, words in said.items():
         yield what, words, words if words in page else "not there"
 

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"
 IMAGES = ROOT / "docs" / "images"
 STUDIES = {"first/pong": "Pong", "first/minatar-breakout": "Breakout", "first/minatar-space-invaders": "Space Invaders"}
+UNITS = {"Pong": "points", "Breakout": "bricks", "Space Invaders": "points"}
 PLAYS = {"greedy": "score", "sampled": "score_sampled"}
 PILOTED = 5  # runs of each arm of a pilot, without which no test is told
 PAGES = ("README.md", "docs/results.md", "data/results/first/README.md")
@@ -138,26 +139,25 @@ def _three(size: Bounded) -> str:
 def answers(told: dict[str, Scores]) -> str:
     """The three questions, and what the records say of each: whole sentences, with units and a comparison."""
     pong, breakout, invaders = told.values()
-    lead = {play: [_lead(scores, play) for scores in told.values()] for play in PLAYS}
-    spoken = {
-        play: _and([f"{up} of {of} on {game}" for game, (up, of) in zip(told, lead[play], strict=True)])
+    lead = {
+        play: [sum(each) for each in zip(*(_lead(scores, play) for scores in told.values()), strict=True)]
         for play in PLAYS
     }
+    spoken = {play: f"{up} of {of} sizes" for play, (up, of) in lead.items()}
     rise = {arm: [f"{gain:.0f}" for *_, gain in invaders.growth(arm)] for arm in ("rl", "distill-student")}
     return f"""\
-**1. Does learning from reward need a bigger network than learning from a teacher? Not known yet.** With a critic as
-small as the actor, and 1 to 2 million steps, RL trails its students. On Breakout a student of {2189:,} parameters
-scores {breakout.mean("distill-student", 2189):.1f} bricks, and RL needs {33323:,} parameters for
-{breakout.mean("rl", 33323):.1f}. {pilots(pong, breakout)} Whether the size, the critic or the steps are the cause is
-open.
+**1. Does learning from reward need a bigger network than learning from a teacher? Not known yet.** On Breakout a
+student of {2189:,} parameters scores {breakout.mean("distill-student", 2189):.1f} bricks, and RL needs {33323:,} for
+{breakout.mean("rl", 33323):.1f}, with one million steps and a small critic.
+{pilots(pong, breakout)}
 
 **2. Can a student beat RL of its own size? On average it did, but three runs cannot show it.** The
-students' mean score is above RL's at most sizes. Played greedily, it is at {spoken["greedy"]}. With sampled actions, it
-is at {spoken["sampled"]}. An exact test of three runs against three cannot go below p = 0.10.
+students' mean score is above RL's at {spoken["greedy"]} of the three games in greedy play, and at {spoken["sampled"]}
+with sampled actions. An exact test of three runs against three cannot go below p = 0.10.
 
-**3. How do both scale with size? From some size on, a larger network gains less.** On Space Invaders the sizes run from
-611 to 33,532 parameters. Each doubling gains a student {_and(rise["distill-student"])} points, from the smallest sizes
-to the largest. It gains RL {_and(rise["rl"])} points. On Pong nearly all of the gain lies below 7,200 parameters."""
+**3. How do both scale with size? From some size on, a larger network gains less.** On Space Invaders, from 611 to
+33,532 parameters, each doubling gains a student {_and(rise["distill-student"])} points, and RL {_and(rise["rl"])}. On
+Pong nearly all of the gain lies below 7,200 parameters."""
 
 
 def headline(pong: Scores, size: int = 7197, expert: int = 424019) -> str:
@@ -171,33 +171,24 @@ def headline(pong: Scores, size: int = 7197, expert: int = 424019) -> str:
     )
 
 
-def pilots(pong: Scores, breakout: Scores) -> str:
-    """What RL scores beside a larger critic, by the pilots of the second study."""
+def pilots(pong: Scores, breakout: Scores, play: str = "greedy") -> str:
+    """What RL scores beside a larger critic, by the pilots of the second study, and what students of its size score."""
     wide, long = read("pilot-pong"), read("pilot-breakout")
     told = []
-    if wide.runs("rl-split", 1964):
-        told.append(
-            f"In a pilot on Pong, with {1964:,} parameters, a larger critic moves RL from"
-            f" {_against(wide, 'rl-split', pong, 'rl', 1964)}; students score"
-            f" {pong.mean('distill-student', 1964):.1f}."
-        )
-    if long.runs("rl-split", 8471) and long.runs("rl", 8471):
-        told.append(
-            f"On Breakout, with {8471:,} parameters and 8 million steps, it moves RL from"
-            f" {_against(long, 'rl-split', long, 'rl', 8471)}; students score"
-            f" {breakout.mean('distill-student', 8471):.1f}."
-        )
+    for place, size, game, split, small, students in (
+        ("On Pong, at 1,964 parameters,", 1964, "Pong", wide, pong, pong),
+        ("On Breakout, at 8,471 and 8 million steps,", 8471, "Breakout", long, long, breakout),
+    ):
+        runs, others = split.runs("rl-split", size, play), small.runs("rl", size, play)
+        if runs and others:
+            whole = min(len(runs), len(others)) >= PILOTED
+            p = f"exact test, p = {permutation_test(runs, others, default_rng(0)):.3f}" if whole else ""
+            so_far = f"{min(len(runs), len(others))} of {PILOTED} runs so far"
+            told.append(
+                f"{place} a larger critic moves RL from {mean(others):.1f} to {mean(runs):.1f} {UNITS[game]}"
+                f" ({p or so_far}); students score {students.mean('distill-student', size, play):.1f}."
+            )
     return " ".join(told)
-
-
-def _against(x: Scores, arm: str, y: Scores, other: str, size: int) -> str:
-    """Two arms of one size: greedy scores of both, and the exact test of their difference, once both are whole."""
-    counts = len(x.runs(arm, size)), len(y.runs(other, size))
-    if min(counts) >= PILOTED:
-        said = f"exact test, p = {permutation_test(x.runs(arm, size), y.runs(other, size), default_rng(0)):.3f}"
-    else:
-        said = f"{min(counts)} of {PILOTED} runs so far"
-    return f"{y.mean(other, size):.1f} to {x.mean(arm, size):.1f} points ({said})"
 
 
 def held(breakout: Scores) -> str:
@@ -221,7 +212,9 @@ def _lead(scores: Scores, play: str) -> tuple[int, int]:
 def blocks(told: dict[str, Scores]) -> dict[str, str]:
     """Each text, by its name."""
     runs = {f"runs of {game}": markdown(tables.scores(scores.records)) for game, scores in told.items()}
-    whole = {"headline": headline(told["Pong"]), "answers": answers(told), "held": held(told["Breakout"])}
+    pong, breakout, _ = told.values()
+    plays = "\n\n".join(f"**{play.capitalize()}.** {pilots(pong, breakout, play)}" for play in PLAYS)
+    whole = {"headline": headline(pong), "answers": answers(told), "held": held(breakout), "pilots": plays}
     return (
         {name: re.sub(r"(?<!\n)\n(?!\n)", " ", text) for name, text in whole.items()}
         | {"side by side": markdown(side_by_side(told)), "growth per doubling": markdown(growths(told))}
@@ -241,8 +234,10 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
     """Score against size, a column per game: greedy play above, sampled below; a dot per run, a line through means."""
     arms = ("rl", "distill-student")
     with rc_context(STYLE):
-        note = "line: mean of the runs; dot: a run; RL: a critic as small as the actor, 2M agent steps on Pong, 1M else"
-        figure, axes = canvas("Students lead in greedy play, less in sampled", note, width, 5.6, 2, len(told))
+        note = "line: mean of the runs; dot: a run; RL has a critic as small as its actor, and 2M agent steps on Pong,"
+        note += " 1M on the others"
+        title = "Students score higher than RL in greedy play, less so in sampled"
+        figure, axes = canvas(title, note, width, 5.6, 2, len(told))
         for place, ax in enumerate(axes):
             (game, scores), play = list(told.items())[place % len(told)], list(PLAYS)[place // len(told)]
             for arm in arms:
@@ -256,14 +251,17 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
             if place < len(told):
-                ax.set_title(game, fontsize=10)
+                ax.set_title(f"{game}, {UNITS[game]}", fontsize=10)
             else:
                 ax.set_xlabel("parameters (log scale)")
             if place % len(told) == 0:
                 ax.set_ylabel(f"score, {play}")
         for upper, lower in zip(axes, axes[len(told) :], strict=False):
             same_heights([upper, lower])
-        legend(figure, key_of(arms), width)
+        reward, student = key_of(arms)
+        reward.set_label("RL: learns from reward")
+        student.set_label("student: learns from a teacher")
+        legend(figure, [reward, student], width)
     return figure
 
 

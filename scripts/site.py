@@ -1,6 +1,6 @@
 """What MkDocs fills in while it builds the site: the help of every command, and the columns of the tables.
 
-A page that would load anything from elsewhere stops the build.
+A page that would load anything from elsewhere, or lacks a file that it includes, stops the build.
 """
 
 import os
@@ -64,4 +64,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     if loaded := re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)", output):
         raise SystemExit(f"{page.file.src_path} loads {loaded[0]}: the site works without a network")
+    if "--8" in re.sub(r"<[^>]*>", "", output):  # a formatter of code once took the marker for Python
+        raise SystemExit(f'{page.file.src_path} shows the marker of an include: write --8<-- "FILE"')
     return output

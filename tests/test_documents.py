@@ -141,3 +141,5 @@ def test_a_page_that_loads_from_elsewhere_stops_the_build(site):
     assert site["on_post_page"](own, page=Page) == own
     with pytest.raises(SystemExit, match=r"index\.md loads https://example\.org/a\.js"):
         site["on_post_page"]('<script src="https://example.org/a.js"></script>', page=Page)
+    with pytest.raises(SystemExit, match=r"index\.md shows the marker of an include"):
+        site["on_post_page"]('<code><span>--</span><span>8</span> &lt; --"file.py"</code>', page=Page)

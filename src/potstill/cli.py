@@ -11,12 +11,12 @@ COMMANDS = {
     "train": "an expert, from scratch, with PPO",
     "distill": "a student from a teacher",
     "compare": "several distillations on all cores, a table and figures",
-    "study": "a plan's runs: run, status, table",
+    "study": "a plan's runs: run, status, tune, table",
     "report": "a study's answers and figures in one offline HTML page",
     "compress": "the smallest student that keeps a share of the score",
     "evaluate": "a policy's score, with its interval and latency",
     "watch": "film a game, or teacher and student side by side",
-    "export": "a policy as an ONNX file, checked against PyTorch",
+    "export": "a policy as ONNX or C, checked against PyTorch",
     "import-sb3": "a Stable-Baselines3 zip as a policy, running none of it",
     "import-weights": "a state dict as a policy, running none of it",
     "push": "a policy to the Hugging Face Hub, with a card",
@@ -97,9 +97,9 @@ def _run(arguments: list[str]) -> None:
     main_thread = threading.current_thread() is threading.main_thread()  # no other may have handlers
     previous = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:
-        rest = _import_named(rest)
         room = next(room for room, commands in _ROOMS.items() if command in commands)
         with _starting(command):
+            rest = _import_named(rest)
             module = import_module(f"potstill.{room}")
         getattr(module, command.replace("-", "_"))(rest)
     finally:
@@ -190,7 +190,8 @@ def _usage() -> str:
         "Train a policy, distil it into smaller ones, measure what size buys.",
         "",
     ]
-    lines += [f"  potstill {name:<10} {what}" for name, what in COMMANDS.items()]
+    longest = max(map(len, COMMANDS))
+    lines += [f"  potstill {name:<{longest}}  {what}" for name, what in COMMANDS.items()]
     lines += ["", "potstill COMMAND --help lists a command's options with their defaults."]
     lines += ["--import MODULE, with any command, imports tasks or networks of yours first."]
     return "\n".join(lines)

@@ -101,11 +101,14 @@ def test_the_pilots_are_told_by_their_records_and_tested_only_once_they_are_whol
     assert pilots(*first) == ""
     put("pilot-pong", "rl-split", 1964, [7.0, 8.0, 9.0])
     assert pilots(*first) == (
-        "In a pilot on Pong, with 1,964 parameters, a larger critic moves RL from 1.0 to 8.0 points"
-        " (3 of 5 runs so far); students score 6.0."
+        "On Pong, at 1,964 parameters, a larger critic moves RL from 1.0 to 8.0 points (3 of 5 runs so far);"
+        " students score 6.0."
     )
     put("pilot-breakout", "rl-split", 8471, [7.0, 8.0])
     assert "8 million" not in pilots(*first), "nothing is said of one arm alone"
     put("pilot-breakout", "rl-split", 8471, [7.0, 8.0, 9.0, 8.5, 7.5])
     put("pilot-breakout", "rl", 8471, [2.0, 3.0, 4.0, 3.5, 2.5])
-    assert "it moves RL from 3.0 to 8.0 points (exact test, p = 0.008); students score 6.0." in pilots(*first)
+    assert "a larger critic moves RL from 3.0 to 8.0 bricks (exact test, p = 0.008); students score 6.0." in pilots(
+        *first
+    )
+    assert "from 2.0 to 7.0 bricks (exact test, p = 0.008); students score 5.0." in pilots(*first, "sampled")

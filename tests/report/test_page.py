@@ -120,7 +120,10 @@ def test_nothing_is_asked_of_a_network_and_names_are_used_once(html):
 def test_the_same_study_makes_the_same_page(monkeypatch):
     monkeypatch.undo()
     records = synthetic.study(FEW, widths=("1/8",), seeds=2)
-    assert rendered(records) == rendered(records)
+    html = rendered(records)
+    assert rendered(records) == html
+    assert len(set(re.findall(r'<path id="(DejaVu[^"]*)"', html))) == html.count('<path id="DejaVu') > 30
+    assert set(re.findall(r'xlink:href="#(DejaVu[^"]*)"', html)) == set(re.findall(r'<path id="(DejaVu[^"]*)"', html))
 
 
 def test_several_studies_stand_on_one_page_each_task_answering_for_itself():
@@ -246,6 +249,7 @@ def test_200_runs_of_100_games_make_their_report_within_two_minutes_of_processor
     began = time.process_time()
     html = page.render([page.Study("large", records, {}, [])], resamples=10_000)
     spent = time.process_time() - began
+    assert len(html) < 3_000_000
     record_property("seconds", spent)
     print(f"{len(records)} runs: {spent:.1f} s, {len(html) / 1e6:.1f} MB")
     assert spent < 120

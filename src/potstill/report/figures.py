@@ -48,7 +48,7 @@ def template(name: str) -> Template:
 
 
 def svg(figure: Figure) -> Markup:
-    """A figure as an element of a page: no prologue, and names that no other figure on the page has."""
+    """A figure as an element of a page: no prologue, and names that no other figure there has, but for letters."""
     text = StringIO()
     for axes in figure.axes:
         points = sum(np.size(line.get_xdata()) for line in axes.lines)
@@ -59,7 +59,8 @@ def svg(figure: Figure) -> Markup:
         figure.savefig(text, format="svg", dpi=130, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     element = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     prefix = f"f{zlib.crc32(element.encode()):08x}-"
-    element = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", element)
+    element = re.sub(r'(\bid="|url\(#|xlink:href="#)(?!DejaVu)', rf"\g<1>{prefix}", element)
+    element = re.sub(r"(?<!scale\()(\d\.\d\d)\d+(?=[\s,\"])", r"\1", element)  # a hundredth of a point is not seen
     opening, rest = element.split(">", 1)
     # As wide as the page lets it be. Matplotlib escapes what it draws.
     return Markup(re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest)

@@ -38,6 +38,7 @@ PHONE = 3.9  # inches: 10 pt text is 13 px high on a screen 390 px wide
 FILM_LIMIT = 1_000_000  # bytes
 SHOWN = 1_000  # runs in the page's table; a search reaches the others
 MOST_DRAWN = 8_000_000  # resamples x runs: of more runs fewer resamples are drawn, but never fewer than 400
+LETTER = re.compile(r'\s*(<path id="DejaVu[^>]*>)')  # of matplotlib's own font
 
 
 class Study(NamedTuple):
@@ -164,7 +165,7 @@ def render(
     statuses = [str(record.get("status")) for record in records]
     full = tables.runs(records, [answers for answers, *_ in each])
     shown = full._replace(rows=full.rows[:SHOWN])
-    return template("study.html").render(
+    page = template("study.html").render(
         name=", ".join(study.name for study in studies),
         version=__version__,
         status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
@@ -176,6 +177,8 @@ def render(
         facts=_facts(studies, seed, _drawn(studies, resamples), resamples),
         plans=[plan for study in studies if (plan := str(study.document.get("plan") or ""))],
     )
+    letters = "".join(dict.fromkeys(LETTER.findall(page)))  # once, not in each figure: they were a third of the page
+    return LETTER.sub("", page).replace("<!-- letters -->", f"<defs>{letters}</defs>", 1)
 
 
 def _task(found: TaskAnswers, alone: bool) -> dict[str, Any]:
