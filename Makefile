@@ -13,7 +13,7 @@ venv: .venv/.installed
 STUDENT = study_run/pong/runs/distill-student_width-1_16_teacher-seed-0_seed-0
 FILM = study_run/pong/teacher-and-student.mp4
 
-# The three questions, small but whole, on two cores in eleven minutes; the largest runs begin first.
+# The three questions, small but whole, on two cores in less than ten minutes; the largest runs begin first.
 study: venv
 	.venv/bin/potstill study run plans/quick-pong.toml --out study_run/pong
 	.venv/bin/potstill study run plans/quick.toml --out study_run/breakout

@@ -18,8 +18,7 @@ A {env} expert: PPO from scratch, width {width}, {parameters:,} parameters, {env
 | evaluation | mean score |
 |---|---|
 | greedy, sticky actions {sticky} ({episodes} games, {distinct} distinct) | **{score:.2f}** ({low:.2f} to {high:.2f}) |
-| sampled, sticky actions {sticky} ({secondary_games} games) | {score_sampled:.2f} |
-| greedy, no sticky actions | {score_nosticky:.2f} |
+| sampled, sticky actions {sticky} ({secondary_games} games) | {score_sampled:.2f} |{nosticky}
 
 In brackets the 95 % interval.{points}
 
@@ -55,6 +54,7 @@ def main() -> None:
     against = result["point_win_rate"] is not None and result["point_win_rate"] < 1  # somebody else scores too
     lost, won = f"{result['p_negative']:.0%}", f"{result['point_win_rate']:.1%}" if against else ""
     words = result | {
+        "nosticky": f"\n| greedy, no sticky actions | {alone:.2f} |" if (alone := result["score_nosticky"]) else "",
         "points": f" It loses {lost} of its games and wins {won} of the points." if against else "",
         "name": f"{config['env']['id']} expert, {folder.name}",
         "sticky": config["env"]["sticky"],

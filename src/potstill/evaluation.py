@@ -34,8 +34,8 @@ class EvalConfig:
     start_games: int = 0
     """Games after each of these; 0 plays as many as of the main evaluation."""
     secondary_games: int | None = None
-    """Games with sampled actions, and games without stickiness (of these at most 30): the scores that stand beside the
-    main one; 0 leaves them out, None plays as many as of the main evaluation."""
+    """Games with sampled actions, and on Atari games without stickiness (of these at most 30): the scores that stand
+    beside the main one; 0 leaves them out, None plays as many as of the main evaluation."""
 
     def __post_init__(self) -> None:
         normalise(self)

@@ -76,7 +76,7 @@ _COLUMNS = (
     Column("episodes", WHOLE, "games played for the evaluation"),
     Column("point_win_rate", NUMBER, "points scored of all points played, 0 to 1"),
     Column("score_sampled", NUMBER, "mean score with sampled actions, sticky as trained"),
-    Column("score_nosticky", NUMBER, "mean greedy score without sticky actions; empty where the task has none"),
+    Column("score_nosticky", NUMBER, "mean greedy score without sticky actions; Atari only"),
     Column("secondary_games", WHOLE, "games behind score_sampled, and behind score_nosticky, there 30 at most"),
     Column("converged", TEXT, "of an RL run with a learning curve, in a study: converged, not converged or unknown"),
     Column("teacher_score", NUMBER, "the teacher's mean score, greedy, sticky as trained"),

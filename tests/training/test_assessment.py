@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,13 @@ def stop_in_match(number, monkeypatch):
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "play", stopping)
+
+
+def test_minatar_which_others_play_with_stickiness_is_not_played_without_it(begun):
+    expert = load_policy(Path(__file__).parents[2] / "data" / "experts" / "minatar-breakout" / "seed-0")
+    record = assess(expert, RUNTIME, EvalConfig(episodes=1), None)
+    assert begun == [("greedy", 1, 0), ("sampled", 1, 0)]
+    assert (expert.env.sticky, record["score_nosticky"]) == (0.1, None)
 
 
 def test_the_games_beside_the_main_ones_have_a_number_of_their_own(student):

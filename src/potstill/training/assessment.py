@@ -40,7 +40,7 @@ def assess(
     matches = {"greedy": _Match(policy, env, "greedy", count)}
     if secondary:
         matches["sampled"] = _Match(policy, env, "sampled", secondary)
-    if secondary and env.sticky:
+    if secondary and env.sticky and env.atari:  # others' scores of Atari are without; MinAtar's have its stickiness
         # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
         matches["not sticky"] = _Match(policy, with_sticky(env, 0.0), "greedy", min(secondary, 30))
     for steps in eval_config.starts:
