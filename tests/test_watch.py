@@ -14,8 +14,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from potstill import watch
+from potstill.commands import looking
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
+from potstill.load import load_all
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
 from potstill.tasks import find_env
@@ -33,6 +35,16 @@ def untrained(env: EnvConfig, seed: int = 0) -> LoadedPolicy:
 def film(out: Path, *policies: LoadedPolicy, max_steps: int = 20, **options: object) -> None:
     titled = [(f"policy {number}", policy) for number, policy in enumerate(policies)]
     watch.film(titled, out, seed=3, max_steps=max_steps, scale=1, quiet=True, **options)
+
+
+def test_a_policy_is_called_teacher_beside_its_student_and_else_by_how_it_came_to_be():
+    data = Path(__file__).parents[1] / "data"
+    expert, other = (data / "experts" / "pong" / f"seed-{seed}" for seed in (0, 1))
+    student = data / "results" / "quick" / "width-1_16_student_seed-0"
+    loaded = load_all([expert, other])
+    assert looking._roles([expert, student], loaded) == ["teacher", "student"]
+    assert looking._roles([expert, other], loaded) == ["RL from scratch"] * 2
+    assert looking._roles([expert / "policy.safetensors"], loaded[:1]) == ["policy"]
 
 
 def area_weights(old: int, new: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -16,6 +16,7 @@ from potstill.errors import InputError
 from potstill.load import load_all
 from potstill.networks import resolve_device
 from potstill.options import Unnamed, parse
+from potstill.policies import LoadedPolicy
 from potstill.storage.files import read_json
 from potstill.training.runtime import Runtime, processor
 
@@ -77,9 +78,8 @@ def watch(arguments: Sequence[str]) -> None:
     if not options.policies:
         raise InputError("name a policy to watch, or several to stand side by side")
     loaded = load_all(options.policies, options.env, statistics=options.statistics)
-    titles = [_role(path) for path in options.policies]
     film(
-        list(zip(titles, loaded, strict=True)),
+        list(zip(_roles(options.policies, loaded), loaded, strict=True)),
         options.out,
         seed=options.seed,
         max_steps=options.max_steps,
@@ -88,12 +88,19 @@ def watch(arguments: Sequence[str]) -> None:
     print(options.out)
 
 
-def _role(path: Path) -> str:
-    """What a film calls a policy: how it came to be, where its run says so, else its file's name."""
-    if not (path / "config.json").is_file():
-        return path.stem
-    document = read_json(path / "config.json")
-    return "student" if document.get("kind") == "distill" else look_of(arm_of(document)).label
+def _roles(paths: Sequence[Path], loaded: Sequence[LoadedPolicy]) -> list[str]:
+    """What a film calls policies: teacher beside its student, else how they came to be; without a run, the file."""
+    documents = [read_json(file) if (file := path / "config.json").is_file() else {} for path in paths]
+    taught_by = {document.get("teacher_hash") for document in documents} - {None}
+
+    def role(path: Path, policy: LoadedPolicy, document: dict[str, Any]) -> str:
+        if taught_by and policy.hash in taught_by:
+            return "teacher"
+        if not document:
+            return path.stem
+        return "student" if document.get("kind") == "distill" else look_of(arm_of(document)).label
+
+    return [role(*each) for each in zip(paths, loaded, documents, strict=True)]
 
 
 @dataclass(frozen=True)

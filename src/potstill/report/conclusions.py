@@ -1,6 +1,7 @@
 """Answers -> sentences: each question answered in one, with its number and interval, and what is not known."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ SHORT = (
 )
 LEVEL = 0.05
 ENOUGH_KEPT = 0.75
+STILL_LEARNING = " RL may still have been learning, so more steps may change this."
 
 
 class Reply(NamedTuple):
@@ -189,7 +191,7 @@ def _overhead(question: str, answers: Answers) -> Reply:
     best = max(told, key=lambda each: (each.size.interval[0] > 0 and each.size.interval[1] < math.inf, each.target))
     short_sentence = (
         f"To reach {_score(answers, best.target)}, RL from scratch needs {ratio_text(best)} times the parameters of a"
-        f" student (95 % interval: {span(*best.size.interval)})."
+        f" student (95 % interval: {span(*best.size.interval)}).{STILL_LEARNING * (verdict == 'Open')}"
     )
     return Reply(question, verdict, sentence, tuple(notes), short_sentence)
 
@@ -265,6 +267,7 @@ def _equal_size(question: str, answers: Answers) -> Reply:
         f"{f', and lower at {len(lower[0])}' if lower[0] else ''}; the largest difference is {most.score.value:+.1f}"
         f" points, at {short(most.parameters)} parameters."
         f"{' So few runs can show none.' if _least(answers, tested) >= LEVEL else ''}"
+        f"{STILL_LEARNING * (verdict == 'Open')}"
     )
     return Reply(question, verdict, " ".join(sentences), tuple(notes), short_sentence)
 
@@ -400,6 +403,9 @@ def unknown(answers: Answers, planned: int | None = None, alone: bool = True) ->
 
 
 def task(answers: Answers) -> str:
+    """In words: Pong, MinAtar Space Invaders, CartPole-v1."""
+    if answers.task.startswith("MinAtar/"):
+        return re.sub(r"(?<=[a-z])(?=[A-Z])|/", " ", answers.task.removesuffix("-v1"))
     return answers.task.replace("_", " ").title() if answers.task.islower() else answers.task
 
 

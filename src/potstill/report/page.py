@@ -166,7 +166,7 @@ def render(
     full = tables.runs(records, [answers for answers, *_ in each])
     shown = full._replace(rows=full.rows[:SHOWN])
     page = template("study.html").render(
-        name=", ".join(study.name for study in studies),
+        name=" and ".join(conclusions.task(answers) for answers, *_ in each if answers.task) or studies[0].name,
         version=__version__,
         status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
         total=sum(max(planned or 0, len(answers.records)) for answers, planned, _ in each),

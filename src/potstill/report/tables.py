@@ -49,10 +49,13 @@ def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
     def row(answers: Answers, planned: int | None) -> list[str | Value]:
         done = sum(record.get("status") == "done" for record in answers.records)
         said = [f"{r.verdict}. {r.short}" if r.answered else "-" for r in conclusions.replies(answers)]
-        return [conclusions.task(answers), *said, f"{done} of {max(planned or 0, len(answers.records))}"]
+        best = conclusions.kept(answers)
+        keeps = f"{100 * best.share:.0f} % of the points, with {best.parameters:,} parameters" if best else "-"
+        return [conclusions.task(answers), *said, keeps, f"{done} of {max(planned or 0, len(answers.records))}"]
 
     rows = [row(answers, planned) for answers, planned in each]
-    return Table("Answers by task", ("task", *conclusions.SHORT, "runs so far"), rows)
+    headings = ("task", *conclusions.SHORT, "What does a student keep of its teacher?", "runs so far")
+    return Table("Answers by task", headings, rows)
 
 
 def scores(records: Sequence[Record]) -> Table:
