@@ -41,7 +41,7 @@ from potstill.study import records
 from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, EnvLike, find_env
-from potstill.training.runtime import Runtime
+from potstill.training.runtime import Runtime, check_number
 from potstill.training.trainer import Interrupted, branches_of, execute, new_branch, new_run
 
 SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
@@ -463,6 +463,7 @@ def study(
         if not gpus_per_run >= 0:
             raise InputError(f"gpus-per-run must be 0 or more, not {gpus_per_run}")
         cores = cluster.connect(ray_address)
+        check_number("workers", workers, cores, "cluster")
         start = partial(cluster.RemoteProcess, gpus=gpus_per_run)
         limits |= {"workers": workers or max(1, cores // max(1, threads)), "start": start}
     elif ray_address is not None:

@@ -229,9 +229,13 @@ def test_without_scores_the_table_stands_and_the_figures_are_missed_aloud(compar
     assert f"potstill: no {tmp_path / 'out' / 'size_score.png'}: " in done.err
 
 
-def test_a_negative_number_of_workers_is_refused(teacher, tmp_path):
-    done = compare("--teachers", teacher, "--out", tmp_path / "out", "--workers", "-1")
-    assert (done.code, done.err) == (2, "potstill: workers must be 0 or more, not -1\n")
+@pytest.mark.parametrize(
+    ("number", "most"),
+    [(-1, "0 or more"), (1_000_000, f"at most {8 * os.cpu_count()} on this machine, 8 for each of its cores")],
+)
+def test_a_number_of_workers_that_cannot_be_meant_is_refused(teacher, tmp_path, number, most):
+    done = compare("--teachers", teacher, "--out", tmp_path / "out", "--workers", number)
+    assert (done.code, done.err) == (2, f"potstill: workers must be {most}, not {number:,}\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -25,8 +25,7 @@ from potstill.load import Place, load, origin_in, origin_of
 from potstill.policies import LoadedPolicy, load_policy
 from potstill.report import compression
 from potstill.storage.checkpoints import write_atomically
-from potstill.storage.files import read_json
-from potstill.storage.runs import Run
+from potstill.storage.runs import Run, read_document
 from potstill.training.runtime import Runtime, provenance
 from potstill.watch import film
 
@@ -151,7 +150,7 @@ def _record(state: Search) -> dict[str, Any]:
     if chosen is None:
         return record | made_by
     loaded = load_policy(state.run.path / "runs" / state.name(chosen))
-    trained = read_json(loaded.path.with_name("result.json"))
+    trained = read_document(loaded.path.with_name("result.json"))
     found, games = state.confirmation(chosen), state.games[f"confirm {state.name(chosen)}"].summary()
     assert found is not None
     record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")} | made_by
@@ -257,4 +256,4 @@ def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime,
 def result(run: Run) -> dict[str, Any] | None:
     if not run.result_path.exists() or run.status != "done":
         return None
-    return read_json(run.result_path)
+    return read_document(run.result_path)

@@ -24,7 +24,7 @@ from potstill.load import load, origin_in
 from potstill.networks import resolve_device
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
-from potstill.storage.runs import Run
+from potstill.storage.runs import Run, read_document
 from potstill.study.execute import execute
 from potstill.study.plan import RunSpec
 from potstill.tasks import task_of
@@ -329,7 +329,7 @@ class Search:
         if not all(self.name(trial) in self.errors or self.trained(trial) for trial in trials):
             raise TimeUp
         took = {
-            name: read_json(folder / name / "result.json")["wall_seconds"]
+            name: read_document(folder / name / "result.json")["wall_seconds"]
             for name in foreseen
             if name not in self.errors
         }

@@ -6,8 +6,6 @@ files that `push` writes, by name, and nothing else of a repository.
 
 import os
 import re
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -24,9 +22,11 @@ from potstill.errors import InputError, printable, reason
 from potstill.load import load
 from potstill.load.pickles import MAX_BYTES as MAX_STATISTICS_BYTES
 from potstill.load.statistics import NAMES as STATISTICS
-from potstill.load.weights import save_import
+from potstill.load.weights import write_import
 from potstill.policies import LoadedPolicy, load_policy
-from potstill.storage.files import JSON_LIMIT, parse_json, read_json
+from potstill.storage.checkpoints import new_folder
+from potstill.storage.files import JSON_LIMIT, parse_json
+from potstill.storage.runs import read_document
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -137,14 +137,12 @@ def pull(repo_id: str, out: Path, revision: str = "main", env: EnvConfig | None 
         told = "does not name its task: add --env" if zipped else "is no Stable-Baselines3 zip: leave out --env"
         raise InputError(f"{repo_id} {told}")
     names = _expected(repo_id, sizes, zipped)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
 
     def download(name: str) -> int:
         with open(temporary / name, "xb") as file:
             return sum(map(file.write, _get(api, f"{repo_id}/resolve/{commit}/{name}", sizes[name])))
 
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(out) as temporary:
         for name in names:
             with _one_line(api, repo_id, revision):
                 size = _within(TIMEOUT + sizes[name] / SLOWEST, partial(download, name))
@@ -156,15 +154,11 @@ def pull(repo_id: str, out: Path, revision: str = "main", env: EnvConfig | None 
             loaded = load(temporary / (zipped or ""), env)
             if zipped is not None:
                 loaded.document["provenance"] |= {"repository": repo_id, "commit": commit}
-                save_import(loaded, out)
+                for name in names:
+                    (temporary / name).unlink()
+                write_import(loaded, temporary)
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), repo_id)) from error
-        if zipped is None:
-            temporary.rename(out)
-    except OSError as error:
-        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     loaded.path = out / POLICY
     return loaded, commit
 
@@ -267,7 +261,7 @@ def _expected(repo_id: str, sizes: Mapping[str, Any], zipped: str | None) -> lis
 def _document(file: Path, shown: Path | str) -> dict[str, Any]:
     """A JSON object from `file`, which messages call `shown`."""
     try:
-        return read_json(file)
+        return read_document(file)
     except InputError as error:
         raise InputError(str(error).replace(str(file), str(shown))) from error
 

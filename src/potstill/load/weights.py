@@ -1,8 +1,6 @@
 """State dicts of others in: tensors read as data, never as code, and laid into a policy of ours by their names."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from fractions import Fraction
@@ -15,9 +13,10 @@ import torch
 from torch import Tensor
 
 from potstill.envs import Array, EnvConfig, Envs
-from potstill.errors import InputError, reason
+from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, save_policy
+from potstill.storage.checkpoints import new_folder
 
 #: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
 Q_TEMPERATURE = 0.01
@@ -133,16 +132,11 @@ def save_import(loaded: LoadedPolicy, out: Path) -> None:
     Raises:
         InputError: `out` exists, or cannot be written: nothing is left there.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.mkdir()
-    except OSError as error:
-        if os.path.lexists(out):
-            raise InputError(f"{out} exists: choose another --out") from error
-        raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
-    try:
-        probe = random_play(loaded.env)[::10]
-        save_policy(out / "policy.safetensors", loaded.policy, loaded.env, probe, loaded.document["provenance"])
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    with new_folder(out) as folder:
+        write_import(loaded, folder)
+
+
+def write_import(loaded: LoadedPolicy, folder: Path) -> None:
+    """As `save_import`, into a folder that is there."""
+    probe = random_play(loaded.env)[::10]
+    save_policy(folder / "policy.safetensors", loaded.policy, loaded.env, probe, loaded.document["provenance"])

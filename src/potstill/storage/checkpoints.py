@@ -5,6 +5,9 @@ import json
 import os
 import platform
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
@@ -140,6 +143,37 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}; nothing was changed") from error
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears at `path` when the block has ended. Where it fails nothing is left, no new parent
+    either.
+
+    Raises:
+        InputError: there is something at `path` already, or it cannot be made.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists: choose another --out")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    missing = [folder for folder in path.parents if not os.path.isdir(folder)]
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(path)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, InputError):
+            raise InputError(str(error).replace(str(unfinished), str(path))) from error
+        if not isinstance(error, OSError):
+            raise
+        if os.path.lexists(path):  # another process was quicker
+            raise InputError(f"{path} exists: choose another --out") from error
+        raise InputError(f"cannot make {path}: {reason(error)}; choose another --out") from error
     sync_folder(path.parent)
 
 

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, BinaryIO, Literal
 
 from potstill.errors import InputError, reason
-from potstill.storage.checkpoints import check_format, sync_folder, write_atomically
+from potstill.storage.checkpoints import check_format, new_folder, write_atomically
 from potstill.storage.files import CAREFUL, open_regular, parse_json, read_bytes, read_json
 
 Status = Literal["new", "running", "interrupted", "failed", "done"]
@@ -64,24 +64,11 @@ class Run:
             raise InputError(f"{out} cannot record its own settings: {error}") from error
         if os.path.lexists(out):
             raise InputError(f"{out} exists: {_way_on(out)}")
-        unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            sweep(out.parent, out.name)
-            unfinished.mkdir()
-            with open(unfinished / "config.json", "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(out)
-        except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if not isinstance(error, OSError):
-                raise
-            if os.path.lexists(out):  # another process was quicker
-                raise InputError(f"{out} exists: {_way_on(out)}") from error
-            raise InputError(f"cannot make {out}: {reason(error)}; choose another --out") from error
-        sync_folder(out.parent)
+        sweep(out.parent, out.name)
+        with new_folder(out) as folder, open(folder / "config.json", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         return cls.open(out)
 
     @classmethod
@@ -167,7 +154,8 @@ class Run:
             path.unlink(missing_ok=True)
 
     def write_result(self, record: dict[str, Any]) -> None:
-        """Write result.json atomically: the run is over, as `record["status"]` ("done" or "failed") says.
+        """Write result.json atomically: the run is over, as `record["status"]` ("done" or "failed") says. A digest
+        of what it says goes with it.
 
         Raises:
             InputError: it cannot be written; an older result is intact.
@@ -175,7 +163,8 @@ class Run:
         """
         if record.get("status") not in ("done", "failed"):
             raise ValueError(f"status must be 'done' or 'failed', not {record.get('status')!r}")
-        write_atomically(self.result_path, _to_json(record))
+        record = {"format": FORMAT_VERSION} | record
+        write_atomically(self.result_path, _to_json(record | {"digest": config_hash(record)}))
 
     def write_games(self, document: dict[str, Any]) -> None:
         """Write games.json atomically. Raises InputError where it cannot be written, as `write_result`."""
@@ -371,13 +360,16 @@ def read_document(path: Path) -> dict[str, Any]:
     """A config.json, a result.json or a study's record.
 
     Raises:
-        InputError: as `files.read_json`, or it is of a format this version does not know.
+        InputError: as `files.read_json`, it is of a format this version does not know, or was changed since its digest.
     """
     document = read_json(path)
     version = document.get("format", 1)
     if type(version) is not int:
         raise InputError(f"{path} is damaged: its format is {version!r}, not a number")
     check_format(path, version, FORMAT_VERSION)
+    digest = document.pop("digest", None)
+    if digest is not None and digest != config_hash(document):
+        raise InputError(f"{path} was changed after it was written: restore it from a copy")
     return document
 
 

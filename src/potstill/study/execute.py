@@ -27,12 +27,12 @@ from potstill.policies import rebuild
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
 from potstill.storage.files import open_regular, read_json
-from potstill.storage.runs import InUseError, Run, StopRequested, hold, stop_on_signals, sweep, touch
+from potstill.storage.runs import InUseError, Run, StopRequested, hold, read_document, stop_on_signals, sweep, touch
 from potstill.study import local
 from potstill.study.eta import Eta, Underway
 from potstill.study.local import LocalProcess, Process
 from potstill.study.plan import RunSpec
-from potstill.training.runtime import Runtime
+from potstill.training.runtime import Runtime, check_number
 from potstill.training.trainer import new_branch, new_run, resolved
 
 SAVING = 30.0  # seconds a worker has to save when time is up
@@ -130,6 +130,8 @@ def execute(
             raise InputError(f"{name} must be 0 or more, not {value}")
     if threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
+    if start is LocalProcess:
+        check_number("workers", workers)
     workers = workers or max(1, runtime.cores // threads)
     each = replace(runtime, threads=threads)
     waiting = _due(specs, folder, done)
@@ -347,7 +349,7 @@ def _drop_torn_state(run: Run) -> None:
 
 
 def _error(run: Run) -> str:
-    return printable(read_json(run.result_path).get("error"))
+    return printable(read_document(run.result_path).get("error"))
 
 
 def _tidy(run: Run) -> None:

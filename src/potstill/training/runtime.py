@@ -18,7 +18,7 @@ from potstill.errors import InputError
 from potstill.imports import imported
 from potstill.networks import resolve_device
 
-THREADS_A_CORE = 8  # at most: more only wait for each other, and a million end the process
+A_CORE = 8  # threads or workers at most: more only wait for each other, and a million end the process
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -44,11 +44,7 @@ class Runtime:
         for name in ("threads", "save_every"):
             if not getattr(self, name) >= 0:  # NaN is refused too
                 raise InputError(f"{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
-        if self.threads > (most := THREADS_A_CORE * (os.cpu_count() or 1)):
-            raise InputError(
-                f"threads must be at most {most} on this machine, {THREADS_A_CORE} for each of its cores,"
-                f" not {self.threads:,}"
-            )
+        check_number("threads", self.threads)
 
     @property
     def cores(self) -> int:
@@ -69,6 +65,15 @@ class Runtime:
             allocate = ctypes.CDLL(None).mallopt
             allocate(_M_TRIM_THRESHOLD, 2**30)
             allocate(_M_MMAP_THRESHOLD, 2**30)
+
+
+def check_number(name: str, number: int, cores: int = 0, place: str = "machine") -> None:
+    """Refuses more threads, or workers, than can be meant on so many cores; 0: those of this machine."""
+    most = A_CORE * (cores or os.cpu_count() or 1)
+    if number > most:
+        raise InputError(
+            f"{name} must be at most {most} on this {place}, {A_CORE} for each of its cores, not {number:,}"
+        )
 
 
 def provenance(runtime: Runtime) -> dict[str, Any]:
