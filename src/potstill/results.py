@@ -13,11 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
 from potstill import telemetry
 from potstill.analysis.scaling import Convergence, convergence
+from potstill.analysis.statistics import FloatArray
 from potstill.arms import arm_of, method_of
 from potstill.errors import InputError, printable
 from potstill.storage.checkpoints import write_atomically
@@ -247,7 +249,6 @@ def convergence_of(records: Iterable[dict[str, Any]]) -> dict[str, Convergence]:
         kin.setdefault(_kind(record), []).append(record)
     certificates: dict[str, Convergence] = {}
     for record in done:
-        points = [point for point in record.get("curve") or [] if point.get("score") is not None]
         gains = [
             other["score"] - record["score"]
             for other in kin[_kind(record)]
@@ -256,9 +257,15 @@ def convergence_of(records: Iterable[dict[str, Any]]) -> dict[str, Convergence]:
         ]
         gain = gains[0] if gains else None
         with suppress(InputError):  # too short a curve, or none
-            steps, curve = [point["step"] for point in points], [point["score"] for point in points]
-            certificates[record["run"]] = convergence(steps, curve, gain)
+            certificates[record["run"]] = convergence(*learning_curve(record), gain)
     return certificates
+
+
+def learning_curve(record: dict[str, Any]) -> tuple[FloatArray, FloatArray]:
+    """Agent steps and scores along a run's learning curve, where it has scores."""
+    curve = record.get("curve") or Curve([])
+    steps, scores = (curve if isinstance(curve, Curve) else Curve(curve)).columns("step", "score")
+    return steps[np.isfinite(scores)], scores[np.isfinite(scores)]
 
 
 def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -290,6 +297,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     record = _checked(record, path)
     if record.get("run") != path.stem or record.get("status") is None:
         raise InputError(f"{path} is no record of a study's run: it does not say that it is {path.stem}")
+    record = {key: sys.intern(value) if type(value) is str else value for key, value in record.items()}
     compact: dict[str, Any] = {"returns": array("d", record["returns"])} if record.get("returns") else {}
     compact |= {"curve": Curve(record["curve"])} if record.get("curve") else {}
     return _with_interval(record | compact | {"path": path})
@@ -308,6 +316,11 @@ class Curve(Sequence[dict[str, Any]]):
 
     def __len__(self) -> int:
         return self._length
+
+    def columns(self, *names: str) -> list[FloatArray]:
+        """Each of length `len(self)`, NaN where a point has no such value."""
+        nothing = array("d", [math.nan]) * self._length
+        return [np.array(self._columns.get(name, nothing)) for name in names]
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
@@ -354,20 +367,24 @@ def _is_allowed(key: str, value: Any) -> bool:
             isinstance(each, dict) and _is_allowed("score", each.get("score", "")) for each in value.values()
         )
     if key == "curve":
-        return isinstance(value, list) and all(_is_point(point) for point in value)
+        return isinstance(value, list) and _is_curve(value)
     return True
 
 
-def _is_point(point: Any) -> bool:
-    """Of a learning curve: a step, and numbers or None by the names of columns."""
-    return (
-        isinstance(point, dict)
-        and point.get("step") is not None
-        and all(
-            key not in COLUMNS or value is None or (COLUMNS[key].dtype != TEXT and _fits(COLUMNS[key], value))
-            for key, value in point.items()
-        )
-    )
+def _is_curve(points: list[Any]) -> bool:
+    """Whether each point has a step, and numbers or None by the names of columns."""
+    if not all(isinstance(point, dict) and point.get("step") is not None for point in points):
+        return False
+    for name in {key for point in points for key in point} & COLUMNS.keys():
+        values = [value for point in points if (value := point.get(name)) is not None]
+        if {type(value) for value in values} - {int, float}:
+            return False
+        ends = (min(values), max(values)) if values else ()
+        if not all(_fits(COLUMNS[name], end) for end in ends):
+            return False
+        if COLUMNS[name].dtype == WHOLE and any(value % 1 for value in values):
+            return False
+    return True
 
 
 def _fits(column: Column, value: Any) -> bool:
@@ -427,6 +444,11 @@ def _curve(metrics: Path, record: dict[str, Any], most: int | None = None) -> li
     if "metrics_digest" in record and telemetry.digest(metrics) != record["metrics_digest"]:
         raise InputError(f"{metrics} is not the one that the run beside it wrote: restore it from a copy")
     return telemetry.read(metrics, most)
+
+
+def check_labels(records: list[dict[str, Any]]) -> None:
+    """Refuses, with an InputError, records with an arm, a task or a width that a figure cannot be told."""
+    _frame(records, tuple(sorted(_LABELS)))
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pl.DataFrame:

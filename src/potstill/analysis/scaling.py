@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from potstill.analysis.statistics import (
     Arm,
@@ -237,7 +237,7 @@ def slope(steps: ArrayLike, scores: ArrayLike) -> Interval:
     df = n * (1 - r) / (1 + r) - 2
     if df <= 0:
         return Interval(value, -math.inf, math.inf)
-    half = float(stats.t.ppf(0.975, df)) * math.sqrt(squares / df / float(x @ x))
+    half = float(special.stdtrit(df, 0.975)) * math.sqrt(squares / df / float(x @ x))
     return Interval(value, value - half, value + half)
 
 

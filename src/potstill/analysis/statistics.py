@@ -22,6 +22,10 @@ said of it then holds for that teacher only.
 
 EPISODE_RESAMPLES = 1000
 """A run's mean over resampled episodes is drawn from so many made beforehand: 2 % noise in the least of the levels."""
+MOST_RESAMPLES = 40_000
+"""So many of these for all runs of an arm: where there are more than 40 runs, each one's noise counts the less."""
+MOST_SPLIT = 1 << 22
+"""Scores that are put in another order for the drawn splits of a permutation test: of many runs fewer are drawn."""
 
 
 class Interval(NamedTuple):
@@ -70,10 +74,12 @@ def iqm(scores: ArrayLike) -> FloatArray:
     Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=-1)  # NaN last
-    n = np.isfinite(ordered).sum(axis=-1, keepdims=True)
+    whole = not np.isnan(ordered[..., -1]).any()
+    n = np.full(1, ordered.shape[-1]) if whole else np.isfinite(ordered).sum(axis=-1, keepdims=True)
     rank = np.arange(ordered.shape[-1])
     weights = np.clip(np.minimum(rank + 1, 0.75 * n) - np.maximum(rank, 0.25 * n), 0.0, None)
-    return np.asarray((np.nan_to_num(ordered) * weights).sum(axis=-1) / (0.5 * n[..., 0]))
+    ordered = ordered if whole else np.nan_to_num(ordered)
+    return np.asarray((ordered * weights).sum(axis=-1) / (0.5 * n[..., 0]))
 
 
 def bootstrap(arm: Arm, rng: np.random.Generator, resamples: int = 10_000) -> Estimate:
@@ -148,16 +154,18 @@ def permutation_test(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, limit
     Args:
         x, y: (m,) and (n,) one score per run, same units.
         rng: draws splits where there are too many to take all.
-        limit: of the number of splits taken; of more, a tenth of `limit` is drawn, and p is never below 1 over that.
+        limit: of the number of splits taken; of more, a tenth of `limit` is drawn, or fewer of more than 200 runs, and
+            p is never below 1 over that.
 
     Source: Fisher 1935, "The Design of Experiments", section 21; Pitman 1937.
     """
     one, other = (np.asarray(scores, dtype=np.float64) for scores in (x, y))
     both, m, n = np.concatenate([one, other]), len(one), len(other)
     if math.comb(m + n, m) > limit:
-        rows, block = limit // 10 - 1, max(1, (1 << 22) // (m + n))  # 32 MiB at a time, however many runs
-        drawn = (np.tile(both, (min(block, rows - at), 1)) for at in range(0, rows, block))
-        sums = np.concatenate([[one.sum()], *(rng.permuted(each, axis=1)[:, :m].sum(axis=1) for each in drawn)])
+        rows = min(limit // 10, max(1_000, MOST_SPLIT // (m + n))) - 1
+        drawn = np.tile(both, (rows, 1))
+        rng.permuted(drawn, axis=1, out=drawn)
+        sums = np.concatenate([[one.sum()], drawn[:, :m].sum(axis=1)])
     else:
         sums = both[np.array(list(itertools.combinations(range(m + n), m)))].sum(axis=1)
     differences = np.abs(sums / m - (both.sum() - sums) / n)
@@ -262,14 +270,15 @@ def _draw_arm(arm: Arm, chosen: NDArray[np.int64], rng: np.random.Generator) -> 
     resamples, units = chosen.shape
     counts = np.array([len(runs) for runs in arm])
     means = np.full((units, counts.max()), np.nan)  # rows of unequal length end in NaN
-    episodes = np.full((*means.shape, min(EPISODE_RESAMPLES, resamples)), np.nan)
+    made = min(EPISODE_RESAMPLES, resamples, max(20, MOST_RESAMPLES // int(counts.sum())))
+    episodes = np.full((*means.shape, made), np.nan)
     for i, runs in enumerate(arm):
         for j, run in enumerate(runs):
             means[i, j] = run.mean()
-            episodes[i, j] = run[rng.integers(0, len(run), (episodes.shape[2], len(run)))].mean(axis=1)
+            episodes[i, j] = run[rng.integers(0, len(run), (made, len(run)))].mean(axis=1)
     shape = (resamples, units, means.shape[1])
     run = (rng.random(shape) * counts[chosen][..., None]).astype(np.int64)
-    full = episodes[chosen[..., None], run, rng.integers(0, episodes.shape[2], shape)]
+    full = episodes[chosen[..., None], run, rng.integers(0, made, shape)]
     full[np.arange(shape[2]) >= counts[chosen][..., None]] = np.nan
     return iqm(means.ravel()), iqm(full.reshape(resamples, -1)), iqm(means[chosen].reshape(resamples, -1))
 

@@ -155,7 +155,7 @@ def by_budget(records: Sequence[Record], arm: str) -> dict[float, list[Record]]:
     found: dict[float, list[Record]] = {}
     for run in records:
         if scored(run) and LONG.get(str(run.get("arm")), run.get("arm")) == arm:
-            found.setdefault(budget_of(run), []).append(run | {"arm": arm})
+            found.setdefault(budget_of(run), []).append(run if run["arm"] == arm else run | {"arm": arm})
     return dict(sorted(found.items()))
 
 

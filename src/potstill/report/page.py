@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from potstill.report import scaling_figures as drawn
 from potstill.report.answers import Answers, answer
 from potstill.report.figures import WIDTH, svg, template
 from potstill.report.groups import Record
-from potstill.results import CURVE_POINTS, curves_table, read_runs, runs_frame
+from potstill.results import CURVE_POINTS, check_labels, curves_table, read_runs
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_bytes, read_json
 
@@ -36,7 +37,7 @@ TABLES = (
 """What the template shows in detail, by the names of these functions; it says where, and how to read it."""
 PHONE = 3.9  # inches: 10 pt text is 13 px high on a screen 390 px wide
 FILM_LIMIT = 1_000_000  # bytes
-SHOWN = 1_000  # runs in the page's table; a search reaches the others
+SHOWN = 500  # runs in the page's table; a search reaches the others
 MOST_DRAWN = 8_000_000  # resamples x runs: of more runs fewer resamples are drawn, but never fewer than 400
 LETTER = re.compile(r'\s*(<path id="DejaVu[^>]*>)')  # of matplotlib's own font
 
@@ -97,7 +98,7 @@ def read_study(folder: Path) -> Study:
     """
     folder = Path(folder)
     records = read_runs(folder)
-    runs_frame(records)  # refuses what is no number where one is meant
+    check_labels(records)
     if any("curve" not in record for record in records):
         curves = curves_table(folder).select("run", "step", "seconds", "score").drop_nulls("step")
         by_run = {run: frame.drop("run").to_dicts() for (run,), frame in curves.group_by("run", maintain_order=True)}
@@ -110,8 +111,9 @@ def read_study(folder: Path) -> Study:
         with suppress(InputError):  # a large one; or no film, but a link to what is not to be published
             films.append((path.stem, read_bytes(path, FILM_LIMIT - 1)))
     called = printable(document.get("name") or folder.resolve().name, 200)
+    say = cache(partial(printable, longest=500))  # many say the same, of which one is kept
     for record in records:
-        record |= {key: printable(text, 500) for key, text in record.items() if isinstance(text, str)}
+        record |= {key: say(text) for key, text in record.items() if isinstance(text, str)}
     plan = "\n".join(printable(line) for line in str(document.get("plan") or "").splitlines())
     return Study(called, records, document | {"plan": plan}, films)
 

@@ -30,10 +30,11 @@ from potstill.report.drawing import (
 )  # fmt: skip
 from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.groups import Group, number
+from potstill.results import learning_curve
 
 RHO = (0.05, 200.0)
 """Ratios of sizes that a figure has room for."""
-LINES = 60  # learning curves of an arm at a size that are drawn: more cover each other
+LINES = 20  # learning curves of an arm at a size that are drawn: more cover each other
 
 
 def size_score(answers: Answers, width: float = WIDTH) -> Figure:
@@ -279,7 +280,7 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
 
 def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
     """Score while learning against agent steps: a panel per size, a line per run."""
-    groups = [group for group in _compared(answers) if any(map(_curve, group.runs))]
+    groups = [group for group in _compared(answers) if any(len(learning_curve(run)[0]) for run in group.runs)]
     if not groups:
         raise InputError("no run has a learning curve with scores")
     widths = _widths(groups)
@@ -288,9 +289,9 @@ def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
         figure, axes, lowest = grid(title, note, width, len(widths), (3, 2), (1.3, 2.0), "score")
         for ax, size in zip(axes, widths, strict=True):
             for group in (group for group in groups if group.width == size):
-                for run in group.runs[:LINES]:
-                    if curve := _curve(run):
-                        ax.plot(*zip(*curve, strict=True), color=look_of(group.arm).colour, linewidth=0.9, alpha=0.75)
+                for curve in map(learning_curve, group.runs[:LINES]):
+                    if len(curve[0]):
+                        ax.plot(*curve, color=look_of(group.arm).colour, linewidth=0.9, alpha=0.75)
             ax.set_title(f"width {size}", fontsize=9)
             ax.xaxis.set_major_locator(MaxNLocator(3))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
@@ -434,12 +435,6 @@ def _widths(groups: Sequence[Group]) -> list[str]:
 def _starts(run: dict[str, Any]) -> dict[int, float]:
     starts = run.get("starts") or {}
     return {int(k): score for k, start in starts.items() if (score := number(start, "score")) is not None}
-
-
-def _curve(run: dict[str, Any]) -> list[tuple[float, float]]:
-    """(agent step, score) along a run's learning curve."""
-    points = [(number(point, "step"), number(point, "score")) for point in run.get("curve") or []]
-    return [(step, score) for step, score in points if step is not None and score is not None]
 
 
 def _count(value: float) -> str:
