@@ -4,18 +4,22 @@ import multiprocessing
 import os
 import pkgutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
 
 from small_runs import RUNTIME
 
 from potstill.cli import main
 from potstill.storage import runs
 from potstill.storage.runs import Run
+from potstill.study import local, worker
 from potstill.training.trainer import Interrupted, execute
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -37,30 +41,97 @@ def fill(disk: Path) -> None:
     assert os.statvfs(disk).f_bfree == 0
 
 
-class Child:
-    """A process that calls `target(*words)`, with what it prints in a file."""
+class Forked:
+    """A process that calls `target(*words)`, with the face of a `subprocess.Popen`."""
 
-    def __init__(self, target, *words, output: Path) -> None:
-        self.output = output
-        self.process: BaseProcess = _SERVER.Process(target=_call, args=(target, words, output), daemon=True)
+    stdin = None
+
+    def __init__(self, target, *words) -> None:
+        # What the server forked forks for itself: it has imported as much.
+        context = _SERVER if multiprocessing.parent_process() is None else multiprocessing.get_context("fork")
+        self.process = context.Process(target=target, args=words, daemon=True)
         self.process.start()
         self.pid = self.process.pid
 
-    def send(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self, seconds: float = 60) -> int:
-        """Its exit code; minus the signal's number where one killed it."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-            raise AssertionError(f"still running after {seconds} s; it said: {self.said}")
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code; minus the signal's number where one killed it; None while it runs."""
         return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(str(self.process), timeout or 0.0)
+        return self.returncode
+
+
+class Child(Forked):
+    """A process whose output is in a file."""
+
+    def __init__(self, target, *words, output: Path) -> None:
+        self.output = output
+        super().__init__(_call, target, words, output)
+
+    def wait(self, timeout: float | None = 60) -> int:
+        try:
+            return super().wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.process.join()
+            raise AssertionError(f"still running after {timeout} s; it said: {self.said}") from None
 
     @property
     def said(self) -> str:
         return self.output.read_text()
+
+
+class Worker(Forked):
+    """A study's worker, forked where `subprocess.Popen` would start Python and import torch anew."""
+
+    _ends: list[BinaryIO] = []  # noqa: RUF012  # of the pipes to the workers of this process
+
+    def __init__(self, command, *, stdin, stdout, stderr, env, start_new_session) -> None:
+        assert (command[1:], stdin, stderr, start_new_session) == (MODULE, subprocess.PIPE, stdout, True)
+        reading, writing = os.pipe()
+        self.stdin = open(writing, "wb")  # noqa: SIM115
+        self._ends.append(self.stdin)
+        with Connection(reading) as its_stdin, Connection(os.dup(stdout.fileno())) as its_log:
+            super().__init__(_work, its_stdin, its_log, env)
+
+
+MODULE = ["-m", "potstill.study.worker"]
+WARM = SimpleNamespace(**vars(subprocess) | {"Popen": Worker})
+"""For `local.subprocess`: a study's workers are forked."""
+
+
+def warm(*words: object) -> None:
+    """`potstill` with such workers, to be called in a child."""
+    local.subprocess = WARM
+    potstill(*words)
+
+
+def _work(stdin: Connection, log: Connection, env: dict[str, str]) -> None:
+    for end in Worker._ends:  # while another held it, a worker would outlive its study
+        end.close()
+    os.setsid()
+    os.environ.update(env)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _redirect(log.fileno())
+    os.dup2(stdin.fileno(), 0)
+    stdin.close()
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    worker.main()
 
 
 def call(target, *words, output: Path) -> tuple[int, str]:
@@ -138,10 +209,16 @@ def at(where: str, count: int, do, after: bool = False, patch=setattr) -> None:
 
 def _call(target, words: tuple[object, ...], output: Path) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
+    multiprocessing.current_process().daemon = False  # or it could have no children
     with open(output, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        _redirect(file.fileno())
+    target(*words)
+
+
+def _redirect(descriptor: int) -> None:
+    """Lets this process print to a file."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
-    target(*words)

@@ -48,12 +48,12 @@ def test_of_two_trainings_in_one_directory_one_works_and_the_other_is_told_who(t
         assert code == 2
         assert holder(first) in said.splitlines()[-1]
     assert len((tmp_path / "second").read_text().splitlines()) == 2
-    first.send(signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     first.wait()
     assert (run / "run.lock").exists()
     second = Child(potstill, "train", "--resume", run, *OPTIONS, output=tmp_path / "log")
     until(lambda: locked_by(run) == second.pid)  # the lock of the dead
-    second.send(signal.SIGTERM)
+    second.send_signal(signal.SIGTERM)
     assert second.wait() == 143
 
 
@@ -119,7 +119,7 @@ def test_of_two_students_that_want_the_same_data_one_records_and_the_other_waits
     time.sleep(0.5)
     assert len(names(tmp_path / "data")) == 2  # one recording and its lock
     assert not second.metrics_path.exists()
-    recording.send(signal.SIGKILL)
+    recording.send_signal(signal.SIGKILL)
     recording.wait()
     assert waiting.wait() == 0
     data = names(tmp_path / "data")

@@ -5,13 +5,14 @@ import signal
 from dataclasses import replace
 
 import pytest
-from processes import Child, call, go_on, gone, names, until
+from processes import WARM, Child, call, go_on, gone, names, until
 from small_runs import RUNTIME, STUDENT, outcome, small_run
 
 from potstill.evaluation import EvalConfig
 from potstill.load import Origin
 from potstill.networks import NetworkConfig
 from potstill.storage.runs import Run
+from potstill.study import local
 from potstill.study.execute import execute as execute_study
 from potstill.study.execute import open_or_create
 from potstill.study.plan import RunSpec
@@ -68,6 +69,7 @@ def study(teacher):
 
 
 def drive(folder, teacher):
+    local.subprocess = WARM
     for ended in execute_study(study(teacher), folder, RUNTIME, workers=1):
         assert ended.error is None, ended.error
 
@@ -83,7 +85,7 @@ def test_a_study_cut_by_sigterm_and_by_sigkill_ends_with_the_same_bits_as_one_th
         driver = Child(drive, tmp_path / "cut", teacher, output=tmp_path / "log")
         until(lambda lines=lines: saved(path) > lines, 100)
         worker = json.loads((path / "run.lock").read_text())["pid"]
-        driver.send(number)
+        driver.send_signal(number)
         driver.wait()
         gone(worker)  # it dies with its study
         assert Run.open(path).status == "interrupted"

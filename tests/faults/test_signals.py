@@ -26,7 +26,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(number, co
     child = Child(potstill, *options, "--out", run, output=tmp_path / "log")
     until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
     assert not begun(run)
-    child.send(number)
+    child.send_signal(number)
     assert child.wait() == code
     assert child.said == f"potstill: stopped by {signal.Signals(number).name}; continue with --resume {run}\n"
     assert Run.open(run).status == "interrupted"
@@ -47,9 +47,9 @@ def test_a_second_sigint_quits_at_once(tmp_path):
     marker = tmp_path / "saving"
     child = Child(hang_while_saving, marker, *ENDLESS, "--out", tmp_path / "run", output=tmp_path / "log")
     until(marker.exists)
-    child.send(signal.SIGINT)
+    child.send_signal(signal.SIGINT)
     time.sleep(0.2)
-    child.send(signal.SIGINT)
+    child.send_signal(signal.SIGINT)
     assert child.wait(10) == 130
     assert "Traceback" not in child.said
     assert Run.open(tmp_path / "run").status == "new"
@@ -71,7 +71,7 @@ def test_workers_save_and_stop_when_their_comparison_is_killed(number, teacher, 
     run = tmp_path / "out" / "width-1_32_student_seed-0"
     until(lambda: begun(run), 100)
     worker = json.loads((run / "run.lock").read_text())["pid"]
-    driver.send(number)
+    driver.send_signal(number)
     assert driver.wait() == -number
     gone(worker)
     assert (run / "log.txt").read_text() == f"potstill: stopped by SIGTERM; continue with --resume {run}\n"

@@ -1,4 +1,4 @@
-"""A short soak; `python tests/faults/soak.py` is the long one."""
+"""A short soak of forked processes. `python tests/faults/soak.py` is a long one, of processes as users start them."""
 
 import pytest
 from soak import GROWTH, Soak, soak
@@ -9,6 +9,8 @@ def test_a_study_under_random_kills_ends_as_one_left_in_peace_and_leaves_nothing
     soaked = soak(tmp_path, runs=8, seed=0, minutes=20)
     print(soaked)
     assert (soaked.lost, soaked.different, soaked.left) == ([], [], [])
+    assert soaked.unnamed == []
+    assert len(soaked.swapped) >= 2
     assert not soaked.grows
     assert sum(soaked.drivers_killed.values()) >= 1
     assert sum(soaked.workers_killed.values()) >= 3

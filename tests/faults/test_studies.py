@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from processes import fill
+from processes import WARM, Child, call, fill, warm
 from soak import Here
 
 from potstill.errors import InputError
@@ -88,9 +89,16 @@ def disturbed(deeds):
     return start
 
 
-def command(plan, out, *words):
-    options = ["--out", out, "--quiet", "--device", "cpu", "--save-every", "0", *words]
-    return [sys.executable, "-m", "potstill", "study", "run", *map(str, (plan, *options))]
+def words(plan, out, workers):
+    """A study's command line."""
+    options = ["--workers", workers, "--quiet", "--device", "cpu", "--save-every", "0"]
+    return ["study", "run", plan, "--out", out, *options]
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    """Workers are forked; test_signals.py and tests/study have some that are started."""
+    monkeypatch.setattr(local, "subprocess", WARM)
 
 
 def wait_until(what, seconds=100.0):
@@ -148,16 +156,14 @@ def test_a_log_that_is_a_link_is_not_written_through_and_the_other_runs_go_on(pe
     assert (tmp_path / "theirs").read_bytes() == b""
 
 
-def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes_on(peace, disk):
+def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes_on(peace, disk, tmp_path):
     out = disk / "out"
-    study = command(peace.folder / "plan.toml", out, "--workers", "1")
-    driver = subprocess.Popen(study, stderr=subprocess.PIPE, text=True)
+    driver = Child(warm, *words(peace.folder / "plan.toml", out, 1), output=tmp_path / "log")
     wait_until((out / "runs" / RL / "resume.safetensors").exists)
     fill(disk)
-    said = driver.communicate(timeout=100)[1]
     full = "no space left on device; nothing was changed"
-    assert driver.returncode == 2
-    assert said.splitlines()[-1] == f"potstill: cannot write {out / RL}.json: {full}"
+    assert driver.wait() == 2
+    assert driver.said.splitlines()[-1] == f"potstill: cannot write {out / RL}.json: {full}"
     before = (out / f"{STUDENT}.json").read_bytes()
     (disk / "full").unlink()
     assert [ended.error for ended in run_study(peace.plan, out, RUNTIME, workers=1, start=Here)] == [None]
@@ -174,21 +180,24 @@ def test_a_worker_that_never_shows_life_is_killed_and_named(peace, tmp_path, mon
     assert set(status(peace.plan, tmp_path)["failures"].values()) == {"no sign of life for 1 s"}
 
 
+def with_little_memory(*words):
+    resource.setrlimit(resource.RLIMIT_DATA, (1_500_000 << 10, resource.RLIM_INFINITY))
+    warm(*words)
+
+
 def test_a_run_without_memory_is_named_and_tried_again_and_the_others_finish(peace, tmp_path):
     hungry = PLAN.replace("total-timesteps = 2048", "total-timesteps = 100_000_000\nbuffer-size = 100_000_000")
     (peace.folder / "hungry.toml").write_text(hungry)
-    limited = ["bash", "-c", 'ulimit -d 1500000; exec "$@"', "bash"]
-    study = command(peace.folder / "hungry.toml", tmp_path, "--workers", "2")
-    done = subprocess.run([*limited, *study], capture_output=True, text=True, check=False)
-    words = "exit code 1: potstill: out of memory: Unable to allocate"
-    assert done.returncode == 1
-    first, counted, reason = done.stderr.splitlines()
-    assert first.startswith(f"study  {STUDENT}: {words}")
+    ended = call(with_little_memory, *words(peace.folder / "hungry.toml", tmp_path, 2), output=tmp_path / "log")
+    why = "exit code 1: potstill: out of memory: Unable to allocate"
+    assert ended[0] == 1
+    first, counted, reason = [line for line in ended[1].splitlines() if STUDENT in line or "failed" in line]
+    assert first.startswith(f"study  {STUDENT}: {why}")
     assert first.endswith("; started again")
     assert counted == "potstill: 1 of 2 runs failed (see log.txt there):"
-    assert reason.startswith(f"  {STUDENT}: {words}")
+    assert reason.startswith(f"  {STUDENT}: {why}")
     records = outcome(tmp_path)
-    assert (records[STUDENT]["status"], records[STUDENT]["error"].startswith(words)) == ("failed", True)
+    assert (records[STUDENT]["status"], records[STUDENT]["error"].startswith(why)) == ("failed", True)
     assert records[RL] == peace.outcome[RL]
     report = status(read_plan(peace.folder / "hungry.toml"), tmp_path)
     assert (report["done"], report["failed"], list(report["failures"])) == (1, 1, [STUDENT])
@@ -196,16 +205,14 @@ def test_a_run_without_memory_is_named_and_tried_again_and_the_others_finish(pea
 
 def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_left(peace, tmp_path):
     run, record = tmp_path / "runs" / RL, tmp_path / f"{STUDENT}.json"
-    driver = subprocess.Popen(
-        command(peace.folder / "plan.toml", tmp_path, "--workers", "1"), stderr=subprocess.PIPE, start_new_session=True
-    )
+    driver = Child(warm, *words(peace.folder / "plan.toml", tmp_path, 1), output=tmp_path / "log")
     try:
         wait_until((run / "resume.safetensors").exists)
         worker = json.loads((run / "run.lock").read_text())["pid"]
         assert status(peace.plan, tmp_path)["running"] == 1
     finally:
         driver.kill()
-        driver.communicate()
+        driver.wait()
     wait_until(lambda: not is_alive(worker))  # whoever its parent is now may not have waited for it yet
     assert "stopped by SIGTERM" in (run / "log.txt").read_text()
     report = status(peace.plan, tmp_path)

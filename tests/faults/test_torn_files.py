@@ -10,7 +10,7 @@ from small_runs import RUNTIME, outcome, small_run
 from potstill.errors import InputError
 from potstill.policies import load_policy, recorded_result
 from potstill.results import read_runs, runs_table
-from potstill.storage.runs import Run
+from potstill.storage.runs import Run, read_document
 from potstill.study.planfile import read_plan
 from potstill.training.trainer import execute
 
@@ -45,7 +45,9 @@ def rewrite(path, **changes):
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     else:
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+        document = json.loads(path.read_bytes())
+        document.pop("digest", None)
+        path.write_text(json.dumps(document | changes))
 
 
 READERS = {
@@ -84,7 +86,7 @@ def test_a_record_of_a_study_of_a_newer_format_is_refused_by_name(tmp_path):
 def test_the_first_config_and_result_which_did_not_say_their_format_are_read(cut):
     execute(cut, RUNTIME)
     for path in (cut.path / "config.json", cut.result_path):
-        document = json.loads(path.read_bytes())
+        document = read_document(path)
         assert document.pop("format") == 1
         path.write_text(json.dumps(document))
     assert Run.open(cut.path) == cut
