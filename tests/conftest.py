@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,13 +20,41 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def settled_anew(monkeypatch):
-    """What a test tells torch of the processor, and the modules it names, end with it, whatever test comes next."""
-    monkeypatch.setattr(imports, "_named", dict(imports._named))
+@contextmanager
+def as_before():
+    """What is done to this process in here ends here, whatever test comes next, of whatever file.
+
+    A command minds SIGTERM, sets COLUMNS where a terminal is narrow, tells torch of the processor, and keeps the
+    modules that are named and where they lie.
+    """
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    named, path, environ = dict(imports._named), list(sys.path), dict(os.environ)
     yield
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    imports._named.clear()
+    imports._named.update(named)
+    sys.path[:] = path
+    changed = {name for name in {*environ, *os.environ} if environ.get(name) != os.environ.get(name)}
+    for name in changed - {"PYTEST_CURRENT_TEST"}:
+        if name in environ:
+            os.environ[name] = environ[name]
+        else:
+            del os.environ[name]
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_settled():
+    with as_before():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def settled():
+    with as_before():
+        yield
 
 
 @pytest.fixture(scope="session")

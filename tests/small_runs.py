@@ -27,7 +27,7 @@ TRAIN = PPOConfig(
     precision="float32",
 )
 PONG = replace(TRAIN, env=TASKS["pong"].env, network=NetworkConfig(width="1/32"), epochs=1, normalise_inputs=40)
-PONG = replace(PONG, num_envs=4, num_steps=128)  # an emulator takes its time to start
+PONG = replace(PONG, num_envs=2, num_steps=64, minibatch_size=64, total_timesteps=4 * 128, reseed_every=3 * 128)
 STUDENT = DistillConfig(
     network=NetworkConfig(width="1/8"),
     total_timesteps=2_048,

@@ -5,6 +5,7 @@ Real kills are in test_resuming.py; here the run's directory is copied at each m
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from processes import at
@@ -50,7 +51,7 @@ KINDS = {name: (name, {}) for name in CONFIGS} | {
     "another seed": ("cartpole", {"seed": 2**63 - 1}),
     "continuous actions": ("cartpole", vars(small("pendulum"))),
     "a task that has an end": ("cartpole", vars(small("acrobot"))),
-    "frames of Pong, every rollout anew": ("pong", {"reseed_every": PONG.batch_size, "total_timesteps": 1_536}),
+    "frames of Pong, every rollout anew": ("pong", {"reseed_every": PONG.batch_size, "total_timesteps": 3 * 128}),
     "a mixed lead until the end": ("mixed", {"beta_until": 1.0}),
     "a noisy teacher": ("teacher", {"noise": 0.3}),
     "a buffer that runs over": ("student", {"buffer_size": 100}),
@@ -59,19 +60,29 @@ KINDS = {name: (name, {}) for name in CONFIGS} | {
 assert len(KINDS) == 29
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(kind, teacher, tmp_path, monkeypatch):
-    name, changes = KINDS[kind]
-    whole = small_run(name, teacher, tmp_path / "whole", **changes)
-    monkeypatch.setattr(evaluation, "latency", lambda policy: {})  # which takes its time, and is no part of the outcome
-    with monkeypatch.context() as patch:
-        for number, cut in enumerate(CUTS.values()):
-            copy = tmp_path / f"cut-{number}"
-            at(*cut[:2], lambda copy=copy: shutil.copytree(whole.path, copy), *cut[2:], patch=patch.setattr)
-        execute(whole, RUNTIME)
-    expected = outcome(whole)
-    for number, cut in enumerate(CUTS):
-        run = Run.open(tmp_path / f"cut-{number}")
-        assert run.status == ("interrupted" if run.resume_path.exists() else "new")
+@pytest.fixture(scope="module", params=KINDS)
+def whole(request, teacher, tmp_path_factory):
+    """A run of a kind, not cut: what it came to, and copies of its directory as it was at each cut."""
+    name, changes = KINDS[request.param]
+    run = small_run(name, teacher, tmp_path_factory.mktemp("cuts") / "whole", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "latency", no_latency)
+        for cut, moment in CUTS.items():
+            copy = run.path.with_name(cut)
+            at(*moment[:2], lambda copy=copy: shutil.copytree(run.path, copy), *moment[2:], patch=patch.setattr)
         execute(run, RUNTIME)
-        assert outcome(run) == expected, f"cut where there is {cut}"
+    return SimpleNamespace(folder=run.path.parent, outcome=outcome(run))
+
+
+def no_latency(policy):
+    """Of a network, which takes its time to measure, and is no part of the outcome."""
+    return {}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(whole, cut, monkeypatch):
+    monkeypatch.setattr(evaluation, "latency", no_latency)
+    run = Run.open(whole.folder / cut)
+    assert run.status == ("interrupted" if run.resume_path.exists() else "new")
+    execute(run, RUNTIME)
+    assert outcome(run) == whole.outcome

@@ -1,7 +1,16 @@
-"""Made-up studies whose truth is known, as records and as files. No policy was trained for any of them."""
+"""Made-up studies whose truth is known, as records and as files. No policy was trained for any of them.
+
+    python tests/report/synthetic.py 20000
+
+makes so many records and prints what `potstill report` takes for them.
+"""
 
 import json
 import math
+import subprocess
+import sys
+import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -131,3 +140,23 @@ def write(folder: Path, records: list[dict[str, Any]], **beside: Any) -> Path:
     document = {"name": "synthetic", "plan": 'name = "synthetic"\n', "potstill": "0.1.0", "planned": len(records)}
     (folder / "study.json").write_text(json.dumps(document | beside))
     return folder
+
+
+def measure(folder: Path, runs: int) -> dict[str, float]:
+    """What `potstill report` takes for `runs` records, which are made in `folder`, in a process of its own."""
+    groups = 4 * len(SIZES)  # of three arms and longer runs of the first
+    write(folder, study(seeds=-(-runs // groups))[:runs])
+    page = folder / "report.html"
+    limited = "import resource, sys; from potstill.cli import main; main(sys.argv[1:])"
+    limited += "; use = resource.getrusage(resource.RUSAGE_SELF); print(use.ru_utime + use.ru_stime, use.ru_maxrss)"
+    began = time.monotonic()
+    command = [sys.executable, "-c", limited, "report", str(folder), "--out", str(page)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    seconds, (cpu, kibibytes) = time.monotonic() - began, map(float, said.splitlines()[-1].split())
+    return {"seconds": seconds, "cpu_seconds": cpu, "MB": kibibytes * 1024 / 1e6, "page_MB": page.stat().st_size / 1e6}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="report-") as folder:
+        measured = measure(Path(folder) / "study", int(sys.argv[1]))
+    print(", ".join(f"{value:.1f} {name.replace('_', ' ')}" for name, value in measured.items()))

@@ -47,14 +47,6 @@ NAMES = ["width-1_32_student_seed-0", "width-1_16_student_seed-0"]
 FIGURES = {f"{name}.png" for name in ("size_score", "learning_curves", "score_distributions", "agreement_score")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def handler():
-    """A command minds SIGTERM; the tests after it do as before."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def save_teacher(path, seed):
     policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(seed))
     with torch.no_grad():

@@ -61,14 +61,6 @@ total-timesteps = 2048
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def handler():
-    """A command minds SIGTERM; the tests after it do as before."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def write(folder, text=PLAN):
     (folder / "plan.toml").write_text(text)
     return folder / "plan.toml"

@@ -54,7 +54,7 @@ def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.]{1,120}", name, re.ASCII):
             raise InputError(f"{what} names a tensor {str(name)[:80]!r}")
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-        if not plain or tensor.dtype != torch.float32 or tensor.is_meta:
+        if not plain or tensor.dtype != torch.float32 or tensor.is_meta or tensor.is_nested:
             raise InputError(f"{name} in {what} is not a plain float32 tensor")
         if 4 * tensor.numel() > len(content):  # one number seen from everywhere, at no cost until it is used
             raise InputError(f"{name} in {what} claims a shape of {tuple(tensor.shape)}")
@@ -91,7 +91,7 @@ def lay(policy: Policy, state: Mapping[str, Tensor], names: Mapping[str, str], t
     """Copies weights and biases into the policy's layers, `names` from its own name of a layer to theirs.
 
     Raises:
-        InputError: a layer is missing or has another shape.
+        InputError: a layer is missing or has another shape, or the policy's answers are not finite.
     """
     layers = dict(policy.named_modules())
     with torch.no_grad():
@@ -106,6 +106,8 @@ def lay(policy: Policy, state: Mapping[str, Tensor], names: Mapping[str, str], t
                         f" {task} and the {policy.family} family it would be {tuple(target.shape)}"
                     )
                 target.copy_(given)
+        if not policy(torch.zeros(1, *policy.observation_shape))[0].isfinite().all():
+            raise InputError(f"{what} holds weights so large that what the policy answers is not finite")
 
 
 @torch.no_grad()
