@@ -341,9 +341,7 @@ def compress(
     """Looks for the smallest student that keeps a share of its teacher's score.
 
     Args:
-        teacher: as `distill`.
-        env: as `distill`.
-        statistics: as `distill`.
+        teacher, env, statistics: as `distill`.
         out: folder of the result. Where it was begun before, it goes on. Default: a new one under distill_run/.
         settings: fields of `CompressConfig`, `DistillConfig` and `Runtime` by name, such as `keep=0.95, budget=15`
             (minutes).

@@ -14,16 +14,12 @@ class Arm(NamedTuple):
     """One way to make a policy."""
 
     method: Method
-    settings: dict[str, Any]
-    """What makes the arm what it is, by field name of its method's config or of its network."""
-    label: str
-    """In prose."""
-    short: str
-    """In figures, over two lines."""
+    settings: dict[str, Any]  # what makes the arm what it is, by field name of its method's config or of its network
+    label: str  # in prose
+    short: str  # in figures, over two lines
     colour: str
     marker: str
-    role: Role
-    """reward: learns from reward alone. student: learns from a teacher."""
+    role: Role  # reward: learns from reward alone. student: learns from a teacher.
 
 
 # Colours: Okabe & Ito 2008, told apart by colour-blind readers; finetune's and self-distill's: Tol 2021.

@@ -304,11 +304,8 @@ def beta(config: DistillConfig, vector_step: int) -> float:
 
 
 class _Labels:
-    """What a teacher says of the states that `envs` show. It is asked of each once, in order.
-
-    Args:
-        player: whose prepared inputs it is given; None where it plays itself.
-    """
+    """What a teacher says of the states that `envs` show, asked of each once, in order. `player` is whose prepared
+    inputs it is given; None where it plays itself."""
 
     def __init__(self, teacher: Policy, player: Policy | None, envs: Envs, dtype: torch.dtype) -> None:
         self.teacher, self.envs = teacher, envs
@@ -413,13 +410,7 @@ def _begin(
 
 
 class Distillation:
-    """A distillation as the trainer takes it, an `algorithm.Algorithm`.
-
-    Args:
-        envs: the teacher's task; it has `config.num_envs` environments.
-        data: the teacher's stored play, where the teacher leads.
-        tolerant: as `Envs.replay` takes it.
-    """
+    """A distillation as the trainer takes it, an `algorithm.Algorithm`; `data` is stored play of a leading teacher."""
 
     def __init__(
         self, config: DistillConfig, envs: Envs, device: torch.device, *, teacher: Policy, data: Dataset | None = None,

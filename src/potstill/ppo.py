@@ -477,13 +477,7 @@ def _as_inputs(rows: Tensor) -> Tensor:
 
 
 class PPO:
-    """A training as the trainer takes it, an `algorithm.Algorithm`.
-
-    Args:
-        envs: the task; it has `config.num_envs` environments.
-        teacher, initial: as `start` takes them.
-        tolerant: as `Envs.replay` takes it.
-    """
+    """A training as the trainer takes it, an `algorithm.Algorithm`, in `config.num_envs` environments."""
 
     def __init__(
         self, config: PPOConfig, envs: Envs, device: torch.device, *, teacher: Policy | None = None,

@@ -33,8 +33,7 @@ class Column(NamedTuple):
 
     name: str
     dtype: DataTypeClass
-    help: str
-    """What it holds, and its unit where it has one."""
+    help: str  # what it holds, and its unit where it has one
 
 
 _COLUMNS = (
@@ -127,10 +126,8 @@ class Found(NamedTuple):
     """What a folder of runs or of records holds."""
 
     records: list[dict[str, Any]]
-    damaged: dict[str, str]
-    """Why a run cannot be read, by its name."""
-    ignored: list[str]
-    """JSON files that are no records, a line for each."""
+    damaged: dict[str, str]  # why a run cannot be read, by its name
+    ignored: list[str]  # JSON files that are no records, a line for each
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:

@@ -23,18 +23,15 @@ EnvLike = str | EnvConfig | EnvSpec | Callable[[], "gymnasium.Env[Any, Any]"]
 class Task:
     """One task, and what is known of it."""
 
-    env: EnvConfig
-    """What a policy sees and may do."""
+    env: EnvConfig  # what a policy sees and may do
     ppo: Mapping[str, Any] = field(default_factory=dict)
     """Where `PPOConfig`'s defaults, tuned on Pong, do not fit: values by field, and `width`."""
-    limits: tuple[float, float] = (-math.inf, math.inf)
-    """The least and the greatest score that a game can have."""
+    limits: tuple[float, float] = (-math.inf, math.inf)  # the least and the greatest score that a game can have
     targets: tuple[float, ...] | None = None
     """Scores at which sizes are compared; None takes shares of what the teachers score."""
     margin: float | None = None
     """Differences within it are as good as none; None takes an eightieth of the teachers' score over a random one's."""
-    two_sided: bool = False
-    """Games are played for points against an opponent: the score is the difference."""
+    two_sided: bool = False  # games are played for points against an opponent: the score is the difference
 
 
 CONTROL: Mapping[str, Any] = {

@@ -193,10 +193,7 @@ class Progress:
 
     Args:
         description: what is running and which size, e.g. "train pong, width 1/4".
-        total: steps at the end.
         start: steps done by an earlier process; they do not count for the speed.
-        quiet: print nothing.
-        unit: what is counted.
     """
 
     def __init__(self, description: str, total: int, start: int = 0, quiet: bool = False, unit: str = "steps") -> None:
@@ -270,9 +267,6 @@ def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -
     fails, it is told once, and the run goes on without it. A resumed run is the same run in both.
 
     Args:
-        track: what --track says.
-        directory: the run's.
-        config: the run's, shown beside the curves.
         step: where a resumed run goes on; TensorBoard forgets later points.
 
     Raises:

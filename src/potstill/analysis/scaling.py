@@ -19,7 +19,7 @@ from potstill.analysis.statistics import (
     resample_curve,
     welch,
     widen,
-)  # fmt: skip
+)
 from potstill.errors import InputError
 
 
@@ -28,8 +28,7 @@ class Bounded:
     """A positive quantity (a size, a ratio of sizes) that may be known by a bound only."""
 
     low: float
-    high: float
-    """What the runs say: equal where the value is known; 0 or infinite where nothing bounds it on that side."""
+    high: float  # with low, what the runs say: equal where it is known; 0 or infinite where nothing bounds it there
     interval: tuple[float, float]
     """Of the resamples' lower bounds the lower percentile, of their upper bounds the upper one: whatever the unmeasured
     sizes hide, the interval is not too narrow."""
@@ -52,23 +51,17 @@ class Convergence:
     """Whether an RL run had learned what it would."""
 
     verdict: Literal["converged", "not converged", "unknown"]
-    slope: Interval
-    """Of the last quarter of the learning curve, in score per step."""
-    gain: float | None
-    """Score that the extension of the budget added; None where there was none."""
+    slope: Interval  # of the last quarter of the learning curve, in score per step
+    gain: float | None  # score that the extension of the budget added; None where there was none
 
 
 class BudgetLaw(NamedTuple):
     """S(N, D) = S_inf(N) (1 - (D / D0(N))^-b), as `budget_law` fits it."""
 
-    sizes: dict[int, tuple[float, float]]
-    """By size N, S_inf in points and D0 in agent steps."""
-    power: float
-    """b."""
-    lack: float
-    """F of the lack of fit."""
-    p: float
-    """Of that test: below 0.05 the law does not hold, and neither do its numbers."""
+    sizes: dict[int, tuple[float, float]]  # by size N, S_inf in points and D0 in agent steps
+    power: float  # b
+    lack: float  # F of the lack of fit
+    p: float  # of that test: below 0.05 the law does not hold, and neither do its numbers
 
 
 def isotonic(scores: ArrayLike) -> FloatArray:
@@ -171,13 +164,7 @@ def budget_law(scores: Mapping[int, Mapping[float, ArrayLike]]) -> BudgetLaw | N
     """Fits S(N, D) = S_inf(N) (1 - (D / D0(N))^-b), one b for all sizes, by least squares, and tests its lack of fit.
 
     The test holds what the law leaves of the means against the spread of runs at one size and budget. Branches of one
-    run are counted as independent, so that p is approximate.
-
-    Args:
-        scores: by size, by agent steps, the runs' scores.
-
-    Returns:
-        None where there are too few budgets or runs to tell.
+    run are counted as independent, so that p is approximate. None where there are too few budgets or runs to tell.
 
     Source of the test: Draper and Smith 1998, "Applied Regression Analysis", section 2.1.
     """

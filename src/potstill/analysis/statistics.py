@@ -41,8 +41,7 @@ class Estimate:
     """A number, and what resampled studies would have made of it (see `bootstrap`)."""
 
     value: float
-    resamples: FloatArray
-    """(B,), widened for the few runs there are."""
+    resamples: FloatArray  # (B,), widened for the few runs there are
 
     def interval(self, level: float = 0.95) -> Interval:
         """Percentile interval: (1 - level) / 2 of the resamples lie beyond either bound."""
@@ -97,11 +96,6 @@ def bootstrap(arm: Arm, rng: np.random.Generator, resamples: int = 10_000) -> Es
     2. The spread of k units is itself uncertain. Each resample's deviation is divided by sqrt(chi^2 / df), df = k - 1,
        drawn anew: of normal deviations this makes Student's t (Hesterberg 2015 widens the percentiles to that effect;
        we widen the resamples, so that what is computed from them inherits it).
-
-    Args:
-        arm: see `Arm`. The outermost units are teachers, or runs where there is one teacher.
-        rng: decides everything drawn.
-        resamples: B.
 
     Returns:
         The estimate. With a single outermost unit its interval is infinite: one run says nothing about others. Runs
@@ -192,14 +186,11 @@ def holm(p_values: ArrayLike) -> FloatArray:
 class Curve:
     """Interquartile means at several sizes, and their resamples before they are widened."""
 
-    values: FloatArray
-    """(S,)"""
+    values: FloatArray  # (S,)
     deviations: FloatArray
     """(B, S) resamples less the values; `widen` them by the degrees of freedom of what is computed from them."""
-    df: FloatArray
-    """(S,) degrees of freedom of each size's spread."""
-    shared: bool
-    """Whether the sizes share their teachers, and so their degrees of freedom."""
+    df: FloatArray  # (S,) degrees of freedom of each size's spread
+    shared: bool  # whether the sizes share their teachers, and so their degrees of freedom
 
 
 def resample_curve(groups: Sequence[Arm], rng: np.random.Generator, resamples: int = 10_000) -> Curve:

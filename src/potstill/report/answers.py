@@ -39,8 +39,7 @@ class Answers:
     """RL against `student` by play, critic and budget; the groups above are those of one budget, and greedy."""
     passings: tuple[Passing, ...]
     laws: tuple[Law, ...]
-    notes: tuple[str, ...]
-    """What was left out of a computation, and why."""
+    notes: tuple[str, ...]  # what was left out of a computation, and why
 
     def of(self, arm: str) -> list[Group]:
         """An arm's groups, small to large."""
@@ -80,7 +79,6 @@ def answer(records: Sequence[Record], seed: int = 0, resamples: int = 10_000, ta
     Args:
         records: of `results.read_runs`, all of one task; failed and unfinished ones count as missing.
         seed: decides everything drawn. Each number has a generator of its own: an arm more changes no other's.
-        resamples: of every bootstrap.
         targets: scores at which sizes are compared, as the plan fixed them; empty takes the task's.
 
     Raises:

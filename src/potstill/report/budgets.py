@@ -17,7 +17,7 @@ from potstill.report.groups import (
     groups_of,
     number,
     student_arm,
-)  # fmt: skip
+)
 
 PLAYS = ("greedy", "sampled")
 """Ways to play, neither above the other."""
@@ -28,10 +28,8 @@ class AtBudget(NamedTuple):
 
     reward: str
     play: str
-    steps: float
-    """Agent steps of a run, to two figures."""
-    groups: tuple[Group, ...]
-    """RL's, small to large."""
+    steps: float  # agent steps of a run, to two figures
+    groups: tuple[Group, ...]  # RL's, small to large
     students: tuple[Group, ...]
     ratios: tuple[Ratio, ...]
     differences: tuple[Difference, ...]
@@ -47,8 +45,7 @@ class Passing(NamedTuple):
     width: str
     parameters: int
     steps: Bounded
-    spent: float | None
-    """Agent steps of the student and its teacher together."""
+    spent: float | None  # agent steps of the student and its teacher together
 
 
 class Law(NamedTuple):

@@ -1,4 +1,4 @@
-"""Cells -> comparisons: arms at equal size and at equal score, what they cost, their laws of size. Pure, seeded."""
+"""Groups -> comparisons: arms at equal size and at equal score, what they cost, their laws of size. Pure, seeded."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,10 +35,8 @@ class Difference:
     """Of the permutation test of the difference of means, Holm-corrected over the arm's sizes; None where a group has
     one outermost unit: no test."""
     equivalent: bool
-    improvement: float
-    """Probability that a run of the arm scores above one of RL."""
-    lower_bound: bool
-    """RL's group is a lower bound, so the difference to it is an upper one."""
+    improvement: float  # probability that a run of the arm scores above one of RL
+    lower_bound: bool  # RL's group is a lower bound, so the difference to it is an upper one
 
 
 class Growth(NamedTuple):
@@ -46,16 +44,14 @@ class Growth(NamedTuple):
 
     arm: str
     sizes: tuple[int, int]
-    score: Interval
-    """Points per doubling; without ends where a size has a single run."""
+    score: Interval  # points per doubling; without ends where a size has a single run
 
 
 class Ablation(NamedTuple):
     """An arm of the study's own at one size, and the protocol's arm that it is a change of."""
 
     group: Group
-    base: Group | None
-    """Of the same method and size; None where there is none."""
+    base: Group | None  # of the same method and size; None where there is none
     less_base: Interval | None
     """Their difference over the teachers that both have, which are paired; None where one has a single run."""
 

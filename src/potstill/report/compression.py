@@ -53,13 +53,7 @@ def card(record: dict[str, Any], measured: dict[str, Any]) -> str:
 
 
 def page(record: dict[str, Any], measured: dict[str, Any], film: bytes | None, no_film: str | None = None) -> str:
-    """One HTML page that loads nothing.
-
-    Args:
-        record, measured: as of `card`.
-        film: an MP4.
-        no_film: why there is none.
-    """
+    """One HTML page that loads nothing: as `card`, with an MP4, or why there is none."""
     moving = base64.b64encode(film).decode() if film else None
     return template("compression.html").render(
         **_said(record, measured), film=moving, no_film=no_film, figure=_figure(record)

@@ -31,12 +31,9 @@ class Reply(NamedTuple):
     """A question answered."""
 
     question: str
-    verdict: str
-    """A word or two: Yes, No, Not shown, Cannot be said, ..."""
-    sentence: str
-    """All that the answer rests on."""
-    notes: tuple[str, ...] = ()
-    """What the sentence depends on."""
+    verdict: str  # a word or two: Yes, No, Not shown, Cannot be said and so on
+    sentence: str  # all that the answer rests on
+    notes: tuple[str, ...] = ()  # what the sentence depends on
     short: str = ""
     """Its one number, for who reads one sentence only; empty where nothing can be said."""
 
@@ -57,8 +54,7 @@ class Kept(NamedTuple):
     parameters: int
     score: float
     teacher_score: float
-    teacher_parameters: int | None
-    """None where the records do not tell."""
+    teacher_parameters: int | None  # None where the records do not tell
 
     @property
     def smaller(self) -> str:
@@ -94,9 +90,11 @@ def headline(answers: Answers) -> str:
     )
 
 
-def replies(answers: Answers) -> tuple[Reply, Reply, Reply]:
+def replies(answers: Answers) -> tuple[Reply, ...]:
     """The three questions and their answers, by rules that were fixed before the runs (docs/howto/report.md)."""
     bigger, equal, scaling = QUESTIONS
+    if missing := _missing(answers):
+        return tuple(Reply(question, "Cannot be said", missing) for question in QUESTIONS)
     return _overhead(bigger, answers), _equal_size(equal, answers), _growth(scaling, answers)
 
 
@@ -138,8 +136,6 @@ def steps_text(low: float, high: float) -> str:
 
 
 def _overhead(question: str, answers: Answers) -> Reply:
-    if missing := _missing(answers):
-        return Reply(question, "Cannot be said", missing)
     student = answers.student or ""
     ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)]
     scores = ", ".join(f"{target:g}" for target in answers.scale.targets)
@@ -209,8 +205,6 @@ def _wanted(answers: Answers) -> str:
 
 
 def _equal_size(question: str, answers: Answers) -> Reply:
-    if missing := _missing(answers):
-        return Reply(question, "Cannot be said", missing)
     student = answers.student or ""
     ours = [each for each in answers.differences if each.arm == student]
     tested = [each for each in ours if each.p is not None]
@@ -318,8 +312,6 @@ def _ratios(found: Iterable[Ratio], at: str, answers: Answers) -> str:
 
 
 def _growth(question: str, answers: Answers) -> Reply:
-    if missing := _missing(answers):
-        return Reply(question, "Cannot be said", missing)
     both = {arm: [g for g in answers.growths if g.arm == arm] for arm in ("rl", answers.student or "")}
     told = {arm: found for arm, found in both.items() if found}
     spans = [(found[0].score, found[-1].score) for found in told.values() if len(found) > 1]

@@ -21,12 +21,9 @@ Record = dict[str, Any]
 class Scale(NamedTuple):
     """What a task's scores are measured against."""
 
-    targets: tuple[float, ...]
-    """Scores at which sizes are compared."""
-    margin: float
-    """Differences within it are as good as none."""
-    points: bool
-    """Games are played for points, won or lost: the score is their difference."""
+    targets: tuple[float, ...]  # scores at which sizes are compared
+    margin: float  # differences within it are as good as none
+    points: bool  # games are played for points, won or lost: the score is their difference
     limits: tuple[float, float] = (-math.inf, math.inf)
     """No score lies beyond them, though the interval of two runs may reach further."""
 
@@ -48,8 +45,7 @@ class Certificate(NamedTuple):
     run: str
     width: str
     seed: int | None
-    convergence: Convergence | None
-    """None: it has no learning curve to tell from."""
+    convergence: Convergence | None  # None: it has no learning curve to tell from
 
     @property
     def verdict(self) -> str:
@@ -67,8 +63,7 @@ class Group:
     teachers: tuple[str, ...]
     """Of `games`, in its order; an arm without teachers has one, ""."""
     games: Arm
-    score: Interval
-    """Interquartile mean of the runs; its bounds are infinite where there is one outermost unit only."""
+    score: Interval  # interquartile mean of the runs; its bounds are infinite where there is one outermost unit only
     lower_bound: bool
     """A run from scratch among them that was not shown to have converged: more training may bring more."""
 

@@ -47,10 +47,8 @@ class Study(NamedTuple):
 
     name: str
     records: list[Record]
-    document: dict[str, Any]
-    """Of study.json; empty where there is none."""
-    films: list[tuple[str, bytes]]
-    """Name and content of each .mp4 in the folder that is small enough."""
+    document: dict[str, Any]  # of study.json; empty where there is none
+    films: list[tuple[str, bytes]]  # name and content of each .mp4 in the folder that is small enough
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -122,8 +120,7 @@ class TaskAnswers(NamedTuple):
     """One task of a page."""
 
     answers: Answers
-    planned: int | None
-    """Runs that its study plans; None where there is no plan, or one of several tasks."""
+    planned: int | None  # runs that its study plans; None where there is no plan, or one of several tasks
     films: Sequence[tuple[str, bytes]]
 
 
@@ -151,13 +148,7 @@ def _drawn(studies: Sequence[Study], resamples: int) -> int:
 def render(
     studies: Sequence[Study], seed: int = 0, resamples: int = 10_000, each: Sequence[TaskAnswers] | None = None
 ) -> str:
-    """The page, as HTML. The same studies and seed make the same page.
-
-    Args:
-        studies: of `read_study`, each of tasks of its own.
-        seed: of all that is drawn.
-        resamples: of every bootstrap.
-        each: what `answers_of` says of them; None computes it.
+    """The page, as HTML. The same studies and seed make the same page; `each` is what `answers_of` says of them.
 
     Raises:
         InputError: two studies are of one task.

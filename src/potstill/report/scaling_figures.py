@@ -27,7 +27,7 @@ from potstill.report.drawing import (
     reference_lines,
     same_heights,
     size_axis,
-)  # fmt: skip
+)
 from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.groups import Group, number
 from potstill.results import learning_curve

@@ -14,12 +14,7 @@ from potstill.report.page import read_study
 
 
 def main(draw: Callable[[Answers], Figure], argv: Sequence[str] | None = None) -> None:
-    """Draws one figure of a study and prints where it went; bad input is one line on stderr and exit code 2.
-
-    Args:
-        draw: a function of `report.scaling_figures`.
-        argv: the arguments; None takes the command line's.
-    """
+    """Draws one figure of a study and prints where it went; bad input is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(description=(draw.__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="a folder of runs, or of a study's records")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="draw these alone; default: all")

@@ -35,16 +35,11 @@ class Table(NamedTuple):
     headings: Sequence[str]
     rows: Sequence[Sequence[str | Value]]
     sortable: bool = False
-    less: Sequence[str] = ()
-    """Headings of columns that are left out in print."""
+    less: Sequence[str] = ()  # headings of columns that are left out in print
 
 
 def across(each: Sequence[tuple[Answers, int | None]]) -> Table:
-    """What each task answers to each question, side by side.
-
-    Args:
-        each: a task's answers, and the runs that its study plans; None where there is no plan.
-    """
+    """What each task answers to each question, side by side, and the runs that its study plans, None without a plan."""
 
     def row(answers: Answers, planned: int | None) -> list[str | Value]:
         done = sum(record.get("status") == "done" for record in answers.records)

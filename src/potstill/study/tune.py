@@ -99,11 +99,8 @@ def tuning_plan(plan: Plan) -> Plan:
 
 
 def choose(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[Choice]:
-    """The best trial of each arm at each width by its mean score, and what lies between for the other widths.
-
-    Args:
-        records: of the trials' runs, all done.
-    """
+    """The best trial of each arm at each width by its mean score, of records of runs that are all done, and what lies
+    between for the other widths."""
     choices = []
     tried = trials(plan)
     for arm in dict.fromkeys(trial.arm for trial in tried):

@@ -29,11 +29,8 @@ def assess(
     teacher: LoadedPolicy | None,
     run: Run | None = None,
 ) -> dict[str, Any]:
-    """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher.
-
-    Args:
-        run: whose lock gets a sign of life with every game, and whose directory keeps what was played until it is done.
-    """
+    """The figures every run is reported with: greedy and sampled, with and without stickiness, beside its teacher. The
+    lock of `run` gets a sign of life with every game; its directory keeps what was played until that is done."""
     policy, env, count = loaded.policy, loaded.env, eval_config.episodes
     secondary = count if eval_config.secondary_games is None else eval_config.secondary_games
     known = recorded_result(teacher) if teacher is not None else None  # which many students need, none measured again

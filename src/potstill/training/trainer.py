@@ -53,6 +53,9 @@ def new_run(
     Args:
         labels: what a study calls the run: its `arm` and `identity`.
         origins: by role: the `teacher` to learn from, the `initial` policy whose weights to begin with.
+
+    Raises:
+        InputError: these do not fit together, or `out` exists. Nothing is made then.
     """
     name, kind = next((name, kind) for name, kind in KINDS.items() if type(config) is kind.config)
     found: dict[str, LoadedPolicy] = {}
@@ -101,10 +104,8 @@ class Kind(NamedTuple):
     algorithm: Callable[..., Algorithm]
     fit: Callable[[Any, dict[str, LoadedPolicy]], Any]
     """The config that is recorded, from the one asked for and the run's origins; refuses what does not fit."""
-    methods: tuple[str, ...]
-    """What plans and tables call it, by what it begins with."""
-    foreign: bool = False
-    """Whether its origins may be other than policies of potstill's."""
+    methods: tuple[str, ...]  # what plans and tables call it, by what it begins with
+    foreign: bool = False  # whether its origins may be other than policies of potstill's
 
 
 KINDS = {
