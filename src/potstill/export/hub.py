@@ -16,6 +16,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
 from potstill import __version__
 from potstill.envs import EnvConfig
 from potstill.errors import InputError, printable, reason
@@ -269,98 +271,42 @@ def _document(file: Path, shown: Path | str) -> dict[str, Any]:
 def _card(
     loaded: LoadedPolicy, result: dict[str, Any], config: dict[str, Any], repo_id: str, licence: str, film: bool
 ) -> str:
-    """The model card. Raises InputError where the result, or the config, is of another making."""
-    try:
-        return _written_card(loaded, result, config, repo_id, licence, film)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"the {RESULT} beside {loaded.path} is not one that potstill wrote: {error!r}") from error
+    """The model card: metadata the Hub reads, then what people do. Scores are those of `result`, none are made here.
 
-
-def _written_card(
-    loaded: LoadedPolicy, result: dict[str, Any], config: dict[str, Any], repo_id: str, licence: str, film: bool
-) -> str:
-    """The model card: metadata the Hub reads, then what people do. Scores are those of `result`, none are made here."""
+    Raises:
+        InputError: the result, or the config, is of another making.
+    """
     from ale_py.registration import rom_id_to_name
     from huggingface_hub import EvalResult, ModelCardData
 
-    env, size, name = loaded.env, loaded.policy.size(), repo_id.partition("/")[2]
+    env, name, learning = loaded.env, repo_id.partition("/")[2], "reinforcement-learning"
     task = f"ALE/{rom_id_to_name(env.id)}-v5" if env.atari else env.id
-    facts = loaded.document.get("provenance", {}) | config | result
-    facts = {key: printable(value) if isinstance(value, str) else value for key, value in facts.items()}
-    results = None
-    if "score" in result:
-        spread = f" +/- {result['std']:.2f}" if result.get("std") is not None else ""
-        results = [
-            EvalResult(
-                task_type="reinforcement-learning",
-                task_name="reinforcement-learning",
-                dataset_type=task,
-                dataset_name=task,
-                metric_type="mean_reward",
-                metric_name="mean_reward",
-                metric_value=f"{result['score']:.2f}{spread}",
-                verified=False,
-            )
-        ]
-    data = ModelCardData(
-        model_name=name,
-        library_name="potstill",
-        pipeline_tag="reinforcement-learning",
-        tags=["reinforcement-learning", task],
-        license=licence,
-        eval_results=results,
-    )
-    made = {"train": "Trained with PPO.", "distill": f"Distilled from `{facts.get('teacher')}`."}.get(
-        facts.get("kind", "")
-    )
-    if facts.get("source") == "stable-baselines3":
-        made = f"Imported from Stable-Baselines3 ({facts.get('algorithm')})."
-    episodes = result.get("episodes")
-    lines = [
-        *("---", data.to_yaml().strip(), "---", "", f"# {name}", ""),
-        f"A policy for {task}: width {loaded.policy.config.width}, {size.parameters:,} parameters, {size.macs:,}"
-        f" multiply-adds, {size.bytes:,} bytes. " + (made or ""),
-        "",
-        *(_scores(result, env.sticky) if results else ["It has not been scored."]),
-        "",
-        *(
-            f"- {title}: `{facts[key]}`"
-            for title, key in (("Command", "command"), ("Commit", "commit"))
-            if facts.get(key)
-        ),
-        *([f"- Machine: {facts['machine']}"] if facts.get("machine") else []),
-        *([f"- Training: {result['wall_seconds'] / 60:.0f} minutes"] if "wall_seconds" in result else []),
-        *(
-            [f"- Latency: {result['latency_ms']:.2f} ms an observation, one core, median"]
-            if "latency_ms" in result
-            else []
-        ),
-        *([f"- Film of a game: [{FILM}]({FILM})"] if film else []),
-        *("", "## Use", "", "```sh", "pip install 'potstill[hub]'", f"potstill pull {repo_id} --out {name}"),
-        f"potstill evaluate {name}" + (f" --episodes {episodes} --seed 1" if episodes else ""),
-        *(
-            "```",
-            "",
-            f"`{POLICY}` holds tensors and JSON, no code: the task, its actions and the normalisation are inside.",
-        ),
-    ]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def _scores(result: dict[str, Any], sticky: float) -> Iterator[str]:
-    """A table of the scores in a result."""
-    stuck = f", sticky actions {sticky:g}" if sticky else ""
-    games = f" ({result['episodes']} games, {result['distinct']} distinct)" if "distinct" in result else ""
-    interval = "{:.2f} to {:.2f}".format(*result["ci95"]) if result.get("ci95") else ""
-    yield from ("| evaluation | mean score | 95 % interval |", "|---|---|---|")
-    yield f"| greedy{stuck}{games} | **{result['score']:.2f}** | {interval} |"
-    others = {"score_sampled": f"sampled{stuck}", "score_nosticky": "greedy, no sticky actions"}
-    others |= {"teacher_score": f"its teacher, greedy{stuck}", "random_score": "a random policy"}
-    for key, what in others.items():
-        if result.get(key) is not None:
-            yield f"| {what} | {result[key]:.2f} | |"
-    if interval:
-        yield from ("", "The interval is over distinct games of this one policy.")
+    try:
+        facts = loaded.document.get("provenance", {}) | config | result
+        facts = {key: printable(value) if isinstance(value, str) else value for key, value in facts.items()}
+        results = None
+        if "score" in result:
+            spread = f" +/- {result['std']:.2f}" if result.get("std") is not None else ""
+            score: Any = {"metric_type": "mean_reward", "metric_value": f"{result['score']:.2f}{spread}"}
+            kind: Any = {"task_type": learning, "dataset_type": task, "dataset_name": task, "task_name": learning}
+            results = [EvalResult(**kind, **score, metric_name="mean_reward", verified=False)]
+        data = ModelCardData(
+            model_name=name, library_name="potstill", pipeline_tag=learning, tags=[learning, task], license=licence,
+            eval_results=results,
+        )  # fmt: skip
+        made = {"train": "Trained with PPO.", "distill": f"Distilled from `{facts.get('teacher')}`."}
+        origin = made.get(facts.get("kind", ""))
+        if facts.get("source") == "stable-baselines3":
+            origin = f"Imported from Stable-Baselines3 ({facts.get('algorithm')})."
+        beside = FileSystemLoader(Path(__file__).parent)
+        environment = Environment(loader=beside, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        return environment.get_template("hub.md").render(
+            metadata=data.to_yaml().strip(), name=name, repo_id=repo_id, task=task, made=origin, facts=facts,
+            width=loaded.policy.config.width, size=loaded.policy.size(), sticky=env.sticky, result=result,
+            film=FILM if film else None,
+        ) + "\n"  # fmt: skip
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, TemplateError) as error:
+        raise InputError(f"the {RESULT} beside {loaded.path} is not one that potstill wrote: {error!r}") from error
 
 
 @contextmanager
