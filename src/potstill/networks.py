@@ -522,7 +522,7 @@ class Policy(nn.Module):
         hooks = [each.register_forward_hook(count) for each in layers if isinstance(each, (*CONVS, nn.Linear))]
         try:
             with torch.no_grad():
-                self.actor(self.trunk(self.prepare(torch.zeros((1, *self.observation_shape), device=self.mean.device))))
+                self.actor(self.trunk(torch.zeros((1, *self.input_shape), device=self.mean.device)))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import own_tasks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -332,3 +333,12 @@ def test_a_run_whose_code_changed_is_not_resumed(controller):
     origin = {"teacher": "my_controller:act", "teacher_env": {"id": "CartPole-v1"}, "teacher_hash": "0" * 12}
     with pytest.raises(InputError, match="is no longer the teacher this run began with"):
         trainer._load_origin(origin, "teacher")
+
+
+def test_code_teaches_from_photos_whose_channels_come_last_and_its_size_is_not_told(tmp_path):
+    student = ps.distill(
+        own_tasks.sees, env=own_tasks.Photo, out=tmp_path / "student", total_timesteps=512, num_envs=8,
+        warmup_steps=64, batch_size=32, width="1/8", episodes=4, device="cpu", threads=1, quiet=True,
+    )  # fmt: skip
+    assert student.policy.layout == "last"
+    assert (student.result["teacher_score"], student.result["teacher_parameters"]) == (8, None)

@@ -77,6 +77,8 @@ network-options = {{ units = 16 }}
 {small}
 minibatch-size = 64
 num-steps = 16
+anneal-from = 0.5
+branch = ["1/2"]
 
 [arms.student]
 method = "distill"
@@ -114,7 +116,8 @@ def test_a_task_a_network_and_a_loss_of_ones_own_give_one_table_wherever_the_stu
     told = [each.communicate()[1] for each in both]
     assert [each.returncode for each in both] == [0, 0], told
     here, there, shared = (runs_table(tmp_path / name).drop(MEASURED) for name in ("here", "ray", "shared"))
-    assert here["status"].to_list() == ["done"] * 2
+    assert here["status"].to_list() == ["done"] * 3
+    assert here["branch"].to_list() == [None, "1/2", None]
     assert set(here["objective"]) == {None, "mine:hellinger"}
     assert_frame_equal(there, here)
     assert_frame_equal(shared, here)

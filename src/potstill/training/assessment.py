@@ -61,7 +61,8 @@ def assess(
         theirs = known or played["teacher"]
         score = theirs["score" if known else "mean"]
         record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
-        record["teacher_parameters"] = teacher.policy.size().parameters
+        known_size = not teacher.policy.sees_raw  # of the user's own code nothing is known but how it plays
+        record["teacher_parameters"] = teacher.policy.size().parameters if known_size else None
         record |= evaluation.compare(policy, teacher.policy, env, threads=runtime.cores, alone=loaded.alone)
     return record
 
