@@ -1,7 +1,7 @@
 """What a stranger's file may hold: code, lies about sizes, bombs, links, names that lead elsewhere. Each is tried.
 
-tests/load/test_sb3.py has the hostile zips, tests/test_checkpoints.py and tests/test_policies.py the damaged files,
-tests/report/test_page.py HTML in names; fuzz.py looks for what nobody thought of.
+test_zips.py has the hostile zips, test_plans.py the plans, tests/storage/test_checkpoints.py and tests/test_policies.py
+the damaged files, tests/report/test_page.py HTML in names; fuzz.py looks for what nobody thought of.
 """
 
 import json

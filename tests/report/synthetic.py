@@ -142,7 +142,7 @@ def write(folder: Path, records: list[dict[str, Any]], **beside: Any) -> Path:
     return folder
 
 
-def measure(folder: Path, runs: int) -> dict[str, float]:
+def measure(folder: Path, runs: int, resamples: int = 10_000) -> dict[str, float]:
     """What `potstill report` takes for `runs` records, which are made in `folder`, in a process of its own."""
     groups = 4 * len(SIZES)  # of three arms and longer runs of the first
     write(folder, study(seeds=-(-runs // groups))[:runs])
@@ -151,6 +151,7 @@ def measure(folder: Path, runs: int) -> dict[str, float]:
     limited += "; use = resource.getrusage(resource.RUSAGE_SELF); print(use.ru_utime + use.ru_stime, use.ru_maxrss)"
     began = time.monotonic()
     command = [sys.executable, "-c", limited, "report", str(folder), "--out", str(page)]
+    command += ["--resamples", str(resamples)]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     seconds, (cpu, kibibytes) = time.monotonic() - began, map(float, said.splitlines()[-1].split())
     return {"seconds": seconds, "cpu_seconds": cpu, "MB": kibibytes * 1024 / 1e6, "page_MB": page.stat().st_size / 1e6}
