@@ -28,7 +28,7 @@ or a stack of frames, the newest last."""
 Critic = Literal["shared", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
 THREAD_WORK = 300_000_000  # multiply-adds: a Nature-CNN of 32 observations, some 10 ms of one core
-OPTIONAL = ("input_clip", "squash")  # buffers of a policy that most have not
+OPTIONAL = ("input_clip", "squash", "seen_mean", "seen_deviation")  # buffers of a policy that most have not
 
 
 @dataclass(frozen=True)
@@ -304,9 +304,10 @@ class Policy(nn.Module):
     preparing costs more than a small network's own pass.
 
     Buffers (saved with the weights): `mean` and `scale`, per pixel or feature, shared by the frames of a stack (a scale
-    of zero hides what is there); `return_scale`, the unit of the value head in units of reward. Two are there only in
-    policies from elsewhere and their students: `input_clip`, the bound of a normalised input where it is not the
-    family's own, and `squash`: means of continuous actions go through tanh, and then not beyond this bound.
+    of zero hides what is there); `return_scale`, the unit of the value head in units of reward. Others are there only
+    in policies from elsewhere, the first two in their students too: `input_clip`, the bound of a normalised input where
+    it is not the family's own; `squash`: means of continuous actions go through tanh, and then not beyond this bound;
+    `seen_mean` and `seen_deviation` of observations, where they are not normalised, which students are to do.
 
     `distribution` says what the logits mean. Those of continuous actions are means, then log standard deviations: the
     deviations are parameters of the policy (`log_std`), the same in every state.
@@ -317,6 +318,8 @@ class Policy(nn.Module):
     return_scale: Tensor
     input_clip: Tensor | None
     squash: Tensor | None
+    seen_mean: Tensor | None
+    seen_deviation: Tensor | None
     sees_raw = False
     """Whether this is code of the user's own, whose `prepare` hands raw observations on: the normalisation is for
     students then, and of its network nothing is known."""
@@ -439,7 +442,7 @@ class Policy(nn.Module):
         self.scale.copy_(1.0 / deviation.clamp(min=floor))
 
     def normalise_as(self, other: "Policy") -> None:
-        """Takes over another policy's normalisation of inputs and values.
+        """Takes over another policy's normalisation of inputs and values, or what that has for its students.
 
         Raises:
             InputError: it reads other observations, or reads them otherwise.
@@ -447,8 +450,8 @@ class Policy(nn.Module):
         mine, theirs = ((p.observation_shape, p.layout, p.mean.shape) for p in (self, other))
         if mine != theirs:
             raise InputError(f"the teacher reads observations {theirs[0]} as {theirs[1]}, this task's are {mine[:2]}")
-        self.mean.copy_(other.mean)
-        self.scale.copy_(other.scale)
+        self.mean.copy_(other.mean if other.seen_mean is None else other.seen_mean)
+        self.scale.copy_(other.scale if other.seen_deviation is None else 1 / other.seen_deviation)
         self.return_scale.copy_(other.return_scale)
         self.input_clip = None if other.input_clip is None else other.input_clip.to(self.mean.device, copy=True)
 

@@ -128,9 +128,10 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
 
     def empty() -> Policy:
         policy = Policy(network, *spaces)
+        like = {"seen_mean": policy.mean, "seen_deviation": policy.scale}
         for name in OPTIONAL:
             if f"policy.{name}" in tensors:
-                setattr(policy, name, torch.ones(()))
+                setattr(policy, name, torch.ones_like(like[name]) if name in like else torch.ones(()))
         return policy
 
     with torch.device("meta"):  # shapes alone

@@ -148,7 +148,18 @@ def test_statistics_of_rewards_only_leave_the_observations_alone(trained, tmp_pa
     venv = VecNormalize(make_vec_env("CartPole-v1", 1), norm_obs=False)
     venv.save(tmp_path / "rewards.pkl")
     loaded = load_sb3(folder / "model.zip", CARTPOLE, statistics=tmp_path / "rewards.pkl")
+    assert loaded.policy.input_clip is None
     assert torch.equal(loaded.policy.scale, torch.ones(4))
+
+
+def test_a_student_of_one_that_normalises_nothing_is_normalised_by_its_play(trained, tmp_path):
+    _, _, folder = trained
+    loaded = import_sb3(folder / "model.zip", CARTPOLE, tmp_path / "out", statistics=NO_STATISTICS)
+    assert torch.equal(loaded.policy.scale, torch.ones(4))
+    for teacher in (loaded.policy, load_policy(tmp_path / "out").policy):
+        student = start(DistillConfig(), teacher, torch.device("cpu")).student
+        assert (student.scale > 2).all()  # a pole that is balanced moves by less than half a unit
+        assert student.seen_mean is None
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

@@ -35,6 +35,7 @@ from potstill.load.weights import (
     check_layers,
     lay,
     mlp_of,
+    observe,
     random_play,
     read_tensors,
     save_import,
@@ -155,6 +156,7 @@ def load_sb3(
         _check_observations(data, envs)
         _check_actions(data, envs)
         policy, exact = _build(state, kind, algorithm, data, envs, temperature, normalised, path)
+        observe(policy, env)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     steps = data.get("num_timesteps")

@@ -27,6 +27,7 @@ from potstill.load.weights import (
     check_layers,
     lay,
     mlp_of,
+    observe,
     read_tensors,
     sharpen,
 )
@@ -90,6 +91,7 @@ def load_weights(
                     " not, settle it with --statistics none"
                 )
             policy, algorithm = _laid(state, found, envs, path.name), found.algorithm
+        observe(policy, env)
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     source = "cleanrl" if network is None else "state dict"

@@ -1,5 +1,6 @@
 """State dicts of others in: tensors read as data, never as code, and laid into a policy of ours by their names."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -16,6 +17,7 @@ from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy, save_policy
+from potstill.rollout import Preparer, collect
 from potstill.storage.checkpoints import new_folder
 
 #: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
@@ -119,6 +121,26 @@ def sharpen(policy: Policy, temperature: float) -> None:
     policy.actor.bias.div_(temperature)
     if not all(parameter.isfinite().all() for parameter in policy.actor.parameters()):
         raise InputError(f"a temperature of {temperature} is too low: the logits are not finite")
+
+
+@torch.no_grad()
+def observe(policy: Policy, env: EnvConfig) -> None:
+    """Plays 500 greedy steps of a policy that normalises no numbers, to tell its students by what they should.
+
+    They learn little from numbers far from 1, such as MountainCar's velocity, which is 0.07 at most. What does not
+    change there is left alone.
+    """
+    raw = bool((policy.scale == 1).all()) and not policy.mean.any() and policy.clip == math.inf
+    if not raw or policy.layout != "flat" or not policy.dtype.startswith("float"):
+        return
+    with closing(Envs(env, 1)) as envs:
+        greedy = policy.distribution.greedy
+        play = collect(envs, Preparer(policy), envs.reset(0), lambda inputs: greedy(policy.logits(inputs)))
+        seen = np.concatenate([transition.observations.copy() for _, transition in zip(range(500), play, strict=False)])
+    mean, deviation = (torch.from_numpy(each(seen.astype(np.float64), 0)) for each in (np.mean, np.std))
+    still = deviation < 1e-6
+    policy.seen_mean = mean.masked_fill(still, 0.0).to(policy.mean.dtype)
+    policy.seen_deviation = deviation.masked_fill(still, 1.0).float()
 
 
 def random_play(env: EnvConfig) -> Array:
