@@ -36,6 +36,7 @@ SLACK = 1.1  # on every estimate of time: what is begun and does not end in time
 ANYTIME = 1 / 3  # share of the budget after which a first answer is to be there
 FEW = 0.25  # of the games of a screening: what is far too little is given up after these
 AMPLE = 15  # times smaller than a teacher, students mostly keep its score (Rusu et al. 2015, "Policy Distillation")
+PROMPT = 2  # times as long as the quickest training, those of a first round may take
 COUNTS = (1, 2, 4, 8, 16)  # times the games of a confirmation
 
 
@@ -166,7 +167,9 @@ class Search:
             simplest = [trial for trial in early if self.shapes[trial.place].name == "linear"]
             rest = [trial for trial in early if trial not in simplest]
             if not simplest:  # of images a budget is a few rounds
-                rest = [trial for trial in rest if AMPLE * self.shapes[trial.place].cost <= self.teacher_cost] or rest
+                soon = PROMPT * min(seconds.values())
+                small = [t for t in rest if AMPLE * self.shapes[t.place].cost <= self.teacher_cost]
+                rest = [t for t in small if seconds[t] <= soon] or rest
             spread_out = (rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest)))
             if first := [*simplest, *spread_out]:
                 return first, True
