@@ -14,8 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
-from small_runs import RUNTIME
-
 from potstill.cli import main
 from potstill.storage import runs
 from potstill.storage.runs import Run
@@ -174,6 +172,8 @@ def surrounded(before: Callable[[], object], *words: object) -> None:
 
 def go_on(path: Path, *blow) -> None:
     """Does or goes on with a run, to be called in a child, `strike` at hand; exits as the command would."""
+    from small_runs import RUNTIME  # which soak.py, that is called by itself, does not see
+
     if blow:
         strike(*blow)
     try:

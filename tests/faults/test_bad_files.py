@@ -101,11 +101,12 @@ def test_a_bad_file_is_named_and_the_other_runs_go_on(whole, tmp_path, capsys, n
     harm(out / name)
     for record in [GOOD] + [BAD] * name.startswith(RUN):
         (out / f"{record}.json").unlink()  # as if the study had been killed before it wrote it
-    fails = name.startswith((RUN, RECORD)) and harm is not begin_again
+    fails, before = name.startswith((RUN, RECORD)) and harm is not begin_again, (out / name).read_bytes()
     ended = {each.spec.name: each.error for each in records.run_study(whole.plan, out, RUNTIME, workers=1, start=Here)}
     told = [*capsys.readouterr().err.splitlines(), str(ended.get(BAD))]
     assert ended[GOOD] is None
     assert (ended.get(BAD) is not None) == fails
+    assert not fails or (out / name).read_bytes() == before  # as it was found
     assert any(words in line and name.rpartition("/")[2].split(".")[0] in line for line in told) or not words
     report = records.status(whole.plan, out)
     assert (report["done"], list(report["failures"])) == ((1, [BAD]) if fails else (2, []))

@@ -1,8 +1,9 @@
-"""Several studies on one folder share its runs; a bad file there is one bad run."""
+"""Several studies on one folder share its runs, and tell what they leave: every bad file is in test_bad_files.py."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -100,50 +101,13 @@ def test_a_run_that_another_process_holds_is_waited_for_and_the_others_go_on(alo
     assert table(out).equals(table(alone.out))
 
 
-def damaged(alone, tmp_path, spoil):
-    """The finished study copied, its first run spoiled and its second one's record taken away, run again."""
-    out = tmp_path / "out"
-    subprocess.run(["cp", "-r", alone.out, out], check=True)
-    spoil(out)
-    (out / f"{NAMES[1]}.json").unlink()
-    return out, {
-        each.spec.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
-    }
-
-
-@pytest.mark.parametrize("file", ["config.json", "result.json"])
-@pytest.mark.parametrize("content", [b"", b'{"kind": "tra', b"\x00" * 40, b"[]"])
-def test_a_damaged_run_is_named_and_left_and_the_others_are_noted(alone, tmp_path, file, content):
-    def spoil(out):
-        (out / "runs" / NAMES[0] / file).write_bytes(content)
-        (out / f"{NAMES[0]}.json").unlink()
-
-    out, ended = damaged(alone, tmp_path, spoil)
-    assert f"{NAMES[0]}/{file} is damaged" in ended[NAMES[0]]
-    assert ended[NAMES[1]] is None
-    assert (out / "runs" / NAMES[0] / file).read_bytes() == content
-    assert table(out)["status"].to_list() == ["failed", "done"]
-    report = records.status(alone.plan, out)
-    assert (report["done"], list(report["failures"])) == (1, NAMES[:1])
-
-
-def test_a_bad_line_of_metrics_makes_a_run_fail_and_no_other(alone, tmp_path):
-    def spoil(out):
-        path = out / "runs" / NAMES[0] / "metrics.jsonl"
-        path.write_bytes(b"no\n" + path.read_bytes())
-        (out / f"{NAMES[0]}.json").unlink()
-
-    _, ended = damaged(alone, tmp_path, spoil)
-    assert f"{NAMES[0]}/metrics.jsonl is not the one that the run beside it wrote" in ended[NAMES[0]]
-    assert ended[NAMES[1]] is None
-
-
 def test_a_damaged_record_and_json_that_is_none_are_named_and_left(alone, tmp_path, capsys):
-    def spoil(out):
-        (out / f"{NAMES[0]}.json").write_text("")
-        (out / "notes.json").write_text('{"buy": "milk"}')
-
-    out, ended = damaged(alone, tmp_path, spoil)
+    out = tmp_path / "out"
+    shutil.copytree(alone.out, out)
+    (out / f"{NAMES[0]}.json").write_text("")
+    (out / "notes.json").write_text('{"buy": "milk"}')
+    (out / f"{NAMES[1]}.json").unlink()
+    ended = {each.spec.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)}
     assert ended == {NAMES[0]: f"{out}/{NAMES[0]}.json is damaged: it is not JSON", NAMES[1]: None}
     assert (out / f"{NAMES[0]}.json").read_text() == ""
     assert capsys.readouterr().err.splitlines() == [
@@ -154,23 +118,3 @@ def test_a_damaged_record_and_json_that_is_none_are_named_and_left(alone, tmp_pa
     report = json.loads(capsys.readouterr().out)
     assert (report["done"], report["failed"], list(report["damaged"])) == (1, 1, NAMES[:1])
     assert report["ignored"] == [f"{out}/notes.json is no record of a run of a study"]
-
-
-def test_a_torn_resume_state_is_told_and_its_run_begins_again(alone, tmp_path, capfd):
-    out = tmp_path / "out"
-    saved = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)
-    runs = records.run_study(alone.plan, out, saved, workers=1, start=Here)
-    state = out / "runs" / NAMES[1] / "resume.safetensors"
-    next(runs)
-    runs.close()
-    (state.parent).mkdir(exist_ok=True)
-    state.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{torn")
-    before = time.time()
-    assert {
-        each.spec.name: each.error for each in records.run_study(alone.plan, out, RUNTIME, workers=1, start=Here)
-    } == (dict.fromkeys(NAMES[1:]))
-    told = capfd.readouterr().err
-    assert f"study  {NAMES[1]}: {state}" in told
-    assert told.count("it begins again") == 1
-    assert (state.parent / "result.json").stat().st_mtime > before
-    assert table(out).equals(table(alone.out))
