@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,9 +47,13 @@ def as_before():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def module_settled():
+def module_settled(tmp_path_factory):
+    """And the modules that a file of tests has written: another file may write one of the same name."""
     with as_before():
         yield
+    for name, module in list(sys.modules.items()):
+        if (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@
 makes so many records and prints what `potstill report` takes for them.
 """
 
+import argparse
 import json
 import math
 import subprocess
@@ -158,6 +159,9 @@ def measure(folder: Path, runs: int, resamples: int = 10_000) -> dict[str, float
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measures a report of made-up runs.")
+    parser.add_argument("runs", type=int)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
-        measured = measure(Path(folder) / "study", int(sys.argv[1]))
+        measured = measure(Path(folder) / "study", options.runs)
     print(", ".join(f"{value:.1f} {name.replace('_', ' ')}" for name, value in measured.items()))
