@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor, nn
 
 from potstill import __version__
@@ -149,13 +150,9 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     folds = first_is_linear and not integer and actor.policy.clip == float("inf")
     if folds:
         stack[0] = stack[0]._replace(weight=stack[0].weight * actor.policy.scale.flatten())
-    normalise = _input(actor, folds, constants, raw, scaled[0])
-    functions, calls = [], []
-    rooms = [0, 0]  # numbers in the two buffers, which layers read and write in turn
-    if first_is_linear:
-        rooms[1] = int(np.prod(stack[0].shape))
-        calls.append(f"for (int i = 0; i < {rooms[1]}; i++)\n        b[i] = input(observation, i);")
-    patches = 0
+    value, steps = _input(actor, folds, constants, raw, scaled[0])
+    layers: list[dict[str, Any]] = []
+    rooms = [0, int(np.prod(stack[0].shape)) if first_is_linear else 0]  # of the two buffers, which layers use in turn
     for number, (block, scales) in enumerate(zip(stack, scaled, strict=True)):
         final = block is stack[-1]
         source = ("b", "a")[number % 2] if number or first_is_linear else "observation"
@@ -172,132 +169,44 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
             constants.append((f"weight{number}", *packed))
             constants.append((f"bias{number}", "int32_t", scales.bias))
             constants.append((f"product{number}", "int32_t", scales.product))
-        functions.append(_function(number, block, scales, reads, writes, bits, actor.policy.layout == "last"))
-        if isinstance(block.layer, nn.Conv2d):
-            patches = max(patches, block.weight.shape[1])
-        calls.append(f"layer{number}({source}, {target});")
-    if integer and any(block.activation is nn.Tanh for block in stack):
+        layer = _layer(number, block, scales, reads != unit, actor.policy.layout == "last")
+        layers.append(layer | {"source": source, "target": target, "reads": reads, "writes": writes})
+    tanh = any(block.activation is nn.Tanh for block in stack)
+    if integer and tanh:
         constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
-        normalise = _TANH + normalise
-    if bits == 4:
-        normalise = _NIBBLE + normalise
-    needed = {"constants": sum(values.nbytes for _, _, values in constants)}
+    patches = max((block.weight.shape[1] for block in stack if isinstance(block.layer, nn.Conv2d)), default=0)
     count = actor.policy.actor.out_features
+    needed = {"constants": sum(values.nbytes for _, _, values in constants)}
     needed["activations"] = sizes * (sum(rooms) + patches) + 4 * count
-    result = "int32_t" if integer else "float"
-    about = _ABOUT.format(
-        what=f"{bits}-bit weights, 16-bit activations" if integer else "float32",
-        layers=len(stack),
-        parameters=sum(block.weight.numel() + block.bias.numel() for block in stack),
-        **needed,
-    )
-    unscale = f" * {_float(scaled[-1].unit)}" if scaled[-1] is not None else ""
+    observed = f"const {raw} observation[{prefix.upper()}_OBSERVATION]"
     if actor.bounds is None:
-        signature = f"int32_t {prefix}_act(const {raw} observation[{prefix.upper()}_OBSERVATION])"
+        signature = f"int32_t {prefix}_act({observed})"
+        meaning = "logits, less their mean" if integer else "logits"
         constants.append(("actions", "int32_t", np.array(actor.actions, np.int32)))
-        act = _CHOOSE.format(count=count, result=result)
     else:
-        signature = f"void {prefix}_act(const {raw} observation[{prefix.upper()}_OBSERVATION], {own} action[{count}])"
-        centre, half = actor.units
-        for key, numbers, kind in (
-            ("centre", centre, "float"),
-            ("half", half, "float"),
-            ("low", actor.bounds[0], own),
-            ("high", actor.bounds[1], own),
-        ):
-            constants.append((key, kind, numbers))
-        act = _BOUND.format(count=count, own=own, prefix=prefix)
-    outputs = f"void {prefix}_outputs(const {raw} observation[{prefix.upper()}_OBSERVATION], float output[{count}])"
-    size = int(np.prod(actor.policy.observation_shape))
-    what = "means, in units of half the range" if actor.bounds is not None else "logits"
-    what += ", less their mean" if integer and actor.bounds is None else ""
-    header = f"""/* {name}: a policy's greedy actions, written by potstill {__version__}.
-{about} */
-#ifndef {prefix.upper()}_H
-#define {prefix.upper()}_H
-
-#include <stdint.h>
-
-#define {prefix.upper()}_OBSERVATION {size} /* numbers, {tuple(actor.policy.observation_shape)} in C order, raw */
-#define {prefix.upper()}_ACTIONS {count}
-
-/* The greedy action, as the environment counts. */
-{signature};
-
-/* The network's {what}. */
-{outputs};
-
-#endif
-"""
-    declared = "\n".join(_declare(*constant) for constant in constants)
-    buffers = "".join(f"    {unit} {key}[{room}];\n" for key, room in zip("ab", rooms, strict=True) if room)
-    body = "\n    ".join(calls)
-    include = "#include <math.h>\n" if not integer and any(block.activation is nn.Tanh for block in stack) else ""
-    functions_text = "\n".join(functions)
-    source_text = f"""/* {name}.c: see {name}.h. */
-{include}#include "{name}.h"
-
-{declared}
-
-{normalise}
-{functions_text}
-static void network(const {raw} *observation, {result} *outputs)
-{{
-{buffers}    {body}
-}}
-
-{outputs}
-{{
-    {result} value[{count}];
-    network(observation, value);
-    for (int i = 0; i < {count}; i++)
-        output[i] = (float)value[i]{unscale};
-}}
-
-{signature}
-{{
-{act}}}
-"""
+        signature = f"void {prefix}_act({observed}, {own} action[{count}])"
+        meaning = "means, in units of half the range"
+        constants += [(key, "float", each) for key, each in zip(("centre", "half"), actor.units, strict=True)]
+        constants += [(key, own, each) for key, each in zip(("low", "high"), actor.bounds, strict=True)]
+    known = {
+        "name": name, "version": __version__, "prefix": prefix, "bits": bits, "integer": integer, "tanh": tanh,
+        "what": f"{bits}-bit weights, 16-bit activations" if integer else "float32", "layers": layers, "needed": needed,
+        "parameters": sum(block.weight.numel() + block.bias.numel() for block in stack), "count": count, "raw": raw,
+        "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature, "meaning": meaning, "own": own,
+        "outputs": f"void {prefix}_outputs({observed}, float output[{count}])", "unit": unit, "value": value,
+        "declared": "\n".join(_declare(*constant) for constant in constants), "steps": steps,
+        "total": "int32_t" if integer else "float", "result": "int32_t" if integer else "float",
+        "rooms": list(zip("ab", rooms, strict=True)), "bounded": actor.bounds is not None,
+        "unscale": f" * {_float(scaled[-1].unit)}" if scaled[-1] is not None else "",
+    }  # fmt: skip
+    beside = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=beside, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source_text, header = (templates.get_template(f"policy.{end}").render(known) + "\n" for end in "ch")
     return source_text, header, needed
 
 
 _TYPES = {f"{kind}{bits}": f"{kind}{bits}_t" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _TYPES |= {"bool": "uint8_t", "float32": "float", "float64": "double"}
-_ABOUT = """   {what}, {layers} layers, {parameters} parameters.
-   Flash: {constants} bytes of constants, and the code. Stack: {activations} bytes, and the frames of five calls."""
-_CHOOSE = """    {result} value[{count}];
-    int best = 0;
-    network(observation, value);
-    for (int i = 1; i < {count}; i++)
-        if (value[i] > value[best])
-            best = i;
-    return actions[best];
-"""
-_BOUND = """    float value[{count}];
-    {prefix}_outputs(observation, value);
-    for (int i = 0; i < {count}; i++) {{
-        {own} own = ({own})(centre[i] + half[i] * value[i]);
-        own = own > low[i] ? own : low[i];
-        action[i] = own < high[i] ? own : high[i];
-    }}
-"""
-_TANH = """static int64_t tanh_of(int64_t x) /* in units of 1/8192, to units of 1/32767 */
-{
-    int64_t size = x < 0 ? -x : x, value;
-    size = size > 65535 ? 65535 : size;
-    value = tanh_table[size >> 8] + ((tanh_table[(size >> 8) + 1] - tanh_table[size >> 8]) * (size & 255) >> 8);
-    return x < 0 ? -value : value;
-}
-
-"""
-
-
-_NIBBLE = """static int32_t nibble(const uint8_t *weights, int i) /* two to a byte, the first below; 8 is zero */
-{
-    return (weights[i >> 1] >> 4 * (i & 1) & 15) - 8;
-}
-
-"""
 
 
 class _Scales(NamedTuple):
@@ -353,8 +262,10 @@ def _quantise(actor: Actor, stack: list[Block], bits: int) -> list[_Scales]:
     return found
 
 
-def _input(actor: Actor, folds: bool, constants: list[tuple[str, str, Array]], raw: str, scales: _Scales | None) -> str:
-    """The function that normalises one number of an observation, and in integers counts its levels."""
+def _input(
+    actor: Actor, folds: bool, constants: list[tuple[str, str, Array]], raw: str, scales: _Scales | None
+) -> tuple[str, list[str]]:
+    """What normalises one number of an observation, and the steps that bound it and, in integers, count its levels."""
     policy = actor.policy
     mean, scale = policy.mean.flatten(), policy.scale.flatten()
     whole = int(np.prod(policy.observation_shape))
@@ -368,91 +279,39 @@ def _input(actor: Actor, folds: bool, constants: list[tuple[str, str, Array]], r
     if not folds and (scale != 1).any():
         constants.append(("scale", "float", scale.numpy()))
         value = f"{value} * scale[{at}]"
-    lines, limits = [f"float value = {value};"], []
-    if policy.clip < float("inf"):
-        limits.append(policy.clip)
-    if scales is not None:
-        limits.append(float(scales.levels))
+    limits = [policy.clip] * (policy.clip < float("inf")) + ([float(scales.levels)] if scales is not None else [])
+    steps = []
     for number, limit in enumerate(limits):
-        if number or (scales is not None and len(limits) == 1):
-            lines.append(f"value *= {_float(1 / scales.unit_in)};")  # type: ignore[union-attr]
-        lines += [f"value = value > -{_float(limit)} ? value : -{_float(limit)};"]
-        lines += [f"value = value < {_float(limit)} ? value : {_float(limit)};"]
-    lines.append("return value;" if scales is None else "return (int16_t)(value < 0 ? value - 0.5f : value + 0.5f);")
-    body = "\n    ".join(lines)
-    result = "float" if scales is None else "int16_t"
-    return f"static {result} input(const {raw} *x, int i)\n{{\n    {body}\n}}\n"
+        if scales is not None and number == len(limits) - 1:
+            steps.append(f"value *= {_float(1 / scales.unit_in)};")
+        steps += [f"value = value > -{_float(limit)} ? value : -{_float(limit)};"]
+        steps += [f"value = value < {_float(limit)} ? value : {_float(limit)};"]
+    return value, steps
 
 
-def _function(number: int, block: Block, scales: _Scales | None, reads: str, writes: str, bits: int, last: bool) -> str:
-    """One layer and its activation; `last` is whether an observation's channels come last."""
-    total, unit = ("float", "float") if scales is None else ("int32_t", "int16_t")
-    begin = "int w = 0;" if bits == 4 else f"const {'float' if scales is None else 'int8_t'} *w = weight{number};"
-    following = f"nibble(weight{number}, w++)" if bits == 4 else "*w++"
-    inputs = block.weight.shape[1]
-    first = reads != unit or (number == 0 and isinstance(block.layer, nn.Conv2d))
-    if isinstance(block.layer, nn.Linear):
-        return f"""static void layer{number}(const {reads} *x, {writes} *y)
-{{
-    {begin}
-    for (int o = 0; o < {block.outputs}; o++) {{
-        {total} sum = bias{number}[o];
-        for (int i = 0; i < {inputs}; i++)
-            sum += {following} * x[i];
-{_finish(number, block, scales, writes, "y[o]", 8)}
-    }}
-}}
-"""
-    (channels, rows, columns), filters = block.shape, len(block.weight)
-    (height, width), (down, right) = block.layer.kernel_size, block.layer.stride
-    above, left = block.padding
-    high, wide = _positions(rows, height, down, above), _positions(columns, width, right, left)
-    index = f"(r * {columns} + s) * {channels} + c" if number == 0 and last else f"(c * {rows} + r) * {columns} + s"
-    value = f"input(x, {index})" if first else f"x[{index}]"
-    start, end, output, loop = "0", f"{channels}", "o", ""
-    if block.frames > 1:
-        start, end, output = "f", "f + 1", f"(f * {filters} + o)"
-        loop = f"    for (int f = 0; f < {block.frames}; f++)\n"
-    if above or left:
-        value = f"r < 0 || r >= {rows} || s < 0 || s >= {columns} ? 0 : {value}"
-    return f"""static void layer{number}(const {reads} *x, {writes} *y)
-{{
-    {unit} patch[{inputs}];
-{loop}    for (int row = 0; row < {high}; row++)
-        for (int column = 0; column < {wide}; column++) {{
-            const int top = row * {down} - {above}, edge = column * {right} - {left};
-            {begin}
-            {unit} *next = patch;
-            for (int c = {start}; c < {end}; c++)
-                for (int r = top; r < top + {height}; r++)
-                    for (int s = edge; s < edge + {width}; s++)
-                        *next++ = {value};
-            for (int o = 0; o < {filters}; o++) {{
-                {total} sum = bias{number}[o];
-                for (int i = 0; i < {inputs}; i++)
-                    sum += {following} * patch[i];
-{_finish(number, block, scales, writes, f"y[({output} * {high} + row) * {wide} + column]", 16)}
-            }}
-        }}
-}}
-"""
+def _layer(number: int, block: Block, scales: _Scales | None, unlike: bool, last: bool) -> dict[str, Any]:
+    """What the template writes of a layer and its activation.
 
-
-def _finish(number: int, block: Block, scales: _Scales | None, writes: str, target: str, indent: int) -> str:
-    """From a sum to the output that is written to `target`."""
-    relu, tanh = block.activation is nn.ReLU, block.activation is nn.Tanh
-    if scales is None:
-        value = "sum > 0.0f ? sum : 0.0f" if relu else "tanhf(sum)" if tanh else "sum"
-        return " " * indent + f"{target} = {value};"
-    limit = scales.limit or 2**31 - 1
-    least = "0" if relu else f"-{limit}"
-    lines = [
-        f"int64_t value = ((int64_t)sum * product{number}[o] + (INT64_C(1) << {scales.shift - 1})) >> {scales.shift};",
-        *([f"value = tanh_of(value) * {limit} >> 15;"] if tanh else []),
-        f"value = value > {least} ? value : {least};",
-        f"{target} = ({writes})(value < {limit} ? value : {limit});",
-    ]
-    return "\n".join(" " * indent + line for line in lines)
+    Args:
+        unlike: whether it reads what is not of the network's own type.
+        last: whether an observation's channels come last.
+    """
+    known: dict[str, Any] = {"number": number, "linear": isinstance(block.layer, nn.Linear), "frames": block.frames}
+    known |= {"relu": block.activation is nn.ReLU, "tanh": block.activation is nn.Tanh, "outputs": block.outputs}
+    known |= {"inputs": block.weight.shape[1], "filters": len(block.weight)}
+    if scales is not None:
+        known |= {"shift": scales.shift, "limit": scales.limit or 2**31 - 1}
+    if isinstance(block.layer, nn.Conv2d):
+        (channels, rows, columns), (above, left) = block.shape, block.padding
+        (height, width), (down, right) = block.layer.kernel_size, block.layer.stride
+        index = f"(r * {columns} + s) * {channels} + c" if number == 0 and last else f"(c * {rows} + r) * {columns} + s"
+        value = f"input(x, {index})" if unlike or number == 0 else f"x[{index}]"
+        if above or left:
+            value = f"r < 0 || r >= {rows} || s < 0 || s >= {columns} ? 0 : {value}"
+        known |= {"channels": channels, "height": height, "width": width, "down": down, "right": right, "value": value}
+        known |= {"above": above, "left": left, "high": _positions(rows, height, down, above)}
+        known["wide"] = _positions(columns, width, right, left)
+    return known
 
 
 def _packed(weights: Array) -> Array:

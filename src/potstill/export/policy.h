@@ -1,0 +1,18 @@
+/* {{ name }}: a policy's greedy actions, written by potstill {{ version }}.
+   {{ what }}, {{ layers|length }} layers, {{ parameters }} parameters.
+   Flash: {{ needed.constants }} bytes of constants, and the code. Stack: {{ needed.activations }} bytes, and the frames of five calls. */
+#ifndef {{ prefix|upper }}_H
+#define {{ prefix|upper }}_H
+
+#include <stdint.h>
+
+#define {{ prefix|upper }}_OBSERVATION {{ size }} /* numbers, {{ shape }} in C order, raw */
+#define {{ prefix|upper }}_ACTIONS {{ count }}
+
+/* The greedy action, as the environment counts. */
+{{ signature }};
+
+/* The network's {{ meaning }}. */
+{{ outputs }};
+
+#endif
