@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: venv study report docs test clean
+.PHONY: venv study report docs test gpu-check clean
 
 venv: .venv/.installed
 
@@ -35,6 +35,10 @@ docs: venv
 
 test: venv
 	scripts/check
+
+# Trains on a CUDA device and compares it with the CPU. Nobody has run it yet.
+gpu-check: venv
+	.venv/bin/python scripts/gpu_check.py
 
 # Runs are results, not build products: they stay.
 clean:
