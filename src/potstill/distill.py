@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
+from potstill.algorithm import Adam, Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.buffer import Batch, Dataset
 from potstill.configs import MOST, MOST_ENVS, bounded, normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
@@ -139,7 +139,7 @@ class DistillState:
     """All that changes while distilling. With the environments' own state, it is what a resumed run needs."""
 
     student: Policy
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     generator: torch.Generator
     vector_steps: int = 0
     gradient_steps: int = 0
@@ -173,8 +173,7 @@ def start(config: DistillConfig, teacher: Policy, device: torch.device) -> Disti
         student.log_std.data.copy_(teacher.log_std)
         student.squash = None if teacher.squash is None else teacher.squash.clone()
     student.to(device)
-    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate, fused=True)
-    return DistillState(student, optimizer, generator)
+    return DistillState(student, Adam(student, config.learning_rate), generator)
 
 
 def distill(

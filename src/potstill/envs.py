@@ -506,8 +506,8 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
             )
         made.append(env)
         if config.id.startswith("MinAtar/"):
-            env = _NothingSticks(env)
-        if not any(isinstance(each, TimeLimit) for each in _wrappers(env)):
+            env = _NothingSticks(env, config.max_frames // config.frame_skip)
+        elif not any(isinstance(each, TimeLimit) for each in _wrappers(env)):
             env = TimeLimit(env, config.max_frames // config.frame_skip)
         return _as_array(env)
 
@@ -565,7 +565,7 @@ def _as_array(env: "gymnasium.Env[Any, Any]") -> "gymnasium.Env[Any, Any]":
     return FlattenObservation(env)
 
 
-class _NothingSticks(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _NothingSticks(TimeLimit):
     """Starts a game without the sticky action of the last, which MinAtar remembers even across a seeded reset."""
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:

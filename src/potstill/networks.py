@@ -124,12 +124,12 @@ class _Rows(torch.autograd.Function):
         ctx.sizes = rows, columns, K, C, h, w, W
         band = weight.new_zeros(h * W * C, columns * K)
         _Rows.kernels(band, ctx.sizes).copy_(weight.permute(2, 3, 1, 0))
-        flat, offsets = images.view(B, -1), bias.repeat(columns)
+        flat = images.view(B, -1)
         out = weight.new_empty(B, rows, columns * K)
         for i in range(rows):
-            torch.addmm(offsets, flat[:, i * W * C : (i + h) * W * C], band, out=out[:, i])
+            torch.mm(flat[:, i * W * C : (i + h) * W * C], band, out=out[:, i])
         ctx.save_for_backward(flat)
-        return out.view(B, rows, columns, K)
+        return out.view(B, rows, columns, K).add_(bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from potstill.algorithm import Cost, Progress, pack, pack_games, unpack, unpack_games
+from potstill.algorithm import Adam, Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.configs import MOST, MOST_ENVS, bounded, normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
@@ -165,7 +165,7 @@ class TrainState:
 
     policy: Policy
     average: Policy  # its moving average: what is deployed
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     generator: torch.Generator
     learning_rate: float
     rate_bound: float  # the rate when annealing begins
@@ -232,8 +232,8 @@ def start(
     return TrainState(policy, deepcopy(policy), optimizer, generator, *rates, returns, averages=averages)
 
 
-def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+def make_optimizer(policy: Policy, config: PPOConfig) -> Adam:
+    return Adam(policy, config.learning_rate, eps=1e-5)
 
 
 def train(
