@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +19,6 @@ from rich.text import Text
 from potstill import evaluation as games
 from potstill import telemetry
 from potstill.arms import order_of
-from potstill.compress import outcome
 from potstill.compress.config import CompressConfig
 from potstill.configs import filled
 from potstill.distill import DistillConfig
@@ -33,16 +31,15 @@ from potstill.networks import Policy, as_options, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
 from potstill.ppo import PPOConfig
-from potstill.report import compression, page
-from potstill.report.groups import share_kept
-from potstill.results import runs_table
 from potstill.storage import runs
-from potstill.study import records
 from potstill.study.plan import WHOLE, Part, Plan
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, EnvLike, find_env
 from potstill.training.runtime import Runtime, check_number
 from potstill.training.trainer import Interrupted, branches_of, execute, new_branch, new_run
+
+if TYPE_CHECKING:  # tables, reports and searches are imported where they are asked for: a training waits for none
+    import polars as pl
 
 SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
 
@@ -322,6 +319,8 @@ class Compressed(Run):
     @property
     def claim(self) -> str:
         """What was found, in one sentence or two."""
+        from potstill.report import compression
+
         return compression.claim(self.result)
 
     def rows(self) -> list[tuple[str, str]]:
@@ -351,6 +350,8 @@ def compress(
     """
     began = time.monotonic()
     config, runtime = _filled(settings, config or CompressConfig(), runtime or Runtime())
+    from potstill.compress import outcome
+
     out = Path(out or runs.next_directory(Path("distill_run"), "compression"))
     run = outcome.open_compression(origin_of(teacher, env, statistics), config, out, runtime)
     with run.lock():
@@ -372,12 +373,16 @@ class Study:
     ran: int = 0
     """How many runs ended in this call."""
 
-    def table(self) -> pl.DataFrame:
+    def table(self) -> "pl.DataFrame":
         """One row a run; `results.COLUMNS` says what the columns mean."""
+        from potstill.results import runs_table
+
         return runs_table(self.path)
 
     def report(self, path: str | Path, seed: int = 0, resamples: int = 10_000) -> Path:
         """Writes the answers, figures and tables in one offline page, .html; an older one there is replaced."""
+        from potstill.report import page
+
         page.write([self.path], Path(path), seed, resamples)
         return Path(path)
 
@@ -393,8 +398,10 @@ class Study:
         return self.table().select("run", "status", "parameters", "score")._repr_html_()
 
 
-def overview(table: pl.DataFrame) -> Table:
+def overview(table: "pl.DataFrame") -> Table:
     """A row per arm and size, six columns that fit 80: what is left out stands in the table's file."""
+    from potstill.report.groups import share_kept
+
     groups: dict[tuple[tuple[int, str], int, str], list[dict[str, Any]]] = {}
     for run in table.iter_rows(named=True):
         groups.setdefault((order_of(run["arm"]), run["parameters"] or 0, run["width"]), []).append(run)
@@ -450,6 +457,8 @@ def study(
         InputError: the plan is wrong, by its line; or the folder holds runs of other settings.
         StudyInterrupted: it was stopped; its runs are saved, and the same call goes on with them.
     """
+    from potstill.study import records
+
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     if env is not None:
         plan = replace(plan, env=env if isinstance(env, str) else find_env(env).id)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 from tyro.conf import arg
 
@@ -82,6 +81,8 @@ class Evaluation:
         The 95 % interval is Student's t with as many degrees of freedom as there are *distinct* games: a deterministic
         policy without sticky actions replays the same few, and repeats are no evidence.
         """
+        from scipy import special  # half a second, which no training need wait for
+
         scores = np.array([episode.score for episode in self.episodes])
         won = sum(episode.won for episode in self.episodes)
         lost = sum(episode.lost for episode in self.episodes)
