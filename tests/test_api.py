@@ -18,7 +18,7 @@ HERE = {"device": "cpu", "threads": 1, "quiet": True, "episodes": 4}
 TRAIN = {"total_timesteps": np.int64(2_048), "width": "1/8", "seed": np.int32(1)}
 DISTILL = {"total_timesteps": 512, "num_envs": 8, "warmup_steps": 64, "batch_size": 32, "width": "1/32"}
 # The only figures that may differ, and hashes of files that hold them.
-CLOCK = {"wall_seconds", "latency_ms", "latency_p95_ms", "command", "policy_hash", "metrics_digest"}
+CLOCK = {"wall_seconds", "latency_ms", "latency_p95_ms", "command", "policy_hash", "metrics_digest", "digest"}
 
 
 @pytest.fixture(scope="module")
