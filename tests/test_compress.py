@@ -491,6 +491,40 @@ def test_more_games_are_played_where_they_will_tell():
     assert state.confirmations[0].low >= 0.95
 
 
+def test_a_confirmation_that_just_fails_goes_on_with_more_games_at_the_next_error_rate():
+    state, rates = Synthetic({"b": 0}), {"teacher": 90, "screen": 88, "confirm": 86}
+
+    def play(name, count, keep=0.0):
+        won = [rates[name.partition(" ")[0]] + 1.6 * (-1) ** i for i in range(count)]
+        state.games[name] = games([(points, 100 - points) for points in won])
+        return state.games[name]
+
+    state.play = play
+    list(search.steps(state))
+    assert [(each.passed, each.risk) for each in state.confirmations] == [
+        (False, pytest.approx(0.025)),
+        (True, pytest.approx(0.0125)),
+    ]
+    assert len(state.games["confirm b_way-1"].episodes) == 128
+
+
+def test_time_that_is_left_goes_to_the_confirmation_of_a_student_that_may_do():
+    state = Synthetic({"b": 0}, budget=3.5)
+    noise, play = np.random.default_rng(0).integers(-20, 21, 1_000), state.play
+
+    def noisy(name, count, keep=0.0):
+        play(name, count, keep)
+        rate = 90 if name == "teacher" else 88
+        state.games[name] = games([(rate + int(noise[i]), 100 - rate - int(noise[i])) for i in range(count)])
+        return state.games[name]
+
+    state.play = noisy
+    list(search.steps(state))
+    assert state.stopped == "budget"
+    assert [each.name for each in state.confirmations] == ["b_way-1"]
+    assert len(state.games["confirm b_way-1"].episodes) > 64
+
+
 def test_games_of_the_teacher_that_take_too_long_are_one_line():
     with pytest.raises(InputError, match="a budget of 15 minutes is too short: the teacher's games alone take longer"):
         list(search.steps(Synthetic(WON, endless=("teacher",))))

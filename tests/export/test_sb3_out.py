@@ -1,5 +1,6 @@
 """Zips out, opened by the real Stable-Baselines3."""
 
+import json
 from contextlib import closing
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
+from potstill import evaluation
 from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.export import export
@@ -88,6 +90,17 @@ def test_convolutions_go_into_sb3s_own_wider_ones(tmp_path, network):
         theirs = model.policy.predict_values(torch.from_numpy(probe))
     np.testing.assert_allclose(theirs[:, 0].numpy(), value.numpy(), atol=1e-3)
     assert model.predict(probe, deterministic=True)[0].tolist() == logits.argmax(1).tolist()
+
+
+def test_the_zip_is_timed_and_plays_and_its_card_lies_beside_it(tmp_path):
+    loaded = saved(tmp_path, "cartpole", width="1/8")
+    record = export(loaded, tmp_path / "policy.zip", episodes=4, seed=3, quiet=True)
+    *_, played = evaluation.play(loaded.policy, loaded.env, episodes=4, seed=3)
+    assert record["models"]["float32"]["score"]["mean"] == played.summary()["mean"]
+    assert record["models"]["float32"]["bytes"] == (tmp_path / "policy.zip").stat().st_size
+    assert {"latency_ms", "action_noise", "observation_noise", "delay"} <= record["models"]["float32"].keys()
+    assert record["policy"]["parameters"] == loaded.policy.size().parameters
+    assert json.loads((tmp_path / "policy.zip.json").read_text()) == record
 
 
 def test_what_sb3_cannot_hold_is_refused_with_the_reason(tmp_path):

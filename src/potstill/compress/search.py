@@ -167,7 +167,7 @@ class Search:
             simplest = [trial for trial in early if self.shapes[trial.place].name == "linear"]
             rest = [trial for trial in early if trial not in simplest]
             if not simplest:  # of images a budget is a few rounds
-                soon = PROMPT * min(seconds.values())
+                soon = PROMPT * min(seconds.values(), default=0.0)
                 small = [t for t in rest if AMPLE * self.shapes[t.place].cost <= self.teacher_cost]
                 rest = [t for t in small if seconds[t] <= soon] or rest
             spread_out = (rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest)))
