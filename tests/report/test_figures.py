@@ -214,3 +214,11 @@ def test_a_script_refuses_bad_input_with_one_line_and_code_2(tmp_path, monkeypat
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert printed.err.startswith(f"potstill: {tmp_path} holds no runs")
+
+
+@pytest.mark.parametrize(("points", "pictures"), [(14_000, 0), (16_000, 4), (21_000, 4)])
+def test_a_part_of_too_many_points_is_a_picture_and_so_is_each_of_a_figure_of_too_many(points, pictures):
+    figure = Figure()
+    for axes in figure.subplots(2, 2).flat:
+        axes.plot([0.0] * points)
+    assert figures.svg(figure).count("<image") == pictures

@@ -17,7 +17,7 @@ from potstill.storage.checkpoints import write_atomically
 
 WIDTH = 7.2  # inches: 10 pt text is 13 px high where the figure is shown 700 px wide
 GREY = "#555555"
-FINEST = 60_000  # points of lines, or ten times those of dots, that a figure draws; more become a picture
+FINEST = 20_000  # points of lines, or ten times those of dots, that a part of a figure draws; more become a picture
 STYLE: Any = {  # matplotlib types the name of every setting
     "font.size": 10.0,
     "axes.labelsize": 10.0,
@@ -50,12 +50,12 @@ def template(name: str) -> Template:
 def svg(figure: Figure) -> Markup:
     """A figure as an element of a page: no prologue, and names that no other figure there has, but for letters."""
     text = StringIO()
-    lines = [line for axes in figure.axes for line in axes.lines]
-    clouds = [dots for axes in figure.axes for dots in axes.collections]
-    points = sum(np.size(line.get_xdata()) for line in lines)
-    if points + 10 * sum(len(np.asarray(dots.get_offsets())) for dots in clouds) > FINEST:
-        for artist in (*lines, *clouds):
-            artist.set_rasterized(True)
+    points = {axes: sum(np.size(line.get_xdata()) for line in axes.lines) for axes in figure.axes}
+    for axes in figure.axes:
+        dots = sum(len(np.asarray(cloud.get_offsets())) for cloud in axes.collections)
+        if points[axes] + 10 * dots > FINEST or sum(points.values()) > 3 * FINEST:
+            for artist in (*axes.lines, *axes.collections):
+                artist.set_rasterized(True)
     with rc_context(STYLE):
         figure.savefig(text, format="svg", dpi=130, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     element = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
