@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -73,20 +73,6 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _StudyRuntime:
-    """What of `Runtime` a study leaves open: threads are those of each run."""
-
-    device: str = "auto"
-    """cuda, mps or cpu; auto takes the first there is. Only the CPU is tested."""
-    save_every: float = 60.0
-    """Seconds between two saves of a run's resume state."""
-    quiet: bool = False
-    """Show no progress."""
-    track: bool = False
-    """Send metrics to TensorBoard, and to Weights & Biases where it is installed and configured."""
-
-
-@dataclass(frozen=True)
 class _StudyTune:
     plan: Positional[Path]
     """The plan, a TOML file: see docs/reference/plan.md."""
@@ -94,8 +80,6 @@ class _StudyTune:
     """Folder of the study's records, with the run directories under `runs`. Default: results/<name of the plan>."""
     workers: int = 0
     """Runs at a time; 0 takes as many as fill the cores."""
-    threads: int = 1
-    """CPU threads of each run. One is best where there are runs enough for all cores."""
     retries: int = 1
     """How often a run whose process died is started again, from its last save."""
     patience: float = 900.0
@@ -106,17 +90,12 @@ class _StudyTune:
     """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
     gpus_per_run: float = 0.0
     """GPUs that Ray keeps for each run; 0.25 puts four on one."""
-    runtime: OmitArgPrefixes[_StudyRuntime] = field(default_factory=_StudyRuntime)
+    runtime: OmitArgPrefixes[Runtime] = field(default_factory=lambda: Runtime(threads=1))  # of each run
 
 
 @dataclass(frozen=True)
 class _StudyRun(_StudyTune):
-    arms: tuple[str, ...] = ()
-    """Do only the runs of these arms, and those that they begin with; default: all that the plan has."""
-    widths: tuple[str, ...] = ()
-    """Do only the runs of these widths."""
-    seeds: tuple[int, ...] = ()
-    """Do only the runs of these seeds."""
+    part: OmitArgPrefixes[Part] = WHOLE
 
 
 @dataclass(frozen=True)
@@ -154,16 +133,16 @@ def _run(arguments: Sequence[str]) -> None:
     options = parse(_StudyRun, arguments, "study run")
     plan = read_plan(options.plan)
     out = options.out or Path("results") / plan.name
-    failed = _drive(plan, out, options, Part(options.arms, options.widths, options.seeds))
+    failed = _drive(plan, out, options, options.part)
     _exit_for(failed, len(plan.specs()))
 
 
 def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
-    names = ("executor", "ray_address", "gpus_per_run", "workers", "threads", "retries", "patience")
-    limits: dict[str, Any] = {name: getattr(options, name) for name in names}
+    names = ("executor", "ray_address", "gpus_per_run", "workers", "retries", "patience")
+    limits: dict[str, Any] = {name: getattr(options, name) for name in names} | {"threads": options.runtime.threads}
     try:
-        done = api.study(plan, out=out, part=part, runtime=Runtime(**vars(options.runtime)), **limits)
+        done = api.study(plan, out=out, part=part, runtime=replace(options.runtime, threads=0), **limits)
     except StudyInterrupted as stop:
         print(f"potstill: {stop}", file=sys.stderr)
         sys.exit(stop.code)

@@ -84,8 +84,11 @@ class Part(NamedTuple):
     """The runs of a plan to do now. Each empty axis stands for all that the plan has."""
 
     arms: tuple[str, ...] = ()
+    """Do only the runs of these arms, and those that they begin with; default: all that the plan has."""
     widths: tuple[str, ...] = ()
+    """Do only the runs of these widths."""
     seeds: tuple[int, ...] = ()
+    """Do only the runs of these seeds."""
 
 
 WHOLE = Part()
