@@ -120,3 +120,9 @@ def test_threads_of_torch_follow_the_size_of_the_network_and_what_it_reads_at_a_
     for batch, most, expected in ((1, 4, 1), (32, 4, 1), (256, 2, 2), (256, 16, 8)):
         with torch_threads(most, large.size().macs * batch):
             assert torch.get_num_threads() == expected
+
+
+def test_torch_computes_on_one_thread_where_nobody_counted_the_work():
+    torch.set_num_threads(2)
+    Runtime(threads=2).apply()
+    assert torch.get_num_threads() == 1

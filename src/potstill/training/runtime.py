@@ -59,7 +59,7 @@ class Runtime:
         And tells glibc, where that is the C library, to keep freed memory for the next minibatch: what is given back to
         the system comes back page by page, thousands of faults in every minibatch.
         """
-        torch.set_num_threads(self.cores)
+        torch.set_num_threads(1)  # more only for as long as `networks.torch_threads` says that it is worth it
         torch.set_flush_denormal(True)
         if platform.libc_ver()[0] == "glibc":
             allocate = ctypes.CDLL(None).mallopt
