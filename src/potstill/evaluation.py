@@ -231,28 +231,26 @@ def compare(
         actions, absolute, mean over states and actions, in units of half the range of each action.
     """
     figures: dict[str, float | None] = {}
-    for suffix, player in (("", policy), ("_teacher_states", teacher)):
-        envs = Envs(env, 1 if alone else 16, threads=threads)
+    work = 16 * max(policy.size().macs, teacher.size().macs)
+    with closing(Envs(env, 1 if alone else 16, threads=threads)) as envs, torch_threads(threads, work):
         check_fit(policy, envs)
         check_fit(teacher, envs)
-        sums: dict[str, float] = {}
-        count = 0
-        observations = envs.reset(seed)
         mine, theirs = Preparer(policy), Preparer(teacher)
         shared = policy.sees_as(teacher)
-        preparer = mine if player is policy else theirs
-        said, begun = torch.empty(0), envs.ages == 0
+        for suffix, player in (("", policy), ("_teacher_states", teacher)):
+            sums: dict[str, float] = {}
+            count = 0
+            observations = envs.reset(seed)
+            said, begun = torch.empty(0), envs.ages == 0
 
-        def act(inputs: Tensor, player: Policy = player, envs: Envs = envs) -> Tensor:
-            nonlocal said, begun
-            begun = envs.ages == 0
-            player.restart(begun)
-            said = player.logits(inputs)
-            return player.distribution.greedy(said).cpu()
+            def act(inputs: Tensor, player: Policy = player) -> Tensor:
+                nonlocal said, begun
+                begun = envs.ages == 0
+                player.restart(begun)
+                said = player.logits(inputs)
+                return player.distribution.greedy(said).cpu()
 
-        work = 16 * max(policy.size().macs, teacher.size().macs)
-        with closing(envs), torch_threads(threads, work):
-            for transition in collect(envs, preparer, observations, act):
+            for transition in collect(envs, mine if player is policy else theirs, observations, act):
                 inputs = transition.inputs
                 own = labels = said  # what has a memory is asked once
                 if player is policy:
@@ -266,8 +264,8 @@ def compare(
                 count += len(own)
                 if count >= (steps // 16 if alone else steps):
                     break
-        figures[f"agreement{suffix}"] = None
-        figures |= {f"{name}{suffix}": total / count for name, total in sums.items()}
+            figures[f"agreement{suffix}"] = None
+            figures |= {f"{name}{suffix}": total / count for name, total in sums.items()}
     return figures
 
 
