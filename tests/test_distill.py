@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from potstill.buffer import Dataset
-from potstill.distill import ORIGINAL_LOOP, DistillConfig, DistillState, beta, distill, distill_from, record, start
+from potstill.distill import DistillConfig, DistillState, beta, distill, distill_from, record, start
 from potstill.distributions import sample
 from potstill.envs import Envs
 from potstill.errors import DivergedError, InputError
@@ -384,5 +384,5 @@ def test_settings_that_make_no_sense_are_refused(settings, complaint):
 
 
 def test_the_specified_loop_is_one_update_per_step_of_fifty_environments():
-    assert ORIGINAL_LOOP.mode == "stepwise"
-    assert ORIGINAL_LOOP.gradient_steps == ORIGINAL_LOOP.vector_steps == 20_000
+    loop = DistillConfig(total_timesteps=1_000_000, mode="stepwise", num_envs=50, learning_rate=1e-4)
+    assert loop.gradient_steps == loop.vector_steps == 20_000

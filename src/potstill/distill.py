@@ -123,17 +123,6 @@ class DistillConfig:
         return min(math.ceil(max(self.warmup_steps, self.batch_size) / self.num_envs), self.vector_steps - 1)
 
 
-#: The loop this project began with: 50 environments, every vector step one update on that step's batch, Adam at 1e-4.
-ORIGINAL_LOOP = DistillConfig(
-    network=NetworkConfig(width="1"),
-    total_timesteps=1_000_000,
-    mode="stepwise",
-    num_envs=50,
-    learning_rate=1e-4,
-    constant_learning_rate=True,
-)
-
-
 @dataclass
 class DistillState:
     """All that changes while distilling. With the environments' own state, it is what a resumed run needs."""

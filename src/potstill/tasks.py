@@ -35,31 +35,14 @@ class Task:
 
 
 CONTROL: Mapping[str, Any] = {
-    "width": "1",
-    "num_envs": 16,
-    "epochs": 4,
-    "minibatch_size": 256,
-    "learning_rate": 1e-3,
-    "max_learning_rate": 5e-3,
-    "target_kl": 0.02,
-    "anneal_from": 0.0,
-    "entropy": 0.01,
-    "normalise_inputs": 2_000,
+    "width": "1", "num_envs": 16, "epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "max_learning_rate": 5e-3,
+    "target_kl": 0.02, "anneal_from": 0.0, "entropy": 0.01, "normalise_inputs": 2_000,
     "precision": "float32",  # these networks are too small to gain from less
-}
+}  # fmt: skip
 _MINATAR: Mapping[str, Any] = {
-    "width": "1",
-    "total_timesteps": 1_000_000,
-    "num_envs": 64,
-    "num_steps": 64,
-    "epochs": 3,
-    "learning_rate": 2e-3,
-    "max_learning_rate": 1e-2,
-    "target_kl": 0.03,
-    "anneal_from": 0.3,
-    "entropy": 0.01,
-    "precision": "float32",
-}
+    "width": "1", "total_timesteps": 1_000_000, "num_envs": 64, "num_steps": 64, "epochs": 3, "learning_rate": 2e-3,
+    "max_learning_rate": 1e-2, "target_kl": 0.03, "anneal_from": 0.3, "entropy": 0.01, "precision": "float32",
+}  # fmt: skip
 _UNKNOWN = {**CONTROL, "total_timesteps": 200_000, "clip_rewards": False}
 
 TASKS: dict[str, Task] = {

@@ -19,25 +19,13 @@ WIDTH = 7.2  # inches: 10 pt text is 13 px high where the figure is shown 700 px
 GREY = "#555555"
 FINEST = 20_000  # points of lines, or ten times those of dots, that a part of a figure draws; more become a picture
 STYLE: Any = {  # matplotlib types the name of every setting
-    "font.size": 10.0,
-    "axes.labelsize": 10.0,
-    "axes.labelcolor": "#222222",
-    "axes.edgecolor": "#999999",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "xtick.color": "#999999",
-    "ytick.color": "#999999",
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
-    "xtick.minor.bottom": False,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.constrained_layout.w_pad": 0.06,
+    "font.size": 10.0, "axes.labelsize": 10.0, "axes.labelcolor": "#222222", "axes.edgecolor": "#999999",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#e6e6e6", "xtick.color": "#999999", "ytick.color": "#999999", "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222", "xtick.minor.bottom": False, "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.06, "figure.constrained_layout.w_pad": 0.06,
     "svg.hashsalt": "potstill",  # the same table, the same file
-}
+}  # fmt: skip
 
 
 def template(name: str) -> Template:
