@@ -9,7 +9,7 @@ import pytest
 from synthetic import ARMS, RATIO, SIZES, study, write
 
 from potstill.errors import InputError
-from potstill.report import tables
+from potstill.report import conclusions, tables
 from potstill.report.answers import Answers, answer
 from potstill.report.conclusions import ratio_text, replies, span, unknown
 from potstill.report.groups import number
@@ -410,3 +410,16 @@ def test_the_first_answer_tells_size_from_critic_and_from_budget(split, whole, v
     grown = {arm: whole if arm != "distill-student" else RATIO for arm in arms}
     records = [run for run in branched(study(grown, widths, extended=False), {}) if "branch" not in run]
     assert replies(ask(records + quarter))[0].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("pong", "Pong"),
+        ("space_invaders", "Space Invaders"),
+        ("MinAtar/SpaceInvaders-v1", "MinAtar Space Invaders"),
+        ("CartPole-v1", "CartPole-v1"),
+    ],
+)
+def test_a_task_has_a_name_in_words(task, words):
+    assert conclusions.task(replace(answer([]), task=task)) == words

@@ -397,7 +397,7 @@ def unknown(answers: Answers, planned: int | None = None, alone: bool = True) ->
 def task(answers: Answers) -> str:
     """In words: Pong, MinAtar Space Invaders, CartPole-v1."""
     if answers.task.startswith("MinAtar/"):
-        return re.sub(r"(?<=[a-z])(?=[A-Z])|/", " ", answers.task.removesuffix("-v1"))
+        return "MinAtar " + re.sub(r"(?<=[a-z])(?=[A-Z])", " ", answers.task[8:].removesuffix("-v1"))
     return answers.task.replace("_", " ").title() if answers.task.islower() else answers.task
 
 

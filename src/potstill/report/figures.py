@@ -36,7 +36,7 @@ def template(name: str) -> Template:
 
 
 def svg(figure: Figure) -> Markup:
-    """A figure as an element of a page: no prologue, and names that no other figure there has, but for letters."""
+    """A figure as an element of a page: no prologue, names that no other figure there has, and text as text."""
     text = StringIO()
     points = {axes: sum(np.size(line.get_xdata()) for line in axes.lines) for axes in figure.axes}
     for axes in figure.axes:
@@ -44,15 +44,21 @@ def svg(figure: Figure) -> Markup:
         if points[axes] + 10 * dots > FINEST or sum(points.values()) > 3 * FINEST:
             for artist in (*axes.lines, *axes.collections):
                 artist.set_rasterized(True)
-    with rc_context(STYLE):
+    with rc_context(STYLE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
         figure.savefig(text, format="svg", dpi=130, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     element = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    useless = (
+        r"font-family: [^;\"]*; |; font-family: [^;\"]*(?=\")| transform=\"rotate\(-0 [^\"]*\"|(?<=<g) id=\"[^\"]*\""
+    )
+    element = re.sub(useless, "", element)
     prefix = f"f{zlib.crc32(element.encode()):08x}-"
-    element = re.sub(r'(\bid="|url\(#|xlink:href="#)(?!DejaVu)', rf"\g<1>{prefix}", element)
-    element = re.sub(r"(?<!scale\()(\d\.\d\d)\d+(?=[\s,\"])", r"\1", element)  # a hundredth of a point is not seen
+    element = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", element)
+    element = re.sub(r"(?<!: )(\d\.\d)\d+(?=[\s,\"])", r"\1", element)  # less than a tenth of a point is not seen
+    element = re.sub(r"\s*\n\s*", "\n", element)
     opening, rest = element.split(">", 1)
-    # As wide as the page lets it be. Matplotlib escapes what it draws.
-    return Markup(re.sub(r' (width|height)="[^"]*"', "", opening) + ">" + rest)
+    # As wide as the page lets it be, and in the font that it was laid out in, or one as wide. Matplotlib escapes text.
+    opening = re.sub(r' (width|height)="[^"]*"', "", opening) + " font-family=\"'DejaVu Sans', Verdana, sans-serif\""
+    return Markup(f"{opening}>{rest}")
 
 
 def save(figure: Figure, path: Path) -> None:

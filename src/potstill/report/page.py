@@ -39,7 +39,6 @@ PHONE = 3.9  # inches: 10 pt text is 13 px high on a screen 390 px wide
 FILM_LIMIT = 1_000_000  # bytes
 SHOWN = 500  # runs in the page's table; a search reaches the others
 MOST_DRAWN = 8_000_000  # resamples x runs: of more runs fewer resamples are drawn, but never fewer than 400
-LETTER = re.compile(r'\s*(<path id="DejaVu[^>]*>)')  # of matplotlib's own font
 
 
 class Study(NamedTuple):
@@ -158,8 +157,8 @@ def render(
     statuses = [str(record.get("status")) for record in records]
     full = tables.runs(records, [answers for answers, *_ in each])
     shown = full._replace(rows=full.rows[:SHOWN])
-    page = template("study.html").render(
-        name=" and ".join(conclusions.task(answers) for answers, *_ in each if answers.task) or studies[0].name,
+    return template("study.html").render(
+        name=", ".join(conclusions.task(answers) for answers, *_ in each if answers.task) or studies[0].name,
         version=__version__,
         status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
         total=sum(max(planned or 0, len(answers.records)) for answers, planned, _ in each),
@@ -170,8 +169,6 @@ def render(
         facts=_facts(studies, seed, _drawn(studies, resamples), resamples),
         plans=[plan for study in studies if (plan := str(study.document.get("plan") or ""))],
     )
-    letters = "".join(dict.fromkeys(LETTER.findall(page)))  # once, not in each figure: they were a third of the page
-    return LETTER.sub("", page).replace("<!-- letters -->", f"<defs>{letters}</defs>", 1)
 
 
 def _task(found: TaskAnswers, alone: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
 from potstill.report.answers import Answers
-from potstill.report.conclusions import LEVEL, kept, task
+from potstill.report.conclusions import LEVEL, kept, replies, task
 from potstill.report.drawing import (
     NARROW,
     canvas,
@@ -101,7 +101,7 @@ def score_distributions(answers: Answers, width: float = WIDTH) -> Figure:
             look = look_of(arm)
             for group in answers.of(arm):
                 x, scores = widths.index(group.width), np.concatenate([run for runs in group.games for run in runs])
-                bodies: Any = ax.violinplot(scores, [x], widths=0.8, showextrema=False)["bodies"]
+                bodies: Any = ax.violinplot(scores, [x], points=40, widths=0.8, showextrema=False)["bodies"]
                 for body in bodies:
                     body.set(facecolor=look.colour, alpha=0.22, linewidth=0)
                 ax.scatter(
@@ -155,10 +155,14 @@ def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
     ends = [end for ratio in ratios for end in (*ratio.size.interval, ratio.size.low, ratio.size.high)]
     finite = [end for end in ends if 0 < end < math.inf] or [1.0]
     least, most = min(*finite, 0.5) / 1.6, max(*finite, 2.0) * 1.6
+    larger = [f"{r.target:g}" for r in ratios if r.student == answers.student and r.size.interval[0] > 1]
+    title = "Size RL needs over size a student needs"
+    if larger:
+        title = f"RL needs a larger network than a student for a score of {', '.join(larger)}"
     with rc_context(STYLE):
         note = "95 % intervals; an arrow: no end within the sizes measured; hollow: known by a bound only"
         height = 1.8 + 0.13 * len(ratios) + 0.25 * len(answers.scale.targets)
-        figure, (ax,) = canvas(f"Size RL needs over size a student needs, {task(answers)}", note, width, height)
+        figure, (ax,) = canvas(f"{title}, {task(answers)}", note, width, height)
         for ratio in ratios:
             look, size = look_of(ratio.student), ratio.size
             spread = 0.72 * (arms.index(ratio.student) - (len(arms) - 1) / 2) / len(arms)
@@ -191,10 +195,15 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
     found = answers.differences
     if not found:
         raise InputError("no size at which RL from scratch and another arm both have a finished run")
+    tested = [each for each in found if each.arm == answers.student and each.p is not None]
+    higher = sum(each.p is not None and each.p < LEVEL and each.score.value > 0 for each in tested)
+    title = "Score less that of RL at equal size"
+    if higher:
+        title = f"A student scores higher than RL at {higher} of {len(tested)} sizes"
     arms = list(dict.fromkeys(each.arm for each in found))
     with rc_context(STYLE):
         note = "95 % intervals; filled: significant after Holm's correction; grey band: as good as equal"
-        figure, (ax,) = canvas(f"Score less that of RL at equal size, {task(answers)}", note, width, 4.2)
+        figure, (ax,) = canvas(f"{title}, {task(answers)}", note, width, 4.2)
         ax.axhspan(-answers.scale.margin, answers.scale.margin, color="#eeeeee", zorder=0)
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for each in found:
@@ -406,7 +415,10 @@ def growth(answers: Answers, width: float = WIDTH) -> Figure:
         raise InputError("no arm has runs at two sizes")
     with rc_context(STYLE):
         note = "between neighbouring sizes, played greedily; 95 % intervals"
-        figure, (ax,) = canvas(f"Points gained per doubling of the parameters, {task(answers)}", note, width, 4.2)
+        verdict, title = replies(answers)[2].verdict, "Points gained per doubling of the parameters"
+        if verdict in ("Less and less", "More and more"):
+            title = f"A doubling of the parameters gains {verdict.lower()}"
+        figure, (ax,) = canvas(f"{title}, {task(answers)}", note, width, 4.2)
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for order, arm in enumerate(arms):
             look, mine = look_of(arm), [each for each in answers.growths if each.arm == arm]
