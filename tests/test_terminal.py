@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from rich.console import Console
 
-from potstill import api, cli, telemetry
+from potstill import api, cli, options, telemetry
 from potstill.commands import studying
 from potstill.results import runs_table
 from potstill.study import execute
@@ -125,6 +125,16 @@ def test_the_table_of_a_study_has_six_columns_and_a_line_for_each_size(columns, 
     assert {len(row) for row in cells[:1] + cells[2:]} == {6 if seeds > 1 else 5}
     assert "…" not in "".join(lines)
     assert cells[-1][2:] == (["2 of 3", "173.5", "123.5 to 223.5", "41 %"] if seeds > 1 else ["0 of 1", "-", "-"])
+
+
+@SIZES
+def test_a_sentence_is_broken_between_words(columns, rows):
+    sentence = "A student of 7,197 parameters keeps 77 % of its teacher's points. " * 5
+    with terminal(columns, rows) as lines:
+        print(options.fitted(sentence))
+    assert " ".join(lines) == sentence.strip()
+    assert len(lines) > 1
+    assert options.fitted(sentence) == sentence
 
 
 @SIZES

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,11 @@ def peek(arguments: Sequence[str], flag: str, default: str) -> str:
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
     return default
+
+
+def fitted(sentence: str) -> str:
+    """A sentence in lines that a terminal does not break; in one line where stdout is none."""
+    return textwrap.fill(sentence, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sentence
 
 
 def describe_value(value: Any) -> str:

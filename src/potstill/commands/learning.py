@@ -14,7 +14,7 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.options import Unnamed, parse, peek
+from potstill.options import Unnamed, fitted, parse, peek
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import next_directory
 from potstill.study.execute import StudyInterrupted
@@ -104,7 +104,7 @@ def compress(arguments: Sequence[str]) -> None:
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)
-    print(found.claim)
+    print(fitted(found.claim))
     print(out / "report.html")
     sys.exit(0 if found.reached else 1)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
 from potstill import api
@@ -15,7 +16,7 @@ from potstill.arms import arm_of, look_of
 from potstill.errors import InputError
 from potstill.load import load_all
 from potstill.networks import resolve_device
-from potstill.options import Unnamed, parse
+from potstill.options import Unnamed, fitted, parse
 from potstill.policies import LoadedPolicy
 from potstill.storage.files import read_json
 from potstill.training.runtime import Runtime, processor
@@ -125,8 +126,9 @@ def report(arguments: Sequence[str]) -> None:
     if not options.studies:
         raise InputError("potstill report needs a study's folder, such as data/results/first/pong")
     out = options.out or options.studies[0] / "report.html"
-    for line in page.write(options.studies, out, options.seed, options.resamples):
-        print(line)
+    with Console(stderr=True).status("potstill report: computing and drawing"):
+        said = page.write(options.studies, out, options.seed, options.resamples)
+    print("\n".join(map(fitted, said)))
     print(out)
 
 
