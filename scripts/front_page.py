@@ -177,7 +177,7 @@ def pilots(pong: Scores, breakout: Scores, play: str = "greedy") -> str:
     told = []
     for place, size, game, split, small, students in (
         ("On Pong, at 1,964 parameters,", 1964, "Pong", wide, pong, pong),
-        ("On Breakout, at 8,471 and 8 million steps,", 8471, "Breakout", long, long, breakout),
+        ("On Breakout, at 8,471 parameters and 8 million steps,", 8471, "Breakout", long, long, breakout),
     ):
         runs, others = split.runs("rl-split", size, play), small.runs("rl", size, play)
         if runs and others:
