@@ -287,7 +287,7 @@ def test_help_lists_every_command(call):
     code, out, err = call("--help")
     assert (code, err) == (0, "")
     for command, what in COMMANDS.items():
-        assert f"potstill {command:<10} {what}" in out
+        assert f"potstill {command:<14}  {what}" in out
     assert call() == (2, out, "")
 
 
