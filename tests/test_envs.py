@@ -1,4 +1,5 @@
 import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -416,6 +417,20 @@ def test_an_unknown_name_gets_a_hint(name, hint):
 def test_an_unknown_rom_gets_a_hint():
     with pytest.raises(InputError, match=r"ALE has no game 'pomg'; did you mean pong\?"):
         Envs(find_env("ale/pomg"), 1)
+
+
+def test_minatar_is_played_without_the_libraries_that_draw_it_and_drawn_with_them():
+    code = """
+import sys, gymnasium
+from potstill.envs import Envs
+from potstill.tasks import TASKS
+Envs(TASKS["minatar-breakout"].env, 1).reset(0)
+assert not {"seaborn", "pandas", "matplotlib"} & sys.modules.keys()
+game = gymnasium.make("MinAtar/Breakout-v1", render_mode="rgb_array")
+game.reset(seed=0)
+assert game.render().shape == (10, 10, 3) and "seaborn" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_minatar_missing_says_what_to_install(monkeypatch):

@@ -1,5 +1,6 @@
 """One vector-environment contract for training, collection and evaluation: real ALE, or a Gymnasium task."""
 
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,8 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import gymnasium
@@ -573,11 +576,26 @@ class _NothingSticks(TimeLimit):
         return super().reset(**options)
 
 
+class _Later(ModuleType):
+    """Stands in for a module while another is imported that will hardly use it; imported when it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or sys.modules.get(self.__name__) is self:
+            raise AttributeError(name)
+        return getattr(import_module(self.__name__), name)
+
+
 def register_minatar(name: str) -> None:
     if not name.startswith("MinAtar/") or "MinAtar/Breakout-v1" in gymnasium.registry:
         return
+    drawing = ("matplotlib", "matplotlib.pyplot", "matplotlib.colors", "seaborn")  # two seconds, for its own window
+    later = {each: _Later(each) for each in drawing if each not in sys.modules}
     try:
+        sys.modules.update(later)
         from minatar.gym import register_envs
     except ImportError as error:
         raise InputError(f"{name} needs MinAtar: pip install 'potstill[minatar]'") from error
+    finally:
+        for each in later:
+            del sys.modules[each]
     register_envs()
