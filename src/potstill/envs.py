@@ -509,7 +509,7 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
             )
         made.append(env)
         if config.id.startswith("MinAtar/"):
-            env = _NothingSticks(env, config.max_frames // config.frame_skip)
+            env = _NothingSticks(env.unwrapped, config.max_frames // config.frame_skip)  # two layers less a step
         elif not any(isinstance(each, TimeLimit) for each in _wrappers(env)):
             env = TimeLimit(env, config.max_frames // config.frame_skip)
         return _as_array(env)
@@ -572,7 +572,7 @@ class _NothingSticks(TimeLimit):
     """Starts a game without the sticky action of the last, which MinAtar remembers even across a seeded reset."""
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        self.get_wrapper_attr("game").last_action = 0
+        cast(Any, self.unwrapped).game.last_action = 0
         return super().reset(**options)
 
 
