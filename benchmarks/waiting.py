@@ -32,7 +32,6 @@ from potstill import evaluation, ppo
 from potstill.envs import EnvConfig, Envs
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy
-from potstill.rollout import in_turns
 from potstill.tasks import TASKS
 
 EXPERT = ROOT / "data" / "experts" / "pong" / "seed-2"
@@ -111,6 +110,8 @@ def _games(
 
 def _played(policy: Policy, env: EnvConfig, how: dict[str, Any]) -> float:
     """Agent steps per second of an evaluation once its games have begun."""
+    from potstill.rollout import in_turns  # which older commits, that `rate` runs at, do not have
+
     spent = []
 
     def timed(groups: Any) -> Iterator[Any]:
@@ -178,7 +179,8 @@ def start(options: argparse.Namespace) -> None:
                     out = Path(folder) / "run"
                     command = ["train", "--env", task, "--threads", str(threads), "--quiet", "--out", str(out)]
                     begin = time.perf_counter()
-                    with subprocess.Popen([sys.executable, "-m", "potstill", *command]) as process:
+                    started = [sys.executable, "-m", "potstill", *command]
+                    with subprocess.Popen(started, stderr=subprocess.DEVNULL) as process:
                         metrics = out / "metrics.jsonl"
                         while not metrics.exists() or not metrics.stat().st_size:
                             time.sleep(0.005)
