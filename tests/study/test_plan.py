@@ -55,7 +55,9 @@ def test_a_plan_is_every_arm_at_every_width_from_every_seed_and_teacher(tmp_path
     assert (plan.name, plan.env, plan.evaluation.episodes, plan.evaluation.starts) == ("small", "cartpole", 20, (50,))
     assert (plan.evaluation.start_games, plan.evaluation.secondary_games) == (20, 20)
     assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nstart-games = 5"))).evaluation.start_games == 5
-    assert read_plan(write(tmp_path, PLAN.replace("[50]", "[50]\nsecondary-games = 7"))).evaluation.secondary_games == 7
+    for games in (7, 0):
+        plan = read_plan(write(tmp_path, PLAN.replace("[50]", f"[50]\nsecondary-games = {games}")))
+        assert plan.evaluation.secondary_games == games
     of_a_width = [
         "rl_width-{}_seed-3",
         "distill-student_width-{}_teacher-a_seed-3",

@@ -158,8 +158,8 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
     scored.check_keys([known.name.replace("_", "-") for known in fields(EvalConfig)])
     starts, episodes = scored.list("starts", int, ()), scored.value("episodes", int, 100)
     start_games, secondary = (scored.value(key, int, episodes) for key in ("start-games", "secondary-games"))
-    if min(episodes, start_games, secondary, *starts) < 1:
-        raise _At(("evaluation",), "episodes, starts, start-games and secondary-games are at least 1")
+    if min(episodes, start_games, secondary + 1, *starts) < 1:
+        raise _At(("evaluation",), "episodes, starts and start-games are at least 1, secondary-games 0")
     arms = top.table("arms")
     if not arms.values:
         raise _At(("arms",), f"a plan needs arms, such as [arms.rl]; known: {', '.join(ARMS)}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -203,7 +204,8 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
         if saved:
             algorithm.load_state_dict(saved)
         if not runtime.quiet:  # an observation that is misread shows here
-            print(f"potstill: {algorithm.policy}", file=sys.stderr)
+            told = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False)
+            told.print(f"potstill: {algorithm.policy}")
         title = f"{run.config['kind']} {env.id}, width {config.network.width}"
         work = max(cost.policy.size().macs * cost.batch for cost in algorithm.costs())
         with torch_threads(runtime.cores, work):
