@@ -9,6 +9,7 @@ import ale_py
 import gymnasium
 import imageio_ffmpeg
 import numpy as np
+import own_tasks
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
@@ -250,3 +251,12 @@ def test_an_encoder_that_cannot_write_leaves_one_clear_line_and_nothing_else(tmp
     with pytest.raises(InputError, match=r"film could not be written: .*No such file or directory"):
         film(tmp_path / "missing" / "game.mp4", untrained(PONG), max_steps=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_of_ones_own_is_filmed_where_it_draws_itself_and_refused_in_one_line_elsewhere(tmp_path):
+    film(tmp_path / "game.gif", untrained(find_env(own_tasks.Photo)), max_steps=3)
+    with Image.open(tmp_path / "game.gif") as gif:
+        assert gif.size[0] == 6
+    with pytest.raises(InputError, match="own_tasks:Copy cannot be drawn: TypeError"):
+        film(tmp_path / "other.gif", untrained(find_env(own_tasks.Copy)), max_steps=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["game.gif"]

@@ -111,14 +111,9 @@ CATEGORICAL = Distribution(
     sample, greedy, uniform, log_prob_and_entropy, objectives.forward_kl, agreement, attrgetter("categorical")
 )
 GAUSSIAN = Distribution(
-    gaussian_sample,
-    gaussian_greedy,
-    gaussian_uniform,
-    gaussian_log_prob_and_entropy,
-    objectives.gaussian_forward_kl,
-    gaussian_agreement,
-    attrgetter("gaussian"),
-)
+    gaussian_sample, gaussian_greedy, gaussian_uniform, gaussian_log_prob_and_entropy, objectives.gaussian_forward_kl,
+    gaussian_agreement, attrgetter("gaussian"),
+)  # fmt: skip
 
 
 def several(choices: tuple[int, ...]) -> Distribution:

@@ -92,23 +92,15 @@ class Evaluation:
             half = float(special.stdtrit(distinct - 1, 0.975) * scores.std(ddof=1) / math.sqrt(distinct))
             ci95 = [float(scores.mean()) - half, float(scores.mean()) + half]
         return {
-            "mean": float(scores.mean()),
-            "ci95": ci95,
-            "median": float(np.median(scores)),
+            "mean": float(scores.mean()), "ci95": ci95, "median": float(np.median(scores)),
             "std": float(scores.std(ddof=1)) if len(scores) > 1 else None,
-            "episodes": len(scores),
-            "distinct": distinct,
-            "p_negative": float((scores < 0).mean()),
-            "point_win_rate": won / (won + lost) if won + lost else None,
+            "episodes": len(scores), "distinct": distinct,
+            "p_negative": float((scores < 0).mean()), "point_win_rate": won / (won + lost) if won + lost else None,
             "truncated": sum(episode.truncated for episode in self.episodes),
             "mean_length": float(np.mean([episode.length for episode in self.episodes])),
-            "returns": [float(score) for score in scores],
-            "env": self.env.id,
-            "sticky": self.env.sticky,
-            "actions": self.actions,
-            "seed": self.seed,
-            "start_steps": self.start_steps,
-        }
+            "returns": [float(score) for score in scores], "env": self.env.id, "sticky": self.env.sticky,
+            "actions": self.actions, "seed": self.seed, "start_steps": self.start_steps,
+        }  # fmt: skip
 
 
 @torch.no_grad()

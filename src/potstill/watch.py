@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from potstill import telemetry
 from potstill.envs import Array, EnvConfig, Envs, make_atari
-from potstill.errors import InputError, reason
+from potstill.errors import InputError, first_line, reason
 from potstill.evaluation import Actions, check_fit
+from potstill.imports import find
 from potstill.networks import torch_threads
 from potstill.policies import LoadedPolicy
 from potstill.rollout import Preparer, collect
@@ -188,7 +189,12 @@ class _GymnasiumScreen:
 
     def __init__(self, config: EnvConfig, seed: int, **options: Any) -> None:
         self._config, self._seed = config, seed
-        self._env = gymnasium.make(config.id, disable_env_checker=True, **options or {"render_mode": "rgb_array"})
+        own = ":" in config.id  # Gymnasium would take it for a module and an id
+        make: Any = find(config.id, "--env") if own else partial(gymnasium.make, config.id, disable_env_checker=True)
+        try:
+            self._env = make(**options or {"render_mode": "rgb_array"})
+        except (gymnasium.error.Error, TypeError) as error:  # it takes no render_mode, say
+            raise InputError(f"{config.id} cannot be drawn: {first_line(error)}") from error
         self.rate = float(self._env.metadata.get("render_fps", 30))
 
     def first(self) -> Array:
@@ -202,6 +208,8 @@ class _GymnasiumScreen:
     def _render(self) -> Array:
         try:
             picture = self._env.render()
+        except NotImplementedError:
+            picture = None
         except gymnasium.error.DependencyNotInstalled as error:
             raise InputError(f"drawing {self._config.id} needs a package that is not installed: {error}") from error
         if not isinstance(picture, np.ndarray):
