@@ -128,7 +128,8 @@ def report(arguments: Sequence[str]) -> None:
     out = options.out or options.studies[0] / "report.html"
     with Console(stderr=True).status("potstill report: computing and drawing"):
         said = page.write(options.studies, out, options.seed, options.resamples)
-    print("\n".join(map(fitted, said)))
+    for line in said:
+        print(fitted(line))
     print(out)
 
 

@@ -45,7 +45,7 @@ def svg(figure: Figure) -> Markup:
             for artist in (*axes.lines, *axes.collections):
                 artist.set_rasterized(True)
     with rc_context(STYLE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
-        figure.savefig(text, format="svg", dpi=130, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(text, format="svg", dpi=100, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     element = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     useless = (
         r"font-family: [^;\"]*; |; font-family: [^;\"]*(?=\")| transform=\"rotate\(-0 [^\"]*\"|(?<=<g) id=\"[^\"]*\""
