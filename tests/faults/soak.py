@@ -337,7 +337,7 @@ class _Storm:
         due = time.monotonic() + fate.uniform(0, 6) if at_start else None
         here, movable, renamed = os.readlink("/proc/self/ns/uts"), False, time.monotonic()
         while driver.poll() is None:
-            time.sleep(0.1)
+            time.sleep(0.05)
             now = time.monotonic()
             if now > self.deadline:
                 raise TimeoutError(f"not done in time: {self._recorded()} of {self.soaked.planned} recorded")
@@ -397,7 +397,8 @@ class _Storm:
         number = fate.choice((signal.SIGKILL, signal.SIGTERM)) if fate.random() < 0.4 else None
         number = None if run.name in self.spared else number  # it is to say which file is not its own
         phase = fate.choice(("start", "train", "train", "finish"))
-        self.victims[pid] = Victim(handle, run, number, phase, fate.uniform(0, 3 if phase == "start" else 0.5))
+        longest = 0.2 if self.forked else 3.0 if phase == "start" else 0.5  # a forked one starts at once
+        self.victims[pid] = Victim(handle, run, number, phase, fate.uniform(0, longest))
         self.soaked.workers += 1
         self.soaked.resumed += (run / "resume.safetensors").exists()
 

@@ -6,7 +6,7 @@ from soak import GROWTH, Soak, soak
 
 @pytest.mark.timeout(1300)  # half a minute where two cores are free
 def test_a_study_under_random_kills_ends_as_one_left_in_peace_and_leaves_nothing(tmp_path):
-    soaked = soak(tmp_path, runs=8, seed=0, minutes=20)
+    soaked = soak(tmp_path, runs=12, seed=0, minutes=20)
     print(soaked)
     assert (soaked.lost, soaked.different, soaked.left) == ([], [], [])
     assert soaked.unnamed == []
