@@ -86,7 +86,7 @@ def test_an_installed_potstill_trains_distils_studies_and_reports_without_the_ch
     (installed.work / "plan.toml").write_text(PLAN)
     potstill("study", "run", "plan.toml", "--out", "study", "--workers", "1", "--device", "cpu", "--quiet")
     potstill("report", "study", "--resamples", "100")
-    assert "What size buys: plan" in (installed.work / "study" / "report.html").read_text()
+    assert "What size buys: CartPole-v1" in (installed.work / "study" / "report.html").read_text()
     for run in ("expert", "student", "study/runs/rl_width-1_8_seed-0"):
         result = json.loads((installed.work / run / "result.json").read_text())
         assert (result["status"], result["episodes"], result["commit"]) == ("done", 2, None)
