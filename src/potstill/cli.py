@@ -30,6 +30,9 @@ _ROOMS = {
     "commands.studying": ("compare", "study"),
 }
 
+LEAST_MEMORY = 800
+"""MiB of address space without which importing torch, or the first run after it, may end the process."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 1 the run failed, 2 bad input, 130/143 stopped and saved.
@@ -90,6 +93,7 @@ def _run(arguments: list[str]) -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise InputError("the working directory was deleted: change to another") from error
+    _check_memory()
 
     def terminate(number: int, frame: object) -> None:
         raise Terminated
@@ -105,6 +109,20 @@ def _run(arguments: list[str]) -> None:
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _check_memory() -> None:
+    """Refuses to begin where torch would end the process without a word."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    from potstill.errors import InputError
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY << 20:
+        told = f"this process may have {limit >> 20} MiB of memory, and needs {LEAST_MEMORY} to start"
+        raise InputError(f"{told}: raise the limit, such as ulimit -v")
 
 
 @contextmanager
