@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from potstill.tasks import TASKS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+
+LONGEST = {f"test_{name}" for name in ("cuts", "ray", "soak", "wheel", "own_code", "cluster", "studies", "road")}
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest begin first, then those of most tests: else one worker waits for the other."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, -tests[item.path]))
 
 
 @contextmanager

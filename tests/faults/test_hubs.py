@@ -19,7 +19,11 @@ MOST = 40 << 20  # bytes that a test's server may send: a listing of 16 MiB, and
 
 
 def head(status=200, **headers):
-    lines = [f"HTTP/1.1 {status} said", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {status} said",
+        "Connection: close",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

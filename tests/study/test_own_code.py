@@ -96,6 +96,7 @@ def plan(tmp_path, monkeypatch):
     for name in ("_named", "_handed", "_makers"):
         monkeypatch.setattr(imports, name, {})
     monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that nobody asked for
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "plan.toml").write_text(PLAN)
     imports.import_modules([str(tmp_path / "mine.py")])

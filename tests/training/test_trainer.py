@@ -16,7 +16,7 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
-from potstill.storage.runs import Run
+from potstill.storage.runs import Run, config_hash
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
 from potstill.training import teacher_data
@@ -74,7 +74,7 @@ def names(folder):
 def test_a_training_leaves_its_config_metrics_policy_and_result_and_nothing_else(teacher):
     assert names(teacher) == ["config.json", "metrics.jsonl", "policy.safetensors", "result.json"]
     result = json.loads((teacher / "result.json").read_text())
-    assert set(result) == RUN | SCORES | {"format"}
+    assert set(result) == RUN | SCORES | {"format", "digest"}
     assert (result["status"], result["kind"], result["arm"], result["env"]) == ("done", "train", "rl", "CartPole-v1")
     assert (result["width"], result["seed"], result["teacher"], result["precision"]) == ("1/2", 0, None, "float32")
     assert (result["env_steps"], result["gradient_steps"]) == (2048, 4 * 3 * 4)
@@ -94,7 +94,8 @@ def test_a_distillation_leaves_the_same_files_and_stands_beside_its_teacher(teac
     run = new_run(CONFIGS[lead], tmp_path / "run", RUNTIME, teacher=teacher)
     result = execute(run, RUNTIME, GAMES)
     assert names(run.path) == ["config.json", "metrics.jsonl", "policy.safetensors", "result.json"]
-    assert {"format": 1} | result == json.loads(run.result_path.read_text())
+    digest = config_hash({"format": 1} | result)
+    assert {"format": 1, "digest": digest} | result == json.loads(run.result_path.read_text())
     assert set(result) == RUN | SCORES | BESIDE_TEACHER | {"lead", "objective", "mode"}
     assert (result["arm"], result["lead"], result["mode"]) == (f"distill-{lead}", lead, "buffer")
     assert (result["teacher"], result["env_steps"]) == (str(teacher), 2048)

@@ -46,7 +46,8 @@ def connect(address: str | None) -> int:
     # A module of ours is found on the other machines where potstill is installed there: nothing of the code travels.
     try:
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            where = address or "local"
+            ray.init(where, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
