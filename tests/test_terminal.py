@@ -127,6 +127,15 @@ def test_the_table_of_a_study_has_six_columns_and_a_line_for_each_size(columns, 
     assert cells[-1][2:] == (["2 of 3", "173.5", "123.5 to 223.5", "41 %"] if seeds > 1 else ["0 of 1", "-", "-"])
 
 
+def test_the_table_of_a_study_has_the_interquartile_mean_as_the_report_has(tmp_path):
+    for seed, score in enumerate((1.0, 2.0, 3.0, 4.0, 100.0)):
+        record = records(1)[-1] | {"score": score, "seed": seed, "teacher_score": 6.0, "run": f"student-{seed}"}
+        (tmp_path / f"student-{seed}.json").write_text(json.dumps(record))
+    with terminal(120, 40) as lines:
+        studying._print(api.overview(runs_table(tmp_path)))
+    assert re.split(r" {2,}", lines[-1].strip())[2:] == ["5", "3.0", "1.0 to 100.0", "50 %"]
+
+
 @SIZES
 def test_a_sentence_is_broken_between_words(columns, rows):
     sentence = "A student of 7,197 parameters keeps 77 % of its teacher's points. " * 5

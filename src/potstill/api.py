@@ -2,13 +2,14 @@
 
 import html
 import io
+import math
 import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rich.box import SIMPLE_HEAD
@@ -400,6 +401,7 @@ class Study:
 
 def overview(table: "pl.DataFrame") -> Table:
     """A row per arm and size, six columns that fit 80: what is left out stands in the table's file."""
+    from potstill.analysis.statistics import iqm
     from potstill.report.groups import share_kept
 
     groups: dict[tuple[tuple[int, str], int, str], list[dict[str, Any]]] = {}
@@ -413,10 +415,11 @@ def overview(table: "pl.DataFrame") -> Table:
     for ((_, arm), parameters, width), group in sorted(groups.items()):
         scores, teachers = ([run[key] for run in group if run[key] is not None] for key in ("score", "teacher_score"))
         done = [run["status"] for run in group].count("done")
-        kept = share_kept(mean(scores), mean(teachers)) if scores and teachers else None
+        score = float(iqm(scores)) if scores else math.nan  # as the report has it
+        kept = share_kept(score, median(teachers)) if scores and teachers else None
         row = [f"{parameters:,} ({width})" if parameters else str(width)]
         row += [f"{done}" if done == len(group) else f"{done} of {len(group)}"]
-        row += [f"{mean(scores):.1f}" if scores else "-"]
+        row += [f"{score:.1f}" if scores else "-"]
         row += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
         output.add_row(
             Text(arm), *map(Text, row), "-" if kept is None else f"{100 * kept:.0f} %"
