@@ -24,7 +24,7 @@ class CompressConfig:
     budget: float = 15.0
     """Minutes of training and playing, of all calls together: spent, unless nothing is left to try."""
     games: int = 32
-    """Games each student is screened with; four times as many where they leave it open."""
+    """Games each student is screened with; one that is far too weak after eight plays no more."""
     confirm_games: int = 64
     """Games a student and the teacher play for its confirmation; up to 16 times as many where it takes them."""
     base: DistillConfig = field(default_factory=lambda: DistillConfig(updates_per_step=2.0))
