@@ -4,36 +4,11 @@ import json
 import time
 
 import pytest
+from small_plan import PLAN
 
 from potstill.errors import InputError
 from potstill.study.plan import MAX_RUNS
 from potstill.study.planfile import read_plan
-
-PLAN = """\
-env = "cartpole"
-widths = ["1/8", "1/16"]
-seeds = [3, 4]
-teachers = ["experts/a", "experts/b"]
-
-[evaluation]
-episodes = 20
-starts = [50]
-
-[arms.rl]
-total-timesteps = 8192
-
-[arms.rl.width."1/16"]
-max-learning-rate = 1e-2
-
-[arms.distill-student]
-seeds = [3]
-value-coefficient = 1
-
-[arms.finetune]
-from = "distill-student"
-seeds = [3]
-"""
-
 
 SMALL = 'env = "cartpole"\nwidths = ["1/8"]\nseeds = [0]\n[arms.rl]\n'
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from edited_zips import rewrite, with_data, with_state
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv, NoopResetEnv, WarpFrame
 from stable_baselines3.common.env_util import make_atari_env
@@ -102,36 +103,6 @@ def some_observations(name, frames):
 
 def task(name):
     return PONG if name.startswith("pong") else CARTPOLE
-
-
-def rewrite(source, target, change, compression=zipfile.ZIP_STORED):
-    """A copy of a zip whose members, a dictionary of name to bytes, `change` has changed."""
-    with zipfile.ZipFile(source) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    members = change(members) or members
-    with zipfile.ZipFile(target, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return target
-
-
-def with_data(**changes):
-    def change(members):
-        data = json.loads(members["data"])
-        members["data"] = json.dumps({k: v for k, v in (data | changes).items() if v is not None}).encode()
-
-    return change
-
-
-def with_state(edit):
-    def change(members):
-        state = torch.load(io.BytesIO(members["policy.pth"]), weights_only=True)
-        state = edit(state)
-        file = io.BytesIO()
-        torch.save(state, file)
-        members["policy.pth"] = file.getvalue()
-
-    return change
 
 
 def one_line(error):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_plan import PLAN
 
 from potstill.arms import ARMS
 from potstill.distill import DistillConfig, start
@@ -18,30 +19,6 @@ from potstill.study.planfile import line_of, read_plan
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
-PLAN = """\
-env = "cartpole"
-widths = ["1/8", "1/16"]
-seeds = [3, 4]
-teachers = ["experts/a", "experts/b"]
-
-[evaluation]
-episodes = 20
-starts = [50]
-
-[arms.rl]
-total-timesteps = 8192
-
-[arms.rl.width."1/16"]
-max-learning-rate = 1e-2
-
-[arms.distill-student]
-seeds = [3]
-value-coefficient = 1
-
-[arms.finetune]
-from = "distill-student"
-seeds = [3]
-"""
 
 
 def write(folder, text=PLAN):
