@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
-from potstill import watch
+from potstill import inside, watch
 from potstill.commands import looking
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
@@ -184,11 +184,11 @@ def test_time_that_is_up_ends_the_games_where_they_are(tmp_path, monkeypatch):
 
 def test_a_name_too_long_keeps_both_its_ends():
     draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(10)
-    names = [watch._cut(f"width-1_16_student_seed-{seed}", draw, font, 80) for seed in range(2)]
+    names = [inside.cut(f"width-1_16_student_seed-{seed}", draw, font, 80) for seed in range(2)]
     assert [name[:5] + name[-2:] for name in names] == ["width-0", "width-1"]
     assert all(draw.textlength(name, font) <= 80 for name in names)
-    assert watch._cut("short", draw, font, 80) == "short"
-    assert watch._cut("short", draw, font, 0) == ""
+    assert inside.cut("short", draw, font, 80) == "short"
+    assert inside.cut("short", draw, font, 0) == ""
 
 
 def test_a_size_too_long_for_its_game_is_cut():
@@ -231,7 +231,7 @@ def test_a_task_whose_picture_needs_pygame_says_so(tmp_path, monkeypatch):
 
 
 def test_an_unknown_kind_of_film_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"game.avi: films are written as .mp4 or .gif"):
+    with pytest.raises(InputError, match=r"game.avi: films are written as .mp4, .gif or .html"):
         film(tmp_path / "game.avi", untrained(PONG))
 
 

@@ -32,6 +32,7 @@ class Task:
     margin: float | None = None
     """Differences within it are as good as none; None takes an eightieth of the teachers' score over a random one's."""
     two_sided: bool = False  # games are played for points against an opponent: the score is the difference
+    action_names: tuple[str, ...] = ()  # where the environment does not tell them
 
 
 CONTROL: Mapping[str, Any] = {
@@ -59,6 +60,7 @@ TASKS: dict[str, Task] = {
         EnvConfig("CartPole-v1"),
         {**CONTROL, "total_timesteps": 60_000, "num_envs": 8, "entropy": 0.0},
         limits=(0.0, 500.0),
+        action_names=("left", "right"),
     ),
     "acrobot": Task(EnvConfig("Acrobot-v1"), {**CONTROL, "total_timesteps": 200_000}, limits=(-500.0, 0.0)),
     "lunarlander": Task(EnvConfig("LunarLander-v3"), {**CONTROL, "total_timesteps": 500_000, "clip_rewards": False}),

@@ -8,10 +8,13 @@ import math
 import secrets
 import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache, partial
+from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any, Protocol
 
 import gymnasium
@@ -27,9 +30,11 @@ from potstill.envs import Array, EnvConfig, Envs, make_atari
 from potstill.errors import InputError, first_line, reason
 from potstill.evaluation import Actions, check_fit
 from potstill.imports import find
+from potstill.inside import BACKGROUND, GAME, Inside, cut
 from potstill.networks import torch_threads
 from potstill.policies import LoadedPolicy
 from potstill.rollout import Preparer, collect
+from potstill.storage.checkpoints import write_atomically
 from potstill.tasks import task_of
 
 ENCODERS = {
@@ -38,7 +43,24 @@ ENCODERS = {
     # A palette of its own for each frame: exact colours, and no frame is kept waiting for the last one.
     ".gif": ["-lavfi", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"],
 }
-BACKGROUND = (16, 16, 16)
+ENCODERS[".html"] = [*ENCODERS[".mp4"], "-crf", "26"]  # a page that holds an mp4
+MOST_PAGE = 3_000_000  # bytes
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #ddd; background: #101010; max-width: 1280px; margin: 1rem auto; }
+h1 { font-size: 1.2rem; }
+video { width: 100%; height: auto; }
+td { padding: .1rem 1.5rem .1rem 0; color: #bbb; }
+</style>
+<h1>$title</h1>
+<video controls autoplay muted loop playsinline src="data:video/mp4;base64,$film"></video>
+$layers
+</html>
+""")
 
 
 @torch.no_grad()
@@ -51,6 +73,7 @@ def film(
     actions: Actions = "greedy",
     scale: int | None = None,
     until: float = math.inf,
+    inside: bool = False,
     quiet: bool = False,
 ) -> None:
     """Films one game of each policy, all from the same seed, side by side and as fast as a person would play it.
@@ -59,45 +82,58 @@ def film(
 
     Args:
         policies: (title, policy); each plays the task it was trained on.
-        out: .mp4 or .gif; must not exist. It appears when it is complete.
+        out: .mp4, .gif, or .html, a page that holds an .mp4; must not exist. It appears when it is complete.
         max_steps: agent steps after which a game is cut.
         scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF, and less
             where a grid of them would pass 1920 x 1080; for the height it is not drawn smaller than twice.
         until: when, as `time.monotonic()` counts, games are cut too.
+        inside: draw the network of the one policy beside its game, with all that it computes.
 
     Raises:
-        InputError: `out` exists, is of another kind or cannot be written, or a task cannot be drawn.
+        InputError: `out` exists, is of another kind or cannot be written, or a task or a network cannot be drawn.
     """
     out = Path(out)
     kind = out.suffix.lower()
     if kind not in ENCODERS:
-        raise InputError(f"{out}: films are written as .mp4 or .gif")
+        raise InputError(f"{out}: films are written as .mp4, .gif or .html")
     if out.exists():
         raise InputError(f"{out} exists: choose another --out")
     if actions not in ("greedy", "sampled"):
         raise InputError(f"actions are greedy or sampled, not {actions!r}")
     if not policies or max_steps < 1 or (scale or 1) < 1:
         raise InputError("a film needs a policy, and at least 1 step and scale 1")
+    if inside and len(policies) > 1:
+        raise InputError(f"--inside draws one policy, not {len(policies)}")
+    network = Inside(policies[0][1].policy, policies[0][1].path) if inside else None
     fps = 20 if kind == ".gif" else 30  # a GIF counts in hundredths of a second
     columns = _columns(len(policies))
     room = min(320 if kind == ".gif" else 480, 1920 // columns), 1080 // -(-len(policies) // columns)
-    games = [_play(title, loaded, seed, max_steps, fps, actions, scale, room, until) for title, loaded in policies]
+    if network is not None:
+        room = GAME
+    games = [
+        _play(title, loaded, seed, max_steps, fps, actions, scale, room, until, network) for title, loaded in policies
+    ]
     widths = " and ".join(loaded.policy.config.width for _, loaded in policies)
-    temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{kind}")
+    temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{'.mp4' if kind == '.html' else kind}")
     try:
         title = f"film {policies[0][1].env.id}, width {widths}"
         with torch_threads(1), telemetry.Progress(title, max_steps, quiet=quiet) as bar:
             _encode(temporary, kind, fps, _side_by_side(games, fps, bar))
-        temporary.rename(out)
+        if kind == ".html":
+            write_atomically(out, _page(policies, temporary.read_bytes(), network))
+        else:
+            temporary.rename(out)
     except OSError as error:
         raise InputError(f"cannot write {out}: {reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+        if network is not None:
+            network.close()
 
 
 def _play(
     title: str, loaded: LoadedPolicy, seed: int, max_steps: int, fps: int, actions: Actions, scale: int | None,
-    room: tuple[int, int], until: float,
+    room: tuple[int, int], until: float, network: Inside | None = None,
 ) -> Iterator[tuple[int, Array]]:  # fmt: skip
     """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
     policy, config = loaded.policy, loaded.env
@@ -108,7 +144,11 @@ def _play(
         policy.restart(envs.ages == 0)
         logits = policy.logits(inputs).cpu()
         kind = policy.distribution
-        return kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
+        chosen = kind.greedy(logits) if actions == "greedy" else kind.sample(logits, generator)
+        if network is not None:
+            first = np.cumsum([0, *map(len, envs.choices)])[:-1]  # of the outputs, that of each choice
+            network.step(inputs, logits, [] if envs.continuous else (first + chosen[0].numpy()).tolist())
+        return chosen
 
     with closing(Envs(config, 1)) as envs:
         check_fit(policy, envs)
@@ -118,14 +158,18 @@ def _play(
         rows, width = first.shape[:2]
         fitting = max(2, int(room[1] / (rows + 3 * width / 20)))  # under a strip of three lines of its text
         scale = scale or max(1, min(round(room[0] / width), fitting))
+        if network is not None:
+            network.names = _names(envs, screen)
         won = lost = due = 0.0
 
         def drawn(picture: Array, ended: bool = False) -> Array:
             score = f"won {won:g}, lost {lost:g}" if task_of(config).two_sided else f"score {won - lost:g}"
-            return _captioned(picture, scale, title, details, f"final: {score}" if ended else score)
+            picture = _captioned(picture, scale, title, details, f"final: {score}" if ended else score)
+            return picture if network is None else network.around(picture)
 
-        yield 0, drawn(first)
         for step, transition in enumerate(collect(envs, Preparer(policy), observations, act), start=1):
+            if step == 1:
+                yield 0, drawn(first)
             pictures, reward = screen.step(envs.own_actions(transition.actions.numpy())[0])
             assert reward == transition.step.rewards[0], "the film shows another game than the policy plays"
             won, lost = won + max(reward, 0.0), lost + max(-reward, 0.0)
@@ -144,6 +188,7 @@ class _Screen(Protocol):
     """A game drawn in colour, in step with the one that is played."""
 
     rate: float  # pictures per second of play
+    names: Sequence[str]  # of the environment's own actions; empty where nothing tells them
 
     def first(self) -> Array: ...  # (H, W, 3) uint8
 
@@ -167,6 +212,8 @@ class _AtariScreen:
         self._config, self._seed = config, seed
         shown = {"frameskip": 1, "stack_num": 1, "img_height": 210, "img_width": 160, "grayscale": False}
         self._venv = make_atari(config, 1, 1, **shown, maxpool=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+        ale = self._venv.ale  # type: ignore[attr-defined]  # as an AtariVectorEnv has
+        self.names: Sequence[str] = [action.name for action in ale.get_action_set()]
 
     def first(self) -> Array:
         observations, _ = self._venv.reset(seed=np.array([self._seed]))  # type: ignore[arg-type]  # ALE takes arrays
@@ -196,6 +243,7 @@ class _GymnasiumScreen:
         except (gymnasium.error.Error, TypeError) as error:  # it takes no render_mode, say
             raise InputError(f"{config.id} cannot be drawn: {first_line(error)}") from error
         self.rate = float(self._env.metadata.get("render_fps", 30))
+        self.names: Sequence[str] = getattr(self._env.unwrapped, "get_action_meanings", tuple)()
 
     def first(self) -> Array:
         self._env.reset(seed=self._seed)
@@ -226,11 +274,42 @@ class _MinAtarScreen(_GymnasiumScreen):
     def __init__(self, config: EnvConfig, seed: int) -> None:
         super().__init__(config, seed, sticky_action_prob=config.sticky)
         self.rate = 10.0
+        words = {"n": "nothing", "l": "left", "u": "up", "r": "right", "d": "down", "f": "fire"}
+        game: Any = self._env.unwrapped
+        self.names = [words[game.game.env.action_map[action]] for action in game.action_set]
 
     def _render(self) -> Array:
         state = self._env.get_wrapper_attr("game").state()
         top = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1)
         return np.asarray(np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[top])
+
+
+def _names(envs: Envs, screen: _Screen) -> list[str]:
+    """Of a policy's outputs: its actions, or the numbers of continuous ones."""
+    if envs.bounds is not None:
+        return [f"number {number + 1}" for number in range(envs.bounds.shape[1])]
+    known = task_of(envs.config).action_names or screen.names
+    least = int(getattr(envs.action_space, "start", 0)) if len(envs.choices) == 1 else 0
+    if len(envs.choices) == 1 and max(envs.choices[0]) - least < len(known):
+        return [str(known[own - least]) for own in envs.choices[0]]
+    return [f"{n + 1}: {own}" if len(envs.choices) > 1 else str(own) for n, c in enumerate(envs.choices) for own in c]
+
+
+def _page(policies: Sequence[tuple[str, LoadedPolicy]], film: bytes, network: Inside | None) -> bytes:
+    """An HTML page that needs nothing beside it: the film, and what is known of each layer.
+
+    Raises:
+        InputError: it would be larger than 3 MB.
+    """
+    rows = ["".join(f"<td>{escape(words)}</td>" for words in row) for row in network.about()] if network else []
+    table = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    title = escape(f"{policies[0][1].env.id}: {' and '.join(title for title, _ in policies)}")
+    page = PAGE.substitute(title=title, film=b64encode(film).decode(), layers=f"<table>{table}</table>").encode()
+    if len(page) > MOST_PAGE:
+        raise InputError(
+            f"the page would have {len(page) / 1e6:.1f} MB, and may have 3: give fewer --max-steps, or an .mp4"
+        )
+    return page
 
 
 def _captioned(picture: Array, scale: int, title: str, details: str, score: str) -> Array:
@@ -246,21 +325,11 @@ def _strip(width: int, title: str, details: str, score: str) -> Array:
     strip = Image.new("RGB", (width, 3 * size), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     room = width - draw.textlength(score, font) - 2 * size
-    draw.text((size // 2, size // 3), _cut(title, draw, font, room), "white", font)
+    draw.text((size // 2, size // 3), cut(title, draw, font, room), "white", font)
     draw.text((width - size // 2, size // 3), score, "#f0e442", font, anchor="ra")
     small = ImageFont.load_default(0.8 * size)
-    draw.text((size // 2, size * 5 // 3), _cut(details, draw, small, width - size), "#bbbbbb", small)
+    draw.text((size // 2, size * 5 // 3), cut(details, draw, small, width - size), "#bbbbbb", small)
     return np.asarray(strip) & 0xF0  # with few shades of grey, a whole frame fits a GIF's 256 colours exactly
-
-
-def _cut(text: str, draw: ImageDraw.ImageDraw, font: Any, room: float) -> str:
-    """`text`, or as much of its two ends as fits into `room` pixels: names of runs differ at either."""
-    shown = text
-    for kept in range(len(text) - 1, -1, -1):
-        if draw.textlength(shown, font) <= room:
-            return shown
-        shown = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :] if kept else ""
-    return shown
 
 
 def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress) -> Iterator[Array]:

@@ -62,13 +62,15 @@ class _Watch(Unnamed):
     """One policy, or several to stand side by side: run directories, expert directories, checkpoints, or
     Stable-Baselines3 .zips."""
     out: Path = Path("game.mp4")
-    """The film, .mp4 or .gif; must not exist."""
+    """The film, .mp4, .gif or a page, .html; must not exist."""
     seed: int = 1
     """Seeds the game."""
     max_steps: int = 3_000
     """Agent steps to film at most (15 a second of play)."""
     actions: Annotated[str, arg(metavar="greedy|sampled")] = "greedy"
     """The most probable action, or one drawn from the policy."""
+    inside: bool = False
+    """Draw the network of one small policy beside its game: its weights, and what they make of each frame."""
 
 
 def watch(arguments: Sequence[str]) -> None:
@@ -85,6 +87,7 @@ def watch(arguments: Sequence[str]) -> None:
         seed=options.seed,
         max_steps=options.max_steps,
         actions=options.actions,  # type: ignore[arg-type]  # film refuses other words
+        inside=options.inside,
     )
     print(options.out)
 
