@@ -106,7 +106,11 @@ class Dataset:
         else:
             ages = self._ages[chosen].astype(np.int64)
             back = np.minimum(np.arange(self.stack - 1, -1, -1), ages[:, None])  # a young game repeats its first frame
-            inputs = self._prepare((chosen[:, None] - back * self.num_envs) % self.capacity, policy, dtype)
+            frames = (chosen[:, None] - back * self.num_envs) % self.capacity
+            if policy.look is None:
+                inputs = self._prepare(frames, policy, dtype)
+            else:
+                inputs = policy.prepare(torch.from_numpy(self._frames[frames]).to(device), dtype)
         logits, values = torch.from_numpy(self._logits[chosen]), torch.from_numpy(self._values[chosen])
         return Batch(inputs, logits.to(device), values.to(device))
 

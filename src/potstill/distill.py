@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tyro.conf import UseAppendAction
 
 from potstill.algorithm import Adam, Cost, Progress, pack, pack_games, unpack, unpack_games
 from potstill.buffer import Batch, Dataset
@@ -24,7 +25,8 @@ from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import find_objective, value_mse
 from potstill.quantisation import round_weights, simulated
-from potstill.rollout import Preparer, collect
+from potstill.rollout import Preparer, collect, normalise_by_play
+from potstill.views import chosen
 
 Lead = Literal["student", "teacher", "mixed"]
 
@@ -35,6 +37,9 @@ class DistillConfig:
 
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(width="1/8"))
     """The student's shape."""
+    view: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """What the student sees of an observation, as `train --view` has it: 42x42, frames=1, keep=0,2 and more. Default:
+    what its teacher sees; full: all there is."""
     total_timesteps: int = 150_000
     """Agent steps to collect, all environments together."""
     seed: int = 0
@@ -107,6 +112,10 @@ class DistillConfig:
         """The settings of a task, which are those of all."""
         return cls()
 
+    def task_of(self, teacher: EnvConfig) -> EnvConfig:
+        """The teacher's task, as the student sees it."""
+        return replace(teacher, view=chosen(self.view, teacher.view))
+
     @property
     def vector_steps(self) -> int:
         return math.ceil(self.total_timesteps / self.num_envs)
@@ -143,11 +152,17 @@ def fitted(config: DistillConfig, teacher: Policy) -> DistillConfig:
     return replace(config, objective=teacher.hard_objective)
 
 
-def start(config: DistillConfig, teacher: Policy, device: torch.device) -> DistillState:
-    """A fresh student that sees what the teacher sees, normalised as the teacher normalises it.
+def start(
+    config: DistillConfig, teacher: Policy, device: torch.device, envs: Envs | None = None, observations: int = 10_000
+) -> DistillState:
+    """A fresh student. Where it sees what the teacher sees, it normalises that as the teacher does.
 
     Of continuous actions it takes over the squashing, and the deviations, which are no function of the state: they need
     no network, and a student-led run begins with states near the teacher's.
+
+    Args:
+        envs: whose view is the student's; its teacher's where there are none.
+        observations: of random play, to normalise by what another view than the teacher's shows.
 
     Raises:
         InputError: the student's family does not read what the teacher sees; or the teacher's value is wanted and it
@@ -156,8 +171,13 @@ def start(config: DistillConfig, teacher: Policy, device: torch.device) -> Disti
     if config.value_coefficient and not teacher.critic.weight.any():
         raise InputError("the teacher has no value head, as one from elsewhere: leave --value-coefficient at 0")
     generator = torch.Generator().manual_seed(config.seed)
-    student = Policy(config.network, **teacher.spaces).initialise(generator)
-    student.normalise_as(teacher)
+    if envs is None or envs.config.view == teacher.view:
+        student = Policy(config.network, **teacher.spaces).initialise(generator)
+        student.normalise_as(teacher)
+    else:
+        student = Policy(config.network, **envs.spaces).initialise(generator)
+        normalise_by_play(student, envs, observations, config.seed)
+        student.return_scale.copy_(teacher.return_scale)
     if student.log_std is not None and teacher.log_std is not None:
         student.log_std.data.copy_(teacher.log_std)
         student.squash = None if teacher.squash is None else teacher.squash.clone()
@@ -405,7 +425,7 @@ class Distillation:
         tolerant: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.envs, self.teacher, self.data, self.tolerant = config, envs, teacher, data, tolerant
-        self.state = start(config, teacher, device)
+        self.state = start(config, teacher, device, envs)
         self.total = config.total_timesteps if data is not None else config.vector_steps * config.num_envs
         self._past: Past | None = None
 

@@ -18,10 +18,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, iterate
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TimeLimit
 from numpy.typing import NDArray
-from tyro.conf import Fixed
+from tyro.conf import Fixed, UseAppendAction
 
 from potstill.errors import DivergedError, InputError, TaskError, first_line, meant
 from potstill.imports import find, makers_of
+from potstill.views import chosen
 
 Array = NDArray[Any]
 CHECKED_EVERY = 16  # steps between two observations in the checksum: all of Pong's would cost a hundredth of its speed
@@ -53,9 +54,16 @@ class EnvConfig:
     layout: Literal["auto", "flat", "first", "last", "stack"] = "auto"
     """How observations are read, where their space does not tell: flat numbers, an image whose channels come first or
     last, or a stack of frames, the newest last. auto: refuses what can be read in more than one way."""
+    view: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """What the policy sees of an observation, one view after another: 42x42, an image made smaller by means over areas;
+    crop=10:84 or crop=10:84,0:42, these rows and columns; grey, of red, green and blue; frames=1, the newest of a
+    stack; keep=0,2 or mask=1,3, these features or channels, or all others; full, everything again. May be repeated."""
     max_frames: int = 108_000
     """Emulator frames after which a game is truncated: 30 minutes of play. Other tasks that set no limit of their own
     get as many agent steps, for a policy may learn to play for ever."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "view", chosen(self.view))
 
     @property
     def has_sticky_actions(self) -> bool:
@@ -175,6 +183,7 @@ class Envs:
             "continuous": self.continuous,
             "layout": self.layout,
             "dtype": np.dtype(self.observation_dtype).name,
+            "view": self.config.view,
         }
 
     @property

@@ -21,6 +21,7 @@ from torch.nn.functional import relu
 from potstill.distributions import Distribution, distribution_of
 from potstill.errors import InputError
 from potstill.imports import find
+from potstill.views import Look
 
 Layout = Literal["flat", "first", "last", "stack"]
 """How an observation is read: numbers without a place, an image whose channels come first (or that has none) or last,
@@ -58,14 +59,14 @@ class NetworkConfig:
 
 
 class Size(NamedTuple):
-    """Size of the deployed actor: trunk and action head. The value head, or a split critic, stays behind, and so do the
-    deviations of continuous actions."""
+    """Size of the deployed actor: view, trunk and action head. The value head, or a split critic, stays behind, and so
+    do the deviations of continuous actions."""
 
     parameters: int
     conv: int  # parameters in convolutions
     linear: int  # parameters in linear layers
     macs: int  # multiply-adds for one observation
-    bytes: int  # float32 parameters and the normalisation buffers
+    bytes: int  # float32 parameters, the normalisation buffers and the view's
 
 
 def parse_width(text: str, what: str = "width") -> Fraction:
@@ -334,8 +335,10 @@ class Policy(nn.Module):
         continuous: bool = False,
         layout: Layout | None = None,
         dtype: str = "",
+        view: tuple[str, ...] = (),
     ) -> None:
         """Args:
+        observation_shape: of raw observations, before `view`.
         num_actions: to choose among; a tuple where several choices are made at once; continuous ones taken at once.
         layout: None as the first checkpoints have it, which do not tell: large images are stacks, small ones grids.
         dtype: of raw observations; "" is not told. Those of more than 24 bits are centred before they are rounded.
@@ -350,6 +353,8 @@ class Policy(nn.Module):
             layout = "stack" if large else "last" if len(observation_shape) == 3 else "flat"
         self.layout: Layout = layout
         self.dtype = dtype
+        self.view = view
+        self.look = Look(view, self.observation_shape, layout) if view else None
         self.distribution: Distribution = distribution_of(num_actions, continuous)
         outputs = num_actions if isinstance(num_actions, int) else sum(num_actions)
         self.log_std = nn.Parameter(torch.zeros(outputs)) if continuous else None
@@ -371,13 +376,18 @@ class Policy(nn.Module):
     @property
     def spaces(self) -> dict[str, Any]:
         """What it sees and what it chooses: `Policy(config, **policy.spaces)` is another for the same task."""
-        names = ("observation_shape", "num_actions", "continuous", "layout", "dtype")
+        names = ("observation_shape", "num_actions", "continuous", "layout", "dtype", "view")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        """Shape of what its view leaves of an observation."""
+        return self.observation_shape if self.look is None else self.look.shape
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a prepared observation: (C, H, W) of an image, (D,) of anything else."""
-        shape = self.observation_shape
+        shape = self.seen_shape
         if self.layout == "flat":
             return (torch.Size(shape).numel(),)
         if len(shape) == 2:
@@ -387,7 +397,7 @@ class Policy(nn.Module):
     @property
     def normalised_shape(self) -> tuple[int, ...]:
         """Shape of what is normalised together: one frame of a stack, the channels of a photo, or all there is."""
-        shape = self.observation_shape
+        shape = self.seen_shape
         if self.layout == "stack":
             return shape[1:]
         if self.layout == "flat" or self.dtype != "uint8":
@@ -406,7 +416,7 @@ class Policy(nn.Module):
         """Bound of a normalised input: pixels that a random policy never lit would otherwise be huge."""
         if self.input_clip is not None:
             return float(self.input_clip)
-        return 5.0 if self.layout == "stack" or self.normalised_shape != self.observation_shape else float("inf")
+        return 5.0 if self.layout == "stack" or self.normalised_shape != self.seen_shape else float("inf")
 
     def initialise(self, generator: torch.Generator) -> "Policy":
         """Orthogonal weights, zero biases; gain sqrt(2) for hidden layers, 0.01 for the actor, 1 for the critic.
@@ -459,7 +469,7 @@ class Policy(nn.Module):
         """Whether an observation prepared for the one is prepared for the other, too."""
         if self.sees_raw or other.sees_raw:
             return False
-        if (self.layout, self.clip) != (other.layout, other.clip):
+        if (self.view, self.layout, self.clip) != (other.view, other.layout, other.clip):
             return False
         return all(torch.equal(getattr(self, name).cpu(), getattr(other, name).cpu()) for name in ("mean", "scale"))
 
@@ -467,13 +477,20 @@ class Policy(nn.Module):
         """Told before each step in which games begin, (N,) bool array, so that what has a memory may drop it."""
 
     def hide(self, rows: int) -> None:
-        """Sets the first `rows` rows of every normalised frame to zero, whatever they show."""
-        if rows:
+        """Sets the first `rows` rows of every normalised frame to zero, whatever they show, and whatever the view makes
+        of them."""
+        if rows and self.look is None:
             self.scale[:rows] = 0.0
+        elif rows and self.look is not None:
+            shown = torch.ones((1, *self.observation_shape[1:]), device=self.scale.device)
+            shown[:, :rows] = 0.0
+            self.scale[self.look(shown, torch.float32, framed=True)[0] < 0.999] = 0.0
 
     def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Raw observations (B, *observation_shape) to normalised inputs for `heads`, channels last where convolved."""
-        x = (observations.to(self.mean.dtype) - self.mean).to(torch.float32) * self.scale
+        kind = self.mean.dtype
+        x = observations.to(kind) if self.look is None else self.look(observations, kind)
+        x = (x - self.mean).to(torch.float32) * self.scale
         x = (x if math.isinf(self.clip) else x.clamp_(-self.clip, self.clip)).to(dtype)
         if self.layout == "flat":
             return x.reshape(x.shape[0], -1)  # by len, an exporter would take the number for a constant
@@ -529,13 +546,17 @@ class Policy(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return Size(parameters, conv, linear, macs, 4 * (parameters + self.mean.numel() + self.scale.numel()))
+        kept = parameters + self.mean.numel() + self.scale.numel()
+        if self.look is not None:
+            kept, macs = kept + self.look.numbers, macs + self.look.macs
+        return Size(parameters, conv, linear, macs, 4 * kept)
 
     def __str__(self) -> str:
         """One line: the family, what it reads, its layers and its parameters."""
         shapes = [(m, next(m.parameters(recurse=False), None)) for m in [*self.trunk.modules(), self.actor]]
         shown = " - ".join(f"{type(m).__name__.lower()} {tuple(w.shape)}" for m, w in shapes if w is not None)
         reads = "" if self.layout == "flat" else f" {self.layout}"
+        reads += f" as {' '.join(self.view)} {self.seen_shape}" if self.view else ""
         return f"{self.family}, reads {self.observation_shape}{reads}: {shown}; {self.size().parameters:,} parameters"
 
 

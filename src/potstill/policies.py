@@ -56,10 +56,12 @@ def save_policy(path: Path, policy: Policy, env: EnvConfig, probe: Array, proven
     tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
     tensors |= {"probe.observations": observations.to(torch.uint8) if probe.dtype == bool else observations}
     tensors |= {"probe.logits": _logits(policy, observations)}
+    if env.view != policy.view:
+        raise ValueError(f"the policy sees {policy.view}, its task is seen as {env.view}")
     document = {
         "kind": "policy",
         "network": asdict(policy.config),
-        **policy.spaces,
+        **{key: value for key, value in policy.spaces.items() if key != "view"},  # the task's
         "env": asdict(env),
         "provenance": provenance,
     }
@@ -88,7 +90,7 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
         env = rebuild(EnvConfig, document["env"])
         if not env.id.isprintable():
             raise ValueError(f"a task is called {env.id!r}")
-        policy = _empty(document, tensors).to(device)
+        policy = _empty(document, tensors, env.view).to(device)
         policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")})
         policy.eval()
         expected, actual = tensors["probe.logits"], _logits(policy, tensors["probe.observations"])
@@ -100,7 +102,7 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     return LoadedPolicy(policy, env, document, file)
 
 
-def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+def _empty(document: dict[str, Any], tensors: dict[str, Tensor], view: tuple[str, ...]) -> Policy:
     """The policy that a checkpoint describes, before it has its weights.
 
     What is described is compared with the tensors that are there before memory is taken for it: a file of a few bytes
@@ -124,7 +126,7 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         raise ValueError(f"layout is {layout!r} of observations {shape}")
     if not isinstance(dtype, str) or (continuous and isinstance(actions, list)):
         raise TypeError(f"dtype is {dtype!r}, actions {actions!r}")
-    spaces = tuple(shape), tuple(actions) if isinstance(actions, list) else actions, continuous, layout, dtype
+    spaces = tuple(shape), tuple(actions) if isinstance(actions, list) else actions, continuous, layout, dtype, view
 
     def empty() -> Policy:
         policy = Policy(network, *spaces)

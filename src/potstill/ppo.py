@@ -22,7 +22,7 @@ from potstill.configs import MOST, MOST_ENVS, bounded, normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, parse_width, resolve_precision
-from potstill.rollout import Preparer, collect, input_statistics
+from potstill.rollout import Preparer, collect, normalise_by_play
 from potstill.tasks import TASKS, task_of
 
 
@@ -131,6 +131,10 @@ class PPOConfig:
     def updates(self) -> int:
         return math.ceil(self.total_timesteps / self.batch_size)
 
+    def task_of(self, origin: EnvConfig) -> EnvConfig:
+        """The task of a policy it learns from or begins with, as its own policy sees it."""
+        return replace(origin, view=self.env.view)
+
     def of_share(self, share: str) -> "PPOConfig":
         """The run of a share of the budget."""
         return replace(self, total_timesteps=math.floor(self.total_timesteps * parse_width(share, "branch")), branch=())
@@ -195,7 +199,7 @@ def start(
     """A fresh policy for `envs`, its input normalisation taken from a random policy's play.
 
     Args:
-        teacher: whose normalisation to take instead, as every student does.
+        teacher: whose normalisation to take instead, as every student does that sees what its teacher sees.
         initial: whose weights and normalisation to begin with.
 
     Raises:
@@ -212,19 +216,16 @@ def start(
                 "the policy to start from is of another shape: use"
                 f" --width {initial.config.width} --critic {initial.config.critic}"
             ) from error
-        if teacher is not None and not policy.sees_as(teacher):
+        if teacher is not None and teacher.view == policy.view and not policy.sees_as(teacher):
             raise InputError(
                 "the teacher normalises its inputs otherwise than the policy to start from: they must agree"
             )
         unit, weight = float(initial.return_scale), 10.0 * config.batch_size  # as if it had seen ten rollouts
         returns = ReturnScale(count=weight, square=unit**2 * weight)
-    elif teacher is not None:
+    elif teacher is not None and teacher.view == policy.view:
         policy.normalise_as(teacher)
     else:
-        if config.normalise_inputs and policy.dtype != "bool":  # whose inputs are 0 and 1
-            mean, deviation = input_statistics(envs, config.normalise_inputs, config.seed)
-            policy.normalise_by(mean, deviation)
-        policy.hide(config.env.hidden_rows)
+        normalise_by_play(policy, envs, config.normalise_inputs, config.seed)
     policy.to(device)
     optimizer = make_optimizer(policy, config)
     averages = nn.ModuleList(deepcopy(policy) for _ in config.branch)
@@ -302,6 +303,7 @@ def rollout(
     """
     policy, (T, N) = state.policy, (config.num_steps, config.num_envs)
     device = policy.mean.device
+    others = Preparer(teacher, preparer.dtype) if teacher is not None and teacher.view != policy.view else None
     actions: list[Tensor] = []
     rewards, dones = np.empty((2, T, N), np.float32)
     values = torch.empty((T + 1, N), device=device)
@@ -312,7 +314,7 @@ def rollout(
     def act(inputs: Tensor) -> Tensor:
         logits[t], values[t] = policy.heads(inputs)
         if teacher is not None and teacher_logits is not None:
-            teacher_logits[t] = teacher.logits(inputs)
+            teacher_logits[t] = teacher.logits(inputs if others is None else others.first(envs.shown))
         return policy.distribution.sample(logits[t].cpu(), state.generator)
 
     if storage is None:

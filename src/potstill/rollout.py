@@ -47,8 +47,11 @@ class Preparer:
             whole = self.first(step.observations)
             return whole if out is None else out.copy_(whole)
         policy = self.policy
-        newest = torch.from_numpy(step.observations[:, -1]).to(inputs.device).float()
-        newest.sub_(policy.mean).mul_(policy.scale).clamp_(-policy.clip, policy.clip)
+        newest = torch.from_numpy(step.observations[:, -1]).to(inputs.device)
+        look = policy.look
+        newest = newest if look is None else look(newest, policy.mean.dtype, framed=True)
+        # Not in place at first: of float frames this is the memory of `step`.
+        newest = (newest - policy.mean).float().mul_(policy.scale).clamp_(-policy.clip, policy.clip)
         moved = torch.empty_like(inputs) if out is None else out
         # Channels last: what moves every frame up by one is a plain copy from the second number on. The numbers it puts
         # where the newest frame belongs, and the last of all, are written over.
@@ -128,27 +131,46 @@ def in_turns(groups: Sequence[Group], storage: Tensor | None = None) -> Iterator
             return
 
 
-def input_statistics(envs: Envs, observations: int, seed: int) -> tuple[Tensor, Tensor]:
+def normalise_by_play(policy: Policy, envs: Envs, observations: int, seed: int) -> None:
+    """Normalises the inputs of a policy by what it sees of a random policy's play, and hides what its task hides.
+
+    Args:
+        observations: as `input_statistics` has them; 0 leaves inputs as they are.
+    """
+    if observations and policy.dtype != "bool":  # whose inputs are 0 and 1
+        policy.normalise_by(*input_statistics(envs, observations, seed, policy.look))
+    policy.hide(envs.config.hidden_rows)
+
+
+def input_statistics(
+    envs: Envs, observations: int, seed: int, look: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per pixel or feature under a uniformly random policy.
 
     Args:
         observations: how many (newest frames, or whole observations) to look at.
+        look: what a policy sees of them, its `views.Look`.
 
     Returns:
         float64 and float32, shaped like one frame of a stack or like one observation.
     """
-    seen = envs.reset(seed)
     rng = np.random.default_rng(seed)
     stacked = envs.layout == "stack"
-    shift = np.zeros(seen.shape[2:] if stacked else seen.shape[1:])
-    if seen.dtype.itemsize > 4:  # large offsets, whose squares would leave no digits for the deviation
-        shift = (seen[0, -1] if stacked else seen[0]).astype(np.float64)
+
+    def newest_of(seen: Array) -> Array:
+        newest = seen[:, -1] if stacked else seen
+        if look is None:
+            return newest.astype(np.float64)
+        return look(torch.from_numpy(newest), torch.float64, framed=stacked).numpy()
+
+    seen = envs.reset(seed)
+    first = newest_of(seen)[0]
+    shift = first if seen.dtype.itemsize > 4 else np.zeros_like(first)  # large offsets leave no digits for squares
     total = np.zeros_like(shift)
     squares = np.zeros_like(total)
     steps = max(1, observations // envs.num_envs)
     for _ in range(steps):
-        seen = envs.step(envs.random_actions(rng)).observations
-        newest = (seen[:, -1] if stacked else seen).astype(np.float64) - shift
+        newest = newest_of(envs.step(envs.random_actions(rng)).observations) - shift
         total += newest.sum(axis=0)
         squares += np.square(newest).sum(axis=0)
     count = steps * envs.num_envs

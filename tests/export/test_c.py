@@ -40,10 +40,10 @@ int main(void)
 """
 
 
-def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, **config):
+def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), **config):
     """A policy of clear opinions that normalises its inputs, and observations of its own."""
     known = {} if layout is None else {"layout": layout, "dtype": np.dtype(dtype).name}
-    policy = Policy(NetworkConfig(**config), shape, actions, continuous, **known)
+    policy = Policy(NetworkConfig(**config), shape, actions, continuous, **known, view=view)
     policy.initialise(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         policy.actor.weight *= 300
@@ -75,6 +75,10 @@ NETWORKS = [
     ((4, 84, 84), np.uint8, {"width": "1/16", "family": "nature"}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "family": "framewise"}),
     ((3, 40, 36), np.uint8, {"width": "1/16", "layout": "first"}),
+    ((5,), np.float64, {"width": "1/8", "view": ("mask=1,3",)}),
+    ((10, 10, 4), bool, {"width": "1/8", "view": ("keep=0,3", "crop=1:9,0:10")}),
+    ((4, 84, 84), np.uint8, {"width": "1/16", "view": ("crop=10:84", "37x42", "frames=2")}),
+    ((40, 36, 3), np.uint8, {"width": "1/8", "family": "mlp", "layout": "last", "view": ("grey", "10x9")}),
 ]
 
 

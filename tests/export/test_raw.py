@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 
+from potstill import views
 from potstill.cli import main
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
@@ -29,11 +30,11 @@ def saved(folder, env=TASKS["pong"].env, shape=(4, 84, 84), actions=3):
 def test_a_line_is_shrunk_as_opencv_does(source, target):
     line = np.random.default_rng(0).integers(0, 255, (source, 1)).astype(np.float32)
     wanted = cv2.resize(line, (1, target), interpolation=cv2.INTER_AREA)
-    np.testing.assert_allclose(raw.area(source, target) @ line, wanted, rtol=1e-4)
+    np.testing.assert_allclose(views.area(source, target) @ line, wanted, rtol=1e-4)
 
 
 def test_weights_of_a_part_add_up_to_one():
-    assert raw.area(5, 2).tolist() == [
+    assert views.area(5, 2).tolist() == [
         pytest.approx([0.4, 0.4, 0.2, 0.0, 0.0]),
         pytest.approx([0.0, 0.0, 0.2, 0.4, 0.4]),
     ]

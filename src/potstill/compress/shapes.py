@@ -10,6 +10,7 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.networks import FAMILIES, NetworkConfig, Policy, Size, parse_width
+from potstill.views import chosen
 
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
@@ -35,8 +36,9 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
         InputError: there is none.
     """
     found: dict[str, Shape] = {}  # by its layers: the smallest widths round to the same network
+    spaces = policy.spaces | {"view": chosen(config.base.view, policy.view)}
     for name, network in _networks(policy, config.base.network):
-        student = Policy(replace(network, critic="shared"), **policy.spaces)
+        student = Policy(replace(network, critic="shared"), **spaces)
         size = student.size()
         found.setdefault(str(student), Shape(name, network, size, cost_of(student, config)))
     teacher = cost_of(policy, config)

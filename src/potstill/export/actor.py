@@ -124,6 +124,7 @@ class Exported(Policy):
         """`run` takes raw observations (N, *shape) to logits (N, A), or to means (N, d) in units of half the range."""
         policy = actor.policy
         super().__init__(policy.config, **policy.spaces)
+        self.size = policy.size  # type: ignore[method-assign]  # of what the file was made from
         self.log_std = policy.log_std
         self.layout = "flat"  # `Preparer` is to hand on whole observations, not frames that it normalised
         self.run = run

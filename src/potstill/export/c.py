@@ -29,7 +29,7 @@ from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
 from potstill.export.actor import BITS, Actor, Exported, Versions, actor, verify
-from potstill.networks import FramewiseConv
+from potstill.networks import FramewiseConv, Policy
 from potstill.policies import LoadedPolicy
 from potstill.quantisation import MARGIN, WIDEST, activation_levels, centred, is_on_grid
 from potstill.quantisation import scales as weight_scales
@@ -90,7 +90,7 @@ def blocks(actor: Actor) -> list[Block]:
     Raises:
         InputError: the network is not a plain stack of convolutions and linear layers with ReLU or tanh.
     """
-    shape = actor.policy.observation_shape
+    shape = actor.policy.seen_shape
     if actor.policy.layout == "last":
         shape = (shape[2], *shape[:2])
     found: list[Block] = []
@@ -138,9 +138,9 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         raise InputError(f"C has no {actor.observations.dtype} for these observations")
     own = "int32_t" if actor.bounds is None else _TYPES[actor.bounds.dtype.name]
     unit, sizes = ("int16_t", 2) if integer else ("float", 4)
-    shape = actor.policy.observation_shape
+    shape, seen = actor.policy.observation_shape, actor.policy.seen_shape
     if actor.policy.layout in ("first", "stack") and len(shape) == 3 and isinstance(stack[0].layer, nn.Linear):
-        stack[0] = _reordered(stack[0], shape)
+        stack[0] = _reordered(stack[0], seen)
     first_is_linear = isinstance(stack[0].layer, nn.Linear)
     constants: list[tuple[str, str, Array]] = []
     if integer and actor.bounds is None and not is_on_grid(stack[-1].weight, bits):
@@ -151,6 +151,7 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     if folds:
         stack[0] = stack[0]._replace(weight=stack[0].weight * actor.policy.scale.flatten())
     value, steps = _input(actor, folds, constants, raw, scaled[0])
+    view = _view(actor.policy, constants)
     layers: list[dict[str, Any]] = []
     rooms = [0, int(np.prod(stack[0].shape)) if first_is_linear else 0]  # of the two buffers, which layers use in turn
     for number, (block, scales) in enumerate(zip(stack, scaled, strict=True)):
@@ -194,6 +195,7 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         "parameters": sum(block.weight.numel() + block.bias.numel() for block in stack), "count": count, "raw": raw,
         "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature, "meaning": meaning, "own": own,
         "outputs": f"void {prefix}_outputs({observed}, float output[{count}])", "unit": unit, "value": value,
+        "view": view, "wide": _wide(actor.policy),
         "declared": "\n".join(_declare(*constant) for constant in constants), "steps": steps,
         "total": "int32_t" if integer else "float", "result": "int32_t" if integer else "float",
         "rooms": list(zip("ab", rooms, strict=True)), "bounded": actor.bounds is not None,
@@ -268,10 +270,9 @@ def _input(
     """What normalises one number of an observation, and the steps that bound it and, in integers, count its levels."""
     policy = actor.policy
     mean, scale = policy.mean.flatten(), policy.scale.flatten()
-    whole = int(np.prod(policy.observation_shape))
+    whole, wide = int(np.prod(policy.seen_shape)), _wide(policy)
     at = "i" if len(mean) == whole else f"i / {whole // len(mean)}" if policy.layout == "first" else f"i % {len(mean)}"
-    wide = "double" if mean.dtype == torch.float64 else "float"  # a float64 observation may lie far from zero
-    value = "x[i]" if raw == wide else f"({wide})x[i]"
+    value = "seen(x, i)" if policy.view else "x[i]" if raw == wide else f"({wide})x[i]"
     if mean.any():
         constants.append(("mean", wide, mean.numpy()))
         value = f"({value} - mean[{at}])"
@@ -287,6 +288,34 @@ def _input(
         steps += [f"value = value > -{_float(limit)} ? value : -{_float(limit)};"]
         steps += [f"value = value < {_float(limit)} ? value : {_float(limit)};"]
     return value, steps
+
+
+def _wide(policy: Policy) -> str:
+    """The type in which a number of an observation is read: a float64 may lie far from zero."""
+    return "double" if policy.mean.dtype == torch.float64 else "float"
+
+
+def _view(policy: Policy, constants: list[tuple[str, str, Array]]) -> dict[str, Any] | None:
+    """How number `i` of what a policy sees is made from an observation: a sum of shares of some of its numbers, in a
+    loop for each axis that the view weighs. None where it sees all."""
+    if policy.look is None:
+        return None
+    index, loops, shares = "", [], []
+    for axis, (size, raw) in enumerate(zip(policy.seen_shape, policy.observation_shape, strict=True)):
+        place = f"i / {int(np.prod(policy.seen_shape[axis + 1 :]))}" + (f" % {size}" if axis else "")
+        if (step := policy.look.axes.get(axis)) is not None:
+            if step.ndim == 2:
+                rows, places = np.nonzero(step)
+                begins = np.searchsorted(rows, np.arange(size + 1)).astype(np.int32)
+                constants += [(f"begin{axis}", "int32_t", begins), (f"share{axis}", "float", step[rows, places])]
+                n, first, step = f"n{axis}", f"begin{axis}[{place}", places
+                loops.append(f"for (int {n} = {first}]; {n} < {first} + 1]; {n}++)")
+                shares.append(f"share{axis}[{n}] * ")
+                place = n
+            constants.append((f"place{axis}", "int32_t", step.astype(np.int32)))
+            place = f"place{axis}[{place}]"
+        index = f"({index}) * {raw} + {place}" if index else place
+    return {"loops": loops, "sum": f"{''.join(shares)}({_wide(policy)})x[{index}]"}
 
 
 def _layer(number: int, block: Block, scales: _Scales | None, unlike: bool, last: bool) -> dict[str, Any]:

@@ -123,6 +123,14 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
     # The mean is subtracted as the policy does it: a float64 observation may lie far from zero.
     kinds = {torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE}
     x = node("Cast", "observation", to=kinds[policy.mean.dtype])
+    for axis, step in policy.look.axes.items() if policy.look is not None else ():
+        if step.ndim == 1:
+            x = node("Gather", x, stored(f"view.{axis}", torch.from_numpy(step)), axis=axis + 1)
+            continue
+        turned = [*range(len(policy.seen_shape) + 1)]
+        turned[axis + 1], turned[-2] = turned[-2], turned[axis + 1]
+        weights_of = stored(f"view.{axis}", torch.from_numpy(step).to(policy.mean.dtype))
+        x = node("Transpose", node("MatMul", weights_of, node("Transpose", x, perm=turned)), perm=turned)
     x = node("Sub", x, stored("observation.mean", policy.mean))
     if policy.mean.dtype != torch.float32:
         x = node("Cast", x, to=TensorProto.FLOAT)

@@ -42,6 +42,18 @@ static int64_t tanh_of(int64_t x) /* in units of 1/8192, to units of 1/32767 */
 }
 
 {% endif %}
+{% if view %}
+static {{ wide }} seen(const {{ raw }} *x, int i) /* a number of what the policy sees of an observation */
+{
+    {{ wide }} sum = 0;
+{% for line in view.loops %}
+    {{ line }}
+{% endfor %}
+        sum += {{ view.sum }};
+    return sum;
+}
+
+{% endif %}
 static {{ unit }} input(const {{ raw }} *x, int i)
 {
     float value = {{ value }};

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from potstill.envs import Array, EnvConfig
+from potstill.envs import EnvConfig
 from potstill.errors import InputError
+from potstill.views import GREY, area
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 LONGEST = 5_000  # steps of the game that checks a file
-GREY = (0.2989, 0.5870, 0.1140)  # of red, green and blue, as ALE rounds its palette
 
 
 def wrap(model: "ModelProto", screen: tuple[int, int]) -> "ModelProto":
@@ -76,15 +76,6 @@ def wrap(model: "ModelProto", screen: tuple[int, int]) -> "ModelProto":
 
 def _opset(model: "ModelProto") -> int:
     return int(model.opset_import[0].version)
-
-
-def area(source: int, target: int) -> Array:
-    """Means over equal parts of a line of `source` pixels, (target, source) float32: OpenCV's INTER_AREA, to shrink."""
-    edges = np.linspace(0, source, target + 1)
-    pixels = np.arange(source)
-    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights: Array = (covered.clip(0) * (target / source)).astype(np.float32)
-    return weights
 
 
 def emulator(env: EnvConfig) -> Any:

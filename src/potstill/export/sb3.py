@@ -121,10 +121,10 @@ def _weights(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
     else:
         fits = policy.clip == float("inf")
         mean, scale = mean.flatten(), scale.flatten()
-    if not fits or len(_activations(chain)) > 1 or policy.squash is not None:
+    if not fits or len(_activations(chain)) > 1 or policy.squash is not None or policy.view:
         raise InputError(
             "SB3's zip is written of linear layers, or of its Nature-CNN: it knows neither other convolutions, nor a"
-            " normalisation that is clipped or another for each pixel, and its PPO does not squash its means"
+            " normalisation that is clipped or another for each pixel, nor views; and its PPO does not squash its means"
         )
     weight, bias = found[0]
     if convs:

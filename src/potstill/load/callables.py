@@ -26,7 +26,7 @@ from potstill.errors import InputError, first_line
 from potstill.imports import HANDED, allow, find
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
-from potstill.rollout import input_statistics
+from potstill.rollout import normalise_by_play
 from potstill.storage.files import read_bytes
 
 CERTAIN = 30.0  # logit of an action that was named; that of the others is 0
@@ -55,9 +55,7 @@ class Foreign(Policy):
         self.requires_grad_(False)
         for parameter in self.parameters():  # nothing of this network is used but its shape, for students
             parameter.zero_()
-        if envs.observation_dtype != np.bool_:
-            self.normalise_by(*input_statistics(envs, STATISTICS, 0))
-        self.hide(envs.config.hidden_rows)
+        normalise_by_play(self, envs, STATISTICS, 0)
         if self.log_std is not None:
             self.log_std.fill_(LOG_STD)
         self.name, self.answer = name, answer

@@ -174,6 +174,8 @@ class Plan:
                             " same widths, seeds and teachers"
                         )
                 settings = arm.settings | arm.by_width.get(width, {})
+                if start_from is not None and isinstance(start_from.config, DistillConfig):
+                    settings = {"view": start_from.config.view} | settings
                 config = make_config(arm.method, self.env, width, seed, settings)
                 name = run_name(arm.name, width, seed, teacher)
                 spec = RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from)
@@ -204,12 +206,18 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
         InputError: a setting does not exist, or its value is not allowed.
     """
     network = NetworkConfig(width=width, **{key: settings[key] for key in NETWORK if key in settings})
-    rest = {key: value for key, value in settings.items() if key not in NETWORK}
-    config: Config = CONFIGS[method].for_task(find_env(env))
+    of_task = ("view",) if method != "distill" else ()  # a distillation's task is its teacher's
+    rest = {key: value for key, value in settings.items() if key not in (*NETWORK, *of_task)}
+    config: Config = CONFIGS[method].for_task(replace(find_env(env), view=settings.get("view", ())))
     return replace(config, network=network, seed=seed, **rest)
 
 
-_LATER = (("options", ()), ("layout", "auto"), ("bits", 32))  # came later: at their defaults, runs are what they were
+_LATER = (
+    ("options", ()),
+    ("layout", "auto"),
+    ("bits", 32),
+    ("view", ()),
+)  # came later: at their defaults, runs are what they were
 
 
 def _plain(value: Any) -> Any:

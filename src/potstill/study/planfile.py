@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from potstill.arms import ARMS, Method
+from potstill.envs import EnvConfig
 from potstill.errors import InputError, meant
 from potstill.evaluation import EvalConfig
 from potstill.imports import import_modules
@@ -239,6 +240,7 @@ def _settings(table: _Table, method: Method) -> dict[str, Any]:
     for own in ("env", "network", "seed"):  # which the plan itself says
         hints.pop(own, None)
     hints |= {name: get_type_hints(NetworkConfig)[name] for name in NETWORK if name != "options"}
+    hints["view"] = get_type_hints(EnvConfig)["view"]
     settings: dict[str, Any] = {}
     for key, value in table.values.items():
         if key == "network-options":

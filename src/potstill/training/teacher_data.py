@@ -21,7 +21,8 @@ def teacher_data(
     """The stored play of a teacher, made the first time a student asks for it."""
     states = config.vector_steps * config.num_envs
     seed = 0  # one data set per teacher: students differ by their own seed
-    description = {"teacher_hash": teacher.hash, "env": asdict(teacher.env), "states": states, "seed": seed}
+    played = {key: value for key, value in asdict(teacher.env).items() if key != "view"}  # whole observations
+    description = {"teacher_hash": teacher.hash, "env": played, "states": states, "seed": seed}
     description |= {name: getattr(config, name) for name in ("num_envs", "noise", "precision")}
     folder = root / f"{re.sub('[/:]', '-', teacher.env.id)}-{config_hash(description)}"
     lock = root / f".{folder.name}.lock"

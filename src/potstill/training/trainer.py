@@ -78,9 +78,11 @@ def new_run(
 
 def _fit_training(config: ppo.PPOConfig, origins: dict[str, LoadedPolicy]) -> ppo.PPOConfig:
     """The config; what does not fit is refused before anything is made."""
-    for loaded in origins.values():
+    for role, loaded in origins.items():
         # What of a frame is hidden comes with the policy's normalisation, which is inherited: it is not the task's.
-        if replace(loaded.env, hidden_rows=config.env.hidden_rows) != config.env:
+        # And a student may see otherwise than its teacher, though not than the policy it begins with.
+        view = config.env.view if role == "teacher" else loaded.env.view
+        if replace(loaded.env, hidden_rows=config.env.hidden_rows, view=view) != config.env:
             raise InputError(f"{loaded.path} was made for another task: {loaded.env}, not {config.env}")
     with closing(Envs(config.env, 1)) as envs:
         policies = {role: loaded.policy for role, loaded in origins.items()}
@@ -92,9 +94,12 @@ def _fit_distillation(config: DistillConfig, origins: dict[str, LoadedPolicy]) -
     """As `_fit_training`, with the objective that fits the teacher."""
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
-    teacher = origins["teacher"].policy
+    teacher, task = origins["teacher"].policy, config.task_of(origins["teacher"].env)
     config = fitted(config, teacher)
-    start_distillation(config, teacher, torch.device("cpu"))
+    with ExitStack() as stack:
+        other = task.view != teacher.view
+        envs = stack.enter_context(closing(Envs(task, 1))) if other else None
+        start_distillation(config, teacher, torch.device("cpu"), envs, observations=0)
     return config
 
 
@@ -194,7 +199,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
         raise InputError(f"{run.path / 'config.json'} is damaged: it names no teacher")
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
-    env = [*origins.values()][-1].env if origins else config.env
+    env = config.task_of([*origins.values()][-1].env) if origins else config.env
     saved = _saved(run, run.resume_path)
     with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
         options: dict[str, Any] = {role: loaded.policy for role, loaded in origins.items()}
@@ -391,9 +396,9 @@ def _probe(envs: Envs) -> Array:
 def _training_macs(cost: Cost) -> int:
     """Multiply-adds of a network in a training."""
     policy = cost.policy
-    x = policy.prepare(torch.zeros((1, *policy.observation_shape), device=policy.mean.device))
+    x = torch.zeros((1, *policy.observation_shape), device=policy.mean.device)
     with FlopCounterMode(display=False) as forward:
-        logits, value = policy.heads(x)
+        logits, value = policy.heads(policy.prepare(x))
     with FlopCounterMode(display=False) as backward:
         (logits.sum() + value.sum()).backward()
     policy.zero_grad()
