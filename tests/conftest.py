@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import WARM
 
 from potstill import imports
 from potstill.cli import main
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import save_policy
+from potstill.study import local
 from potstill.tasks import TASKS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -57,8 +59,12 @@ def as_before():
 
 @pytest.fixture(scope="module", autouse=True)
 def module_settled(tmp_path_factory):
-    """And the modules that a file of tests has written: another file may write one of the same name."""
-    with as_before():
+    """And the modules that a file of tests has written: another file may write one of the same name.
+
+    Workers of studies are forked; those of faults/test_signals.py and faults/test_wheel.py are started, as a user's.
+    """
+    with as_before(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "subprocess", WARM)
         yield
     for name, module in list(sys.modules.items()):
         if (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):

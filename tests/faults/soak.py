@@ -33,13 +33,14 @@ from datetime import datetime
 from pathlib import Path
 
 import polars as pl
-from processes import Child, warm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
+from processes import Child, Here, warm
 
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
 from potstill.results import curves_table, episodes_table, find_runs, runs_table
-from potstill.storage.runs import Run
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 from potstill.tasks import TASKS
@@ -54,7 +55,7 @@ DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch._dynamo
-from processes import potstill; from soak import drive
+from soak import drive; from processes import potstill
 drive(potstill, *sys.argv[2:])
 """
 NEWUTS = 0x04000000  # of sched.h
@@ -95,25 +96,6 @@ seeds = {finetune}
 total-timesteps = 1024
 num-steps = 32
 """
-
-
-class Here:
-    """A run in this very process: the study's `start` where nothing is to be killed."""
-
-    returncode = 0
-
-    def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path) -> None:
-        trainer.execute(run, runtime, eval_config, data)
-
-    def poll(self) -> int:
-        return 0
-
-    def last_sign(self) -> float:
-        return time.time()
-
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-    def close(self, patience: float) -> None: ...
 
 
 @dataclass

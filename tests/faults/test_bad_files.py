@@ -5,7 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from soak import Here
+from processes import Here
 
 from potstill.report.page import read_study
 from potstill.results import runs_table

@@ -6,8 +6,9 @@ import time
 import pytest
 import ray
 from polars.testing import assert_frame_equal
+from processes import Here
 from ray.cluster_utils import Cluster
-from soak import TIMES, Here
+from soak import TIMES
 
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.study import cluster

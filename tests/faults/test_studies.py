@@ -12,8 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from processes import WARM, Child, call, fill, warm
-from soak import Here
+from processes import Child, Here, call, fill, warm
 
 from potstill.errors import InputError
 from potstill.storage.runs import Run, is_alive
@@ -93,12 +92,6 @@ def words(plan, out, workers):
     """A study's command line."""
     options = ["--workers", workers, "--quiet", "--device", "cpu", "--save-every", "0"]
     return ["study", "run", plan, "--out", out, *options]
-
-
-@pytest.fixture(autouse=True)
-def forked(monkeypatch):
-    """Workers are forked; test_signals.py and tests/study have some that are started."""
-    monkeypatch.setattr(local, "subprocess", WARM)
 
 
 def wait_until(what, seconds=100.0):

@@ -65,17 +65,17 @@ def folder(tmp_path_factory, save_teacher):
     return folder
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The temporary folder of this test's machines, in which runs leave something while they go on."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # whose sockets must have short names
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory):
+    """The temporary folder of the machines, in which runs leave something while they go on."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # whose sockets must have short names
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_machines(temporary):
     """Two nodes of one CPU each, in one process group here; the first is the head."""
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

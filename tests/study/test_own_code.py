@@ -1,12 +1,12 @@
 """A study of a user's own task, network and loss comes to the same table here, on Ray and by two processes at once."""
 
-import subprocess
 import sys
 
 import gymnasium
 import pytest
 import ray
 from polars.testing import assert_frame_equal
+from processes import Child, warm
 
 import potstill as ps
 from potstill import imports
@@ -112,10 +112,9 @@ def test_a_task_a_network_and_a_loss_of_ones_own_give_one_table_wherever_the_stu
     words = ["study", "run", str(plan), "--quiet", "--workers", "2", "--out"]
     main([*words, str(tmp_path / "here")])
     main([*words, str(tmp_path / "ray"), "--executor", "ray"])
-    command = [sys.executable, "-m", "potstill", *words, str(tmp_path / "shared")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [each.communicate()[1] for each in both]
-    assert [each.returncode for each in both] == [0, 0], told
+    shared = [*words, str(tmp_path / "shared")]
+    both = [Child(warm, *shared, output=tmp_path / f"{number}.log") for number in range(2)]
+    assert [child.wait(300) for child in both] == [0, 0], [child.said for child in both]
     here, there, shared = (runs_table(tmp_path / name).drop(MEASURED) for name in ("here", "ray", "shared"))
     assert here["status"].to_list() == ["done"] * 3
     assert here["branch"].to_list() == [None, "1/2", None]

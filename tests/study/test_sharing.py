@@ -1,22 +1,18 @@
 """Several studies on one folder share its runs, and tell what they leave: every bad file is in test_bad_files.py."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
+from processes import Child, Here, warm
 
 from potstill.cli import main
 from potstill.results import runs_table
 from potstill.storage.runs import hold
 from potstill.study import records
 from potstill.study.planfile import read_plan
-from potstill.training import trainer
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=2, quiet=True)
@@ -33,23 +29,6 @@ episodes = 2
 total-timesteps = 4096
 num-steps = 32
 """
-
-
-class Here:
-    """A run in this very process: the study's `start` where nothing else begins it."""
-
-    returncode = 0
-
-    def __init__(self, run, runtime, eval_config, data):
-        trainer.execute(run, runtime, eval_config, data)
-
-    def poll(self):
-        return 0
-
-    def last_sign(self):
-        return time.time()
-
-    def close(self, patience): ...
 
 
 MEASURED = ["wall_seconds", "latency_ms", "latency_p95_ms", "command", "commit"]
@@ -70,17 +49,12 @@ def table(out):
     return runs_table(out).drop(MEASURED)
 
 
-def test_two_studies_on_one_folder_do_each_run_once_and_both_end_with_the_whole_table(alone):
+def test_two_studies_on_one_folder_do_each_run_once_and_both_end_with_the_whole_table(alone, tmp_path):
     out = alone.folder / "shared"
-    words = [sys.executable, "-m", "potstill", "study", "run", alone.folder / "plan.toml", "--out", out]
-    words += ["--workers", "1", "--device", "cpu", "--quiet"]
-    both = [
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-        for _ in range(2)
-    ]
-    ends = [process.communicate() for process in both]
-    assert [(process.returncode, err) for process, (_, err) in zip(both, ends, strict=True)] == [(0, "")] * 2
-    assert all(re.search(r"^rl .*\(1/32\) +2 ", told, re.MULTILINE) for told, _ in ends)  # both runs
+    words = ["study", "run", alone.folder / "plan.toml", "--out", out, "--workers", "1", "--device", "cpu", "--quiet"]
+    both = [Child(warm, *words, output=tmp_path / f"{n}.out", errors=tmp_path / f"{n}.err") for n in range(2)]
+    assert [(child.wait(), (tmp_path / f"{n}.err").read_text()) for n, child in enumerate(both)] == [(0, "")] * 2
+    assert all(re.search(r"^rl .*\(1/32\) +2 ", child.said, re.MULTILINE) for child in both)  # both runs
     assert table(out).equals(table(alone.out))
     for name in NAMES:  # a run begun twice has its steps twice in metrics.jsonl, or words in its log
         steps = [json.loads(line)["step"] for line in (out / "runs" / name / "metrics.jsonl").read_text().splitlines()]

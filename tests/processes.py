@@ -1,4 +1,4 @@
-"""Real processes to kill: forked from a server that has imported potstill once, so that each costs a moment."""
+"""Real processes: forked from a server that has imported potstill once, so that each costs a moment."""
 
 import multiprocessing
 import os
@@ -14,10 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
+from small_runs import RUNTIME
+
 from potstill.cli import main
+from potstill.evaluation import EvalConfig
 from potstill.storage import runs
 from potstill.storage.runs import Run
 from potstill.study import local, worker
+from potstill.training.runtime import Runtime
 from potstill.training.trainer import Interrupted, execute
 
 SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -74,11 +78,11 @@ class Forked:
 
 
 class Child(Forked):
-    """A process whose output is in a file."""
+    """A process whose output is in a file, and its errors in another where one is named."""
 
-    def __init__(self, target, *words, output: Path) -> None:
+    def __init__(self, target, *words, output: Path, errors: Path | None = None) -> None:
         self.output = output
-        super().__init__(_call, target, words, output)
+        super().__init__(_call, target, words, output, errors or output)
 
     def wait(self, timeout: float | None = 60) -> int:
         try:
@@ -93,6 +97,25 @@ class Child(Forked):
         return self.output.read_text()
 
 
+class Here:
+    """A run in this very process: the study's `start` where nothing is to be killed."""
+
+    returncode = 0
+
+    def __init__(self, run: Run, runtime: Runtime, eval_config: EvalConfig, data: Path) -> None:
+        execute(run, runtime, eval_config, data)
+
+    def poll(self) -> int:
+        return 0
+
+    def last_sign(self) -> float:
+        return time.time()
+
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def close(self, patience: float) -> None: ...
+
+
 class Worker(Forked):
     """A study's worker, forked where `subprocess.Popen` would start Python and import torch anew."""
 
@@ -104,7 +127,7 @@ class Worker(Forked):
         self.stdin = open(writing, "wb")  # noqa: SIM115
         self._ends.append(self.stdin)
         with Connection(reading) as its_stdin, Connection(os.dup(stdout.fileno())) as its_log:
-            super().__init__(_work, its_stdin, its_log, env)
+            super().__init__(_work, its_stdin, its_log, os.getcwd(), env)
 
 
 MODULE = ["-m", "potstill.study.worker"]
@@ -118,14 +141,16 @@ def warm(*words: object) -> None:
     potstill(*words)
 
 
-def _work(stdin: Connection, log: Connection, env: dict[str, str]) -> None:
+def _work(stdin: Connection, log: Connection, folder: str, env: dict[str, str]) -> None:
     for end in Worker._ends:  # while another held it, a worker would outlive its study
         end.close()
     os.setsid()
     os.environ.update(env)
+    os.chdir(folder)
+    sys.path[:0] = [folder, *env["PYTHONPATH"].split(os.pathsep)]  # as `python -m` has it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _redirect(log.fileno())
+    _redirect(log.fileno(), log.fileno())
     os.dup2(stdin.fileno(), 0)
     stdin.close()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -172,8 +197,6 @@ def surrounded(before: Callable[[], object], *words: object) -> None:
 
 def go_on(path: Path, *blow) -> None:
     """Does or goes on with a run, to be called in a child, `strike` at hand; exits as the command would."""
-    from small_runs import RUNTIME  # which soak.py, that is called by itself, does not see
-
     if blow:
         strike(*blow)
     try:
@@ -207,18 +230,18 @@ def at(where: str, count: int, do, after: bool = False, patch=setattr) -> None:
     patch(owner, name, struck)
 
 
-def _call(target, words: tuple[object, ...], output: Path) -> None:
+def _call(target, words: tuple[object, ...], output: Path, errors: Path) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
     multiprocessing.current_process().daemon = False  # or it could have no children
-    with open(output, "ab") as file:
-        _redirect(file.fileno())
+    with open(output, "ab") as file, open(errors, "ab") as other:
+        _redirect(file.fileno(), other.fileno())
     target(*words)
 
 
-def _redirect(descriptor: int) -> None:
-    """Lets this process print to a file."""
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def _redirect(output: int, errors: int) -> None:
+    """Lets this process print to files."""
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
