@@ -91,6 +91,33 @@ def test_each_frame_is_read_by_the_same_filters():
     torch.testing.assert_close(first(frames), torch.cat(alone, 1))
 
 
+def balls(count, generator):
+    """Four frames each of a ball that moves two rows up, stays, or moves two down from one to the next; and which."""
+    way, row, column = (torch.randint(*span, (count,), generator=generator) for span in ((-1, 2), (8, 26), (2, 30)))
+    frames = torch.zeros(count, 4, 36, 36, dtype=torch.uint8)
+    for at in range(4):
+        for high in range(3):
+            for wide in range(3):
+                frames[torch.arange(count), at, row + 2 * way * at + high, column + wide] = 200
+    return frames, way + 1
+
+
+@pytest.mark.parametrize("config", [{"width": "1/8"}, {"family": "framewise", "width": "1/4"}], ids=str)
+def test_an_image_network_learns_which_way_a_ball_moves(config):
+    generator = torch.Generator().manual_seed(0)
+    policy = make(((4, 36, 36), 3), **config)
+    policy.normalise_by(torch.full((36, 36), 2.0), torch.full((36, 36), 20.0))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
+    for _ in range(200):
+        frames, way = balls(64, generator)
+        loss = nn.functional.cross_entropy(policy(frames)[0], way)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    frames, way = balls(512, generator)
+    assert (policy(frames)[0].argmax(1) == way).float().mean() > 0.9  # a third by chance
+
+
 @TASKS
 def test_a_split_critic_is_a_network_of_its_own_and_no_part_of_the_size(task):
     shared, split = make(task, width="1/4"), make(task, width="1/4", critic="split", critic_width="1/2")
