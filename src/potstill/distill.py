@@ -79,7 +79,7 @@ class DistillConfig:
     noise: float = 0.0
     """Teacher lead: probability of a random action, so that the data hold bad states and the way back (DART)."""
     precision: Precision = "auto"
-    """float32, bfloat16, or what measures faster here."""
+    """float32, bfloat16, or what measures faster here; of numbers, not pixels, float32."""
     bits: int = 32
     """Of a deployed weight: 32, or 8 or 4 for a network that is exported as integers: over the last half of its
     gradient steps the student plays and learns with rounded weights and activations, and its weights end rounded."""
@@ -146,10 +146,16 @@ class DistillState:
 
 
 def fitted(config: DistillConfig, teacher: Policy) -> DistillConfig:
-    """The same; where the teacher tells actions alone and no objective was chosen, with the one for such a teacher."""
-    if teacher.hard_objective is None or config.objective != "forward-kl":
-        return config
-    return replace(config, objective=teacher.hard_objective)
+    """The same, with what fits the teacher where nothing was chosen.
+
+    That is an objective for one that tells actions alone. Of numbers, not pixels, it is float32: bfloat16 has three
+    digits, too few for a state, and a small network gains nothing by it.
+    """
+    if config.precision == "auto" and teacher.layout == "flat":
+        config = replace(config, precision="float32")
+    if teacher.hard_objective is not None and config.objective == "forward-kl":
+        config = replace(config, objective=teacher.hard_objective)
+    return config
 
 
 def start(
@@ -373,11 +379,16 @@ class _Learner:
         self._sums["learning_rate"] = rate
         self._steps += 1
 
+    @property
+    def done(self) -> float:
+        """The share of the gradient steps that is taken."""
+        return self.state.gradient_steps / self.config.gradient_steps
+
     def rounding(self) -> AbstractContextManager[None]:
         """In which the student computes: as an integer file will, where it learns for one, once half the steps are
         done."""
-        late = 2 * self.state.gradient_steps >= self.config.gradient_steps
-        return simulated(self.state.student, self.config.bits) if self.config.bits < 32 and late else nullcontext()
+        late = self.config.bits < 32 and self.done >= 0.5
+        return simulated(self.state.student, self.config.bits) if late else nullcontext()
 
     def finish(self) -> None:
         if self.config.bits < 32:

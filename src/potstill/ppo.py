@@ -85,7 +85,7 @@ class PPOConfig:
     reseed_every: int = 2**19
     """Agent steps after which all games start anew, which bounds how many a resumed run has to play again."""
     precision: Precision = "auto"
-    """float32, bfloat16, or what measures faster here."""
+    """float32, bfloat16, or what measures faster here; of numbers, not pixels, float32."""
 
     def __post_init__(self) -> None:
         normalise(self)

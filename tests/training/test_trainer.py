@@ -343,6 +343,17 @@ def test_auto_precision_is_settled_when_the_run_is_made(tmp_path):
     assert run.config["config"]["precision"] in ("float32", "bfloat16")
 
 
+def test_numbers_are_learned_in_float32_where_bfloat16_is_faster(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("potstill.networks.faster_precision", lambda device: torch.bfloat16)
+    own, pixels = replace(TRAIN, precision="auto"), replace(TRAIN, env=TASKS["minatar-breakout"].env, precision="auto")
+    student = DistillConfig(network=NetworkConfig(width="1/8"), total_timesteps=1_024)
+    made = [new_run(config, tmp_path / str(at), RUNTIME) for at, config in enumerate((own, pixels))]
+    made.append(new_run(student, tmp_path / "student", RUNTIME, teacher=teacher))
+    made.append(new_run(replace(student, precision="bfloat16"), tmp_path / "asked", RUNTIME, teacher=teacher))
+    precisions = [run.config["config"]["precision"] for run in made]
+    assert precisions == ["float32", "bfloat16", "float32", "bfloat16"]
+
+
 def test_threads_of_torch_follow_the_machine(teacher, tmp_path):
     torch.set_num_threads(2)
     execute(small_run("cartpole", teacher, tmp_path / "run"), RUNTIME)

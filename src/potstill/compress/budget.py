@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-from potstill.distill import DistillConfig, distill, start
+from potstill.distill import DistillConfig, distill, fitted, start
 from potstill.envs import Envs
 from potstill.networks import Policy, resolve_device, torch_threads
 from potstill.policies import LoadedPolicy
@@ -36,7 +36,7 @@ def deadline(policy: Policy, until: float) -> Iterator[None]:
 
 def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runtime) -> float:
     """About how long a distillation takes on one core: its first steps, gradient steps among them, are timed."""
-    first = replace(config, lead="student", noise=0.0, warmup_steps=config.batch_size)
+    first = replace(fitted(config, teacher.policy), lead="student", noise=0.0, warmup_steps=config.batch_size)
     device = resolve_device(runtime.device)
     try:
         policy = teacher.policy.to(device)

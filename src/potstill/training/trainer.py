@@ -70,7 +70,7 @@ def new_run(
         found[role] = load(origin)
         document |= origin.document(role) | {f"{role}_hash": found[role].hash}
     fit = kind.fit(config, found)
-    if fit is not config and not runtime.quiet:
+    if kind.foreign and fit.objective != config.objective and not runtime.quiet:
         print(f"potstill: teacher {document['teacher']} tells actions: --objective {fit.objective}", file=sys.stderr)
     document |= {"kind": name, "config": resolved(fit, runtime)}
     return Run.create(out, document | provenance(runtime) | (labels or {}))
@@ -86,12 +86,14 @@ def _fit_training(config: ppo.PPOConfig, origins: dict[str, LoadedPolicy]) -> pp
             raise InputError(f"{loaded.path} was made for another task: {loaded.env}, not {config.env}")
     with closing(Envs(config.env, 1)) as envs:
         policies = {role: loaded.policy for role, loaded in origins.items()}
-        ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
+        state = ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
+    if config.precision == "auto" and state.policy.layout == "flat":  # as `fitted` has it
+        config = replace(config, precision="float32")
     return config
 
 
 def _fit_distillation(config: DistillConfig, origins: dict[str, LoadedPolicy]) -> DistillConfig:
-    """As `_fit_training`, with the objective that fits the teacher."""
+    """As `_fit_training`, with what fits the teacher."""
     if config.mode == "buffer" and min(config.total_timesteps, config.buffer_size) < 8 * config.num_envs:
         raise InputError(f"total-timesteps and buffer-size must be at least 8 x num-envs, {8 * config.num_envs}")
     teacher, task = origins["teacher"].policy, config.task_of(origins["teacher"].env)
