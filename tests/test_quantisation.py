@@ -2,8 +2,18 @@ import pytest
 import torch
 
 from potstill.distill import DistillConfig, DistillState, distill_from, start
+from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
-from potstill.quantisation import activation_levels, greatest, is_on_grid, on_grid, round_weights, scales, simulated
+from potstill.quantisation import (
+    activation_levels,
+    greatest,
+    is_on_grid,
+    on_grid,
+    prune,
+    round_weights,
+    scales,
+    simulated,
+)
 
 
 def policy(width="1/4", seed=0):
@@ -90,3 +100,49 @@ def test_a_student_that_learns_with_rounded_weights_loses_less_by_rounding_than_
         difference = state.student.distribution.kl(state.student.logits(memory.inputs), memory.logits)
         losses[trained] = difference.mean().item()
     assert losses[bits] < losses[32]
+
+
+def test_the_smallest_weights_before_the_last_layer_go_first_and_gone_ones_stay_gone():
+    network = policy()  # layers 4 - 16 - 16 - 2: 64 and 256 weights before the last layer
+    before = [layer.weight.detach().clone() for layer in (*network.trunk.linears, network.actor)]
+    prune(network, 0.5)
+    layers = (*network.trunk.linears, network.actor)
+    left = torch.cat([layer.weight.flatten() for layer in network.trunk.linears]).abs()
+    assert int((left > 0).sum()) == 160
+    gone = torch.cat([old[layer.weight == 0].abs() for old, layer in zip(before, layers, strict=True)])
+    assert gone.max() <= left[left > 0].min()
+    assert torch.equal(network.actor.weight, before[-1])
+    zero = [layer.weight == 0 for layer in network.trunk.linears]
+    prune(network, 0.75)
+    assert all((layer.weight[was] == 0).all() for layer, was in zip(network.trunk.linears, zero, strict=True))
+    assert network.size().parameters == 80 + 2 * 16 + (16 * 2 + 2)  # weights left, biases, the last layer
+    assert network.size().bytes == policy().size().bytes  # a file holds zeros too
+
+
+def test_a_student_pruned_while_it_learns_loses_less_than_one_that_is_pruned_afterwards():
+    teacher = policy("1", seed=3)
+    with torch.no_grad():
+        teacher.actor.weight *= 500
+    memory, losses = Memory(teacher), {}
+    for sparsity in (0.0, 0.75):
+        config = DistillConfig(
+            network=NetworkConfig(width="1/2"), sparsity=sparsity, lead="teacher", total_timesteps=32 * 400,
+            batch_size=64,
+        )  # fmt: skip
+        state: DistillState = start(config, teacher, torch.device("cpu"))
+        list(distill_from(config, state, memory))
+        if sparsity:
+            zeros = [(layer.weight == 0).sum() for layer in state.student.trunk.linears]
+            assert int(sum(zeros)) == 0.75 * (4 * 32 + 32 * 32)
+        prune(state.student, 0.75)
+        difference = state.student.distribution.kl(state.student.logits(memory.inputs), memory.logits)
+        losses[sparsity] = difference.mean().item()
+    assert losses[0.75] < losses[0.0] / 2
+
+
+def test_a_network_without_hidden_weights_has_none_to_prune():
+    config = DistillConfig(network=NetworkConfig(family="linear"), sparsity=0.5)
+    with pytest.raises(InputError, match="the linear network has no weights before its last layer"):
+        start(config, policy(), torch.device("cpu"))
+    with pytest.raises(InputError, match="sparsity is a share from 0 to below 1"):
+        DistillConfig(sparsity=1.0)

@@ -24,7 +24,7 @@ from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import find_objective, value_mse
-from potstill.quantisation import round_weights, simulated
+from potstill.quantisation import prune, round_weights, simulated
 from potstill.rollout import Preparer, collect, normalise_by_play
 from potstill.views import chosen
 
@@ -83,11 +83,16 @@ class DistillConfig:
     bits: int = 32
     """Of a deployed weight: 32, or 8 or 4 for a network that is exported as integers: over the last half of its
     gradient steps the student plays and learns with rounded weights and activations, and its weights end rounded."""
+    sparsity: float = 0.0
+    """Share of the deployed weights, those of the last layer apart, that end as zero and are counted no more: the
+    smallest go, more and more over the first half of the gradient steps."""
 
     def __post_init__(self) -> None:
         normalise(self)
         if self.bits not in (32, 8, 4):
             raise InputError(f"bits are 32, 8 or 4, not {self.bits}")
+        if not 0 <= self.sparsity < 1:
+            raise InputError(f"sparsity is a share from 0 to below 1, such as 0.9, not {self.sparsity}")
         bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, buffer_size=MOST, batch_size=1 << 24)
         for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
@@ -172,7 +177,7 @@ def start(
 
     Raises:
         InputError: the student's family does not read what the teacher sees; or the teacher's value is wanted and it
-            has none.
+            has none; or its network has no weights to prune.
     """
     if config.value_coefficient and not teacher.critic.weight.any():
         raise InputError("the teacher has no value head, as one from elsewhere: leave --value-coefficient at 0")
@@ -187,6 +192,8 @@ def start(
     if student.log_std is not None and teacher.log_std is not None:
         student.log_std.data.copy_(teacher.log_std)
         student.squash = None if teacher.squash is None else teacher.squash.clone()
+    if config.sparsity:
+        prune(student, 0.0)  # refused, where there is nothing to prune
     student.to(device)
     return DistillState(student, Adam(student, config.learning_rate), generator)
 
@@ -372,6 +379,8 @@ class _Learner:
             )
         state.optimizer.step()
         state.gradient_steps += 1
+        if config.sparsity:
+            prune(state.student, config.sparsity * (1.0 - max(0.0, 1.0 - 2.0 * self.done) ** 3))
         agreement = state.student.distribution.agreement(logits, batch.logits)
         numbers = {"loss": loss.item(), **{name: each.mean().item() for name, each in agreement.items()}}
         for name, number in (numbers | {"grad_norm": norm.item()}).items():

@@ -62,11 +62,11 @@ class Size(NamedTuple):
     """Size of the deployed actor: view, trunk and action head. The value head, or a split critic, stays behind, and so
     do the deviations of continuous actions."""
 
-    parameters: int
+    parameters: int  # of weights, those that are not zero
     conv: int  # parameters in convolutions
     linear: int  # parameters in linear layers
     macs: int  # multiply-adds for one observation
-    bytes: int  # float32 parameters, the normalisation buffers and the view's
+    bytes: int  # float32 parameters, zeros among them, the normalisation buffers and the view's
 
 
 def parse_width(text: str, what: str = "width") -> Fraction:
@@ -532,13 +532,14 @@ class Policy(nn.Module):
 
         def count(layer: nn.Module, _: Any, output: Tensor) -> None:
             nonlocal conv, linear, macs
-            own = sum(p.numel() for p in layer.parameters(recurse=False))
             weight: Any = layer.weight
+            own = sum(_counted(p) for p in layer.parameters(recurse=False))
             macs += weight[0].numel() * output.numel()
             conv, linear = (conv + own, linear) if isinstance(layer, CONVS) else (conv, linear + own)
 
         layers = [layer for part in (self.trunk, self.actor) for layer in part.modules()]
-        parameters = sum(p.numel() for part in (self.trunk, self.actor) for p in part.parameters())
+        parameters = sum(_counted(p) for part in (self.trunk, self.actor) for p in part.parameters())
+        stored = sum(p.numel() for part in (self.trunk, self.actor) for p in part.parameters())
         hooks = [each.register_forward_hook(count) for each in layers if isinstance(each, (*CONVS, nn.Linear))]
         try:
             with torch.no_grad():
@@ -546,7 +547,7 @@ class Policy(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        kept = parameters + self.mean.numel() + self.scale.numel()
+        kept = stored + self.mean.numel() + self.scale.numel()
         if self.look is not None:
             kept, macs = kept + self.look.numbers, macs + self.look.macs
         return Size(parameters, conv, linear, macs, 4 * kept)
@@ -561,6 +562,11 @@ class Policy(nn.Module):
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _counted(parameter: Tensor) -> int:
+    """How many numbers of it there are, of a weight those that are not zero."""
+    return int(parameter.count_nonzero()) if parameter.dim() > 1 else parameter.numel()
 
 
 def num_logits(num_actions: int | tuple[int, ...], continuous: bool) -> int:

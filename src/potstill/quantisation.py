@@ -1,4 +1,4 @@
-"""Weights of 8 or 4 bits with a scale per output: what an integer file holds, and how a student learns to live with it.
+"""Fewer weights, or of 8 or 4 bits with a scale per output, as integer files hold them: how a student learns with such.
 
 Sources: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", section 3 (forward passes compute with rounded numbers); Bengio et al. 2013, "Estimating or Propagating
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from potstill.errors import InputError
 from potstill.networks import Policy
 
 WIDEST = 2**30  # of a sum before its bias, and of the bias: together they stay within 32 bits
@@ -61,6 +62,28 @@ def round_weights(policy: Policy, bits: int) -> None:
             mine.copy_(value)
     for layer in deployed_layers(policy):
         layer.weight.copy_(on_grid(layer.weight, bits))
+
+
+@torch.no_grad()
+def prune(policy: Policy, share: float) -> None:
+    """Sets so large a share of the weights before the last layer to zero: the smallest of all these layers together.
+
+    Weights that are zero already are the first to go, so a growing share keeps what it took.
+
+    Raises:
+        InputError: there are none.
+
+    Source: Zhu and Gupta 2017, "To prune, or not to prune", whose schedule `distill` takes, layer by layer; all layers
+    together lose less (Blalock et al. 2020, "What is the State of Neural Network Pruning?").
+    """
+    weights = [layer.weight for layer in deployed_layers(policy) if layer is not policy.actor]
+    if not weights:
+        raise InputError(f"the {policy.family} network has no weights before its last layer: leave sparsity at 0")
+    sizes = torch.cat([weight.abs().flatten() for weight in weights])
+    if gone := int(share * len(sizes)):
+        bound = sizes.kthvalue(gone).values
+        for weight in weights:
+            weight.masked_fill_(weight.abs() <= bound, 0.0)
 
 
 @contextmanager

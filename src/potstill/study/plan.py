@@ -212,12 +212,8 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     return replace(config, network=network, seed=seed, **rest)
 
 
-_LATER = (
-    ("options", ()),
-    ("layout", "auto"),
-    ("bits", 32),
-    ("view", ()),
-)  # came later: at their defaults, runs are what they were
+# What came later: at their defaults, runs are what they were.
+_LATER = (("options", ()), ("layout", "auto"), ("bits", 32), ("view", ()), ("sparsity", 0.0))
 
 
 def _plain(value: Any) -> Any:
