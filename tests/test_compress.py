@@ -164,14 +164,28 @@ NATURE = Policy(NetworkConfig("1/2"), (4, 84, 84), 3)
 VECTOR = Policy(NetworkConfig(options=("activation=relu",)), (4,), 2)
 
 
-def test_of_stacked_images_the_shapes_are_widths_of_two_families_below_the_teacher():
-    found = {shape.name: shape.size.parameters for shape in shapes(NATURE, CompressConfig())}
-    assert (found["width-1_8"], found["framewise-1_8"], found["framewise-1"]) == (27_479, 1_563, 30_403)
-    assert list(found.values()) == sorted(found.values())
+def test_of_images_the_shapes_are_widths_below_the_teacher_with_all_their_weights_or_a_tenth_of_them():
+    found = {shape.name: shape for shape in shapes(NATURE, CompressConfig())}
+    sizes = [shape.size.parameters for shape in found.values()]
+    assert sizes == sorted(sizes)
+    assert (found["width-1_8"].size.parameters, found["width-1_8"].sparsity) == (27_479, 0.0)
+    # width 1/4: of its weights before the last layer a tenth; biases and the last layer stay whole
+    hidden = (8 * 4 * 64 + 16 * 8 * 16 + 16 * 16 * 9) + 784 * 128
+    assert found["sparse-1_4"].size.parameters == hidden - int(0.9 * hidden) + (8 + 16 + 16 + 128) + 129 * 3
+    assert found["sparse-1_4"].size.macs == found["width-1_4"].size.macs
+    assert found["sparse-1_4"].sparsity == 0.9
 
 
-def test_of_images_of_one_family_they_lie_half_an_octave_apart():
-    one = CompressConfig(base=DistillConfig(network=NetworkConfig(family="nature")))
+def test_where_zeros_cost_as_much_as_other_weights_no_shape_has_them():
+    for minimise in ("bytes", "macs"):
+        assert not any(shape.sparsity for shape in shapes(NATURE, CompressConfig(minimise=minimise)))
+    asked = CompressConfig(base=DistillConfig(sparsity=0.5))
+    assert {shape.sparsity for shape in shapes(NATURE, asked)} == {0.5}
+    assert {shape.sparsity for shape in shapes(VECTOR, asked)} == {0.5}
+
+
+def test_of_images_they_lie_half_an_octave_apart():
+    one = CompressConfig(minimise="macs", base=DistillConfig(network=NetworkConfig(family="nature")))
     tried = shapes(NATURE, one)
     assert [shape.network.width for shape in tried][-4:] == ["1/8", "3/16", "1/4", "3/8"]
     sizes = [shape.size.parameters for shape in tried]
@@ -257,7 +271,7 @@ class Synthetic(Search):
         self.ways = ways(self.config.base)
         size = VECTOR.size()
         self.shapes = [
-            Shape(name, NetworkConfig(), size._replace(parameters=100 * number), 100.0 * number)
+            Shape(name, NetworkConfig(), 0.0, size._replace(parameters=100 * number), 100.0 * number)
             for number, name in enumerate(rates, start=1)
         ]
         self.won, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
@@ -445,6 +459,13 @@ def test_of_images_the_first_are_much_smaller_than_the_teacher_and_larger_ones_c
     assert state.rounds[0] == first("c", "d")
     assert "g_way-1" in state.rounds[1]
     assert state.answer == "f_way-1"
+
+
+def test_of_images_the_first_is_half_as_large_as_the_next():
+    state = Synthetic(WON)
+    state.shapes = [shape._replace(size=shape.size._replace(conv=1)) for shape in state.shapes]
+    list(search.steps(state))
+    assert state.rounds[0] == first("g", "c")  # of 700 and 300
 
 
 def test_what_is_far_too_little_is_given_up_after_a_few_games():
@@ -784,7 +805,7 @@ def test_a_stable_baselines3_zip_teaches_as_it_lies_there(tmp_path):
 
 
 def test_labels_of_sizes_that_lie_close_together_are_left_out():
-    one = CompressConfig(base=DistillConfig(network=NetworkConfig(family="nature")))
+    one = CompressConfig(minimise="macs", base=DistillConfig(network=NetworkConfig(family="nature")))
     sizes = [shape.size.parameters for shape in shapes(NATURE, one)]
     assert [sizes[place] for place in compression._apart(sizes)] == [
         *(239_487, 107_307, 60_849, 27_479, 15_702, 7_197, 4_324, 1_964, 711)

@@ -34,7 +34,12 @@ SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: 
 FINISHING = 0.1  # share of the budget kept for ONNX, card, film and page
 SLACK = 1.1  # on every estimate of time: what is begun and does not end in time is cut, and lost to this call
 ANYTIME = 1 / 3  # share of the budget after which a first answer is to be there
-FEW = 0.25  # of the games of a screening: what is far too little is given up after these
+SCREENING = (
+    0.25,
+    1,
+    4,
+)  # times its games: what is far too little plays no more, and most play so many where few are dear
+CHEAP = 0.02  # share of the budget for games that are no more than welcome
 AMPLE = 15  # times smaller than a teacher, students mostly keep its score (Rusu et al. 2015, "Policy Distillation")
 PROMPT = 2  # times as long as the quickest training, those of a first round may take
 COUNTS = (1, 2, 4, 8, 16)  # times the games of a confirmation
@@ -76,9 +81,11 @@ def steps(state: "Search") -> Iterator[News]:
         InputError: the teacher is no better than random play, or there is no time for its games.
     """
     try:
-        yield News("teacher", _scored("teacher", state.play("teacher", state.config.confirm_games)))
-        if not state.points:
-            yield News("random", _scored("random play", state.play("random", state.config.games)))
+        for kind, least in (("teacher", state.config.confirm_games), ("random play", state.config.games)):
+            name = kind.partition(" ")[0]
+            if not (state.points and name == "random"):
+                state.play(name, least)
+                yield News(name, _scored(kind, state.play(name, max(least, state.cheap(COUNTS[-1] * least)))))
     except TimeUp:
         raise InputError(
             f"a budget of {state.config.budget:g} minutes is too short: the teacher's games alone take longer here"
@@ -144,10 +151,10 @@ class Search:
         """What to train, one to a core, and whether it bisects. Nothing where no time is left for any.
 
         While nothing will do: first the simplest shape and one in the middle, or of an image the dearest of those
-        that are much smaller than the teacher, and others below; then the most promising another way, and untried ones
-        from the dearest down. Below one that will do: the untried shapes above the dearest that will not are bisected.
-        Then, for score need not grow with size, shapes below that and further ways are tried, the nearest and the least
-        tried first.
+        that are much smaller than the teacher, and one of half its size; then the most promising another way, and
+        untried ones from the dearest down. Below one that will do: the untried shapes above the dearest that will not
+        are bisected. Then, for score need not grow with size, shapes below that and further ways are tried, the nearest
+        and the least tried first.
         """
         cores, every = self.runtime.cores, len(self.shapes)
         bound = min((place for place in range(every) if self.will_do(place)), default=every)
@@ -170,8 +177,10 @@ class Search:
                 soon = PROMPT * min(seconds.values(), default=0.0)
                 small = [t for t in rest if AMPLE * self.shapes[t.place].cost <= self.teacher_cost]
                 rest = [t for t in small if seconds[t] <= soon] or rest
-            spread_out = (rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest)))
-            if first := [*simplest, *spread_out]:
+            picked = [rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest))]
+            if picked and self.shapes[picked[0].place].size.conv:
+                picked = self.halving(rest)[:cores]
+            if first := [*simplest, *picked]:
                 return first, True
         if bound == every:
             tried = sorted((t for t in fits if t.way), key=lambda t: (-self._best_share(t.place), -t.place))
@@ -184,10 +193,23 @@ class Search:
             return [between[at] for at in spread(len(between), cores, known=True)], True
         return sorted(fits, key=lambda t: (bound - t.place + t.way, t.way))[:cores], False
 
+    def halving(self, trials: list[Trial]) -> list[Trial]:
+        """Of these, the cheapest first, the dearest, the dearest of at most half its cost, and so on."""
+        found: list[Trial] = []
+        for trial in reversed(trials):
+            if not found or 2 * self.shapes[trial.place].cost <= self.shapes[found[-1].place].cost:
+                found.append(trial)
+        return found
+
     def hope(self) -> tuple[Trial | None, int]:
-        """The cheapest student that promises to be confirmed, and after how many games of its own and the teacher's."""
-        found = ((trial, self.needed(trial)) for trial in self._unconfirmed())
-        return next(((trial, count) for trial, count in found if count is not None), (None, 0))
+        """A student that promises to be confirmed, and after how many games of its own and the teacher's.
+
+        The first is to be the surest, the one that needs the fewest games, and after that the cheapest.
+        """
+        found = [(trial, count) for trial in self._unconfirmed() if (count := self.needed(trial)) is not None]
+        if self.chosen is None:
+            return min(found, key=lambda each: each[1], default=(None, 0))
+        return found[0] if found else (None, 0)
 
     def chance(self) -> tuple[Trial | None, int]:
         """The student that is the nearest to being confirmed, and how many games there is time for.
@@ -298,9 +320,12 @@ class Search:
         name = name if have else f"screen {self.name(trial)}"
         if name not in self.games or self._confirmed(trial):
             return None
-        most = max(first, ANYTIME * 60 * self.config.budget / (2 * self.rates["game"] or 1e-9))  # in time, of both
-        counts = (times * first for times in COUNTS)
-        return next((n for n in counts if have < n <= most and self.keeps(name, risk, n)), None)
+        left = 60 * self.config.budget * (1 - FINISHING) - self.spent
+        room = left if self.chosen is None else min(left, ANYTIME * 60 * self.config.budget)
+        counts = (n for n in (times * first for times in COUNTS) if n > have)
+        return next(
+            (n for n in counts if (n == first or self.confirming(trial, n) <= room) and self.keeps(name, risk, n)), None
+        )
 
     def _sample(self, name: str, count: int = 0) -> Sample:
         played = self.games[name]
@@ -347,8 +372,10 @@ class Search:
         name, keep = f"screen {self.name(trial)}", self._confirming()
         if self.name(trial) in self.errors:
             return
-        for times in (FEW, 1):
-            self.play(name, math.ceil(times * self.config.games), keep)
+        for count in (math.ceil(times * self.config.games) for times in SCREENING):
+            if count > self.config.games and count > self.cheap(count):
+                return
+            self.play(name, count, keep)
             value, low = self.shares(name, self.risk)
             if 2 * value - low < self.config.keep and math.isfinite(low):  # its upper bound, as far above
                 return
@@ -392,6 +419,7 @@ class Search:
             start=Start(self.teacher.env.max_frames) if kind == "random" else None,  # to the end of any game
             threads=self.runtime.cores,
             alone=loaded.alone,
+            most=min(32, max(8, episodes // 4)),
         )
         with (
             telemetry.Progress(f"play {name}", episodes, quiet=self.runtime.quiet, unit="games") as bar,
@@ -439,12 +467,20 @@ class Search:
         seconds = float(np.interp(self.shapes[trial.place].size.macs, work, sorted(self._foreseen)))
         return seconds * self.ways[trial.way].total_timesteps / self.ways[0].total_timesteps
 
+    def cheap(self, count: int) -> int:
+        """Of so many games, those that take but a small share of the budget."""
+        return int(min(count, CHEAP * 60 * self.config.budget / (self.rates["game"] or 1e-9)))
+
+    def confirming(self, trial: Trial, count: int) -> float:
+        """Seconds that a confirmation with so many games takes: those of both that are not played yet."""
+        played = (self.games.get(name) for name in (f"confirm {self.name(trial)}", "teacher"))
+        left = sum(max(0, count - (0 if known is None else len(known.episodes))) for known in played)
+        return SLACK * self.rates["game"] * left
+
     def _confirming(self) -> float:
         """Seconds kept for the confirmation that is due."""
         hope, count = self.hope()
-        if hope is None:
-            return 0.0
-        return SLACK * self.rates["game"] * (count + max(0, count - len(self.games["teacher"].episodes)))
+        return 0.0 if hope is None else self.confirming(hope, count)
 
     # Names, and what is kept
 
@@ -457,7 +493,8 @@ class Search:
         return f"{shape.name}, {shape.size.parameters:,} parameters, way {trial.way + 1}"
 
     def distillation(self, trial: Trial) -> DistillConfig:
-        return replace(self.ways[trial.way], network=self.shapes[trial.place].network)
+        shape = self.shapes[trial.place]
+        return replace(self.ways[trial.way], network=shape.network, sparsity=shape.sparsity)
 
     def trained(self, trial: Trial) -> bool:
         path = self.run.path / "runs" / self.name(trial)

@@ -9,19 +9,22 @@ from potstill import evaluation
 from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
-from potstill.networks import FAMILIES, NetworkConfig, Policy, Size, parse_width
+from potstill.networks import NetworkConfig, Policy, Size, parse_width
+from potstill.quantisation import prune
 from potstill.views import chosen
 
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
+SPARSE = 0.9  # share of the weights of a pruned network that are zero
 LONGER = 3  # times the steps of the first way
 
 
 class Shape(NamedTuple):
     """A network that is smaller than the teacher's."""
 
-    name: str  # such as linear, 8, 16-8 (units of hidden layers) or width-1_8
+    name: str  # such as linear, mlp-16-8 (units of hidden layers), width-1_8 or sparse-1_4
     network: NetworkConfig
+    sparsity: float  # share of its weights that are zero
     size: Size
     cost: float  # what is minimised
 
@@ -29,18 +32,19 @@ class Shape(NamedTuple):
 def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     """Networks that cost less than a policy's, the cheapest first, about half an octave apart.
 
-    Of an image they are widths of the policy's family, and of a stack of frames those of `framewise`. Of numbers they
-    are no hidden layer, one, two equal ones, or two of which the second is half as large.
+    Of an image they are widths of the policy's family, and the same with most weights at zero where parameters are
+    what counts. Of numbers they are no hidden layer, one, two equal ones, or two of which the second is half as large.
 
     Raises:
         InputError: there is none.
     """
     found: dict[str, Shape] = {}  # by its layers: the smallest widths round to the same network
     spaces = policy.spaces | {"view": chosen(config.base.view, policy.view)}
-    for name, network in _networks(policy, config.base.network):
+    for name, network, sparsity in _networks(policy, config):
         student = Policy(replace(network, critic="shared"), **spaces)
-        size = student.size()
-        found.setdefault(str(student), Shape(name, network, size, cost_of(student, config)))
+        if sparsity:
+            prune(student, sparsity)
+        found.setdefault(str(student), Shape(name, network, sparsity, student.size(), cost_of(student, config)))
     teacher = cost_of(policy, config)
     smaller = sorted((s for s in found.values() if s.cost < teacher), key=lambda s: (s.cost, s.size.parameters))
     if not smaller:
@@ -63,29 +67,28 @@ def cost_of(policy: Policy, config: CompressConfig) -> float:
     return float(getattr(size, config.minimise)) - saved
 
 
-def _networks(policy: Policy, asked: NetworkConfig) -> list[tuple[str, NetworkConfig]]:
-    largest = policy.size().parameters
+def _networks(policy: Policy, config: CompressConfig) -> list[tuple[str, NetworkConfig, float]]:
+    asked, sparsity, largest = config.base.network, config.base.sparsity, policy.size().parameters
     if asked.family == "auto" and not asked.options and policy.layout == "flat" and ":" not in policy.family:
         known = [option for option in policy.config.options if option in ("activation=relu", "activation=tanh")]
         # A wider single layer is worse than two of its size: on MountainCar 512 kept 83 %, 64 and 32 kept 95 %.
         layers = [(n,) for n in UNITS if n <= 64] + [(n, m) for n in UNITS if n > 1 for m in (n // 2, n)]
         names = [",".join(map(str, units)) for units in layers if math.prod(units) < largest]
         plain = replace(asked, width="1", family="mlp")
-        deep = [(f"mlp-{name.replace(',', '-')}", replace(plain, options=(f"layers={name}", *known))) for name in names]
-        return [("linear", replace(plain, family="linear")), *deep]
-    families = {"width": asked}
+        deep = [
+            (f"mlp-{name.replace(',', '-')}", replace(plain, options=(f"layers={name}", *known)), sparsity)
+            for name in names
+        ]
+        return [*([] if sparsity else [("linear", replace(plain, family="linear"), 0.0)]), *deep]
     if asked.family == "auto":
-        families = {"width": replace(asked, family=policy.family, options=asked.options or policy.config.options)}
-        if (
-            policy.layout == "stack"
-            and not asked.options
-            and min(policy.input_shape[1:]) >= FAMILIES["framewise"].least
-        ):
-            families["framewise"] = replace(asked, family="framewise")
+        asked = replace(asked, family=policy.family, options=asked.options or policy.config.options)
+    kinds = {"width": sparsity}
+    if config.minimise == "parameters" and not sparsity and policy.layout != "flat":
+        kinds["sparse"] = SPARSE
     most = max(Fraction(1), parse_width(policy.config.width))
     return [
-        (f"{name}-{str(width).replace('/', '_')}", replace(network, width=str(width)))
-        for name, network in families.items()
+        (f"{name}-{str(width).replace('/', '_')}", replace(asked, width=str(width)), share)
+        for name, share in kinds.items()
         for width in WIDTHS
         if width <= most
     ]
