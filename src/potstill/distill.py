@@ -151,16 +151,10 @@ class DistillState:
 
 
 def fitted(config: DistillConfig, teacher: Policy) -> DistillConfig:
-    """The same, with what fits the teacher where nothing was chosen.
-
-    That is an objective for one that tells actions alone. Of numbers, not pixels, it is float32: bfloat16 has three
-    digits, too few for a state, and a small network gains nothing by it.
-    """
-    if config.precision == "auto" and teacher.layout == "flat":
-        config = replace(config, precision="float32")
-    if teacher.hard_objective is not None and config.objective == "forward-kl":
-        config = replace(config, objective=teacher.hard_objective)
-    return config
+    """The same; where the teacher tells actions alone and no objective was chosen, with the one for such a teacher."""
+    if teacher.hard_objective is None or config.objective != "forward-kl":
+        return config
+    return replace(config, objective=teacher.hard_objective)
 
 
 def start(

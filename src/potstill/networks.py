@@ -574,6 +574,14 @@ def num_logits(num_actions: int | tuple[int, ...], continuous: bool) -> int:
     return 2 * total if continuous else total
 
 
+def fitting_precision(precision: Precision, layout: Layout) -> Precision:
+    """The same, but `auto` of numbers is float32.
+
+    bfloat16 has three digits, too few for a state or for the values of a DQN, and a small network gains nothing by it.
+    """
+    return "float32" if precision == "auto" and layout == "flat" else precision
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of inputs and activations in training; what `auto` comes to is measured once in a process."""
     if precision != "auto":

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-from potstill.distill import DistillConfig, distill, fitted, start
+from potstill.distill import DistillConfig, distill, start
 from potstill.envs import Envs
-from potstill.networks import Policy, resolve_device, torch_threads
+from potstill.networks import Policy, fitting_precision, resolve_device, torch_threads
 from potstill.policies import LoadedPolicy
 from potstill.training.runtime import Runtime
 
@@ -36,11 +36,12 @@ def deadline(policy: Policy, until: float) -> Iterator[None]:
 
 def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runtime) -> float:
     """About how long a distillation takes on one core: its first steps, gradient steps among them, are timed."""
-    first = replace(fitted(config, teacher.policy), lead="student", noise=0.0, warmup_steps=config.batch_size)
+    first = replace(config, lead="student", noise=0.0, warmup_steps=config.batch_size)
     device = resolve_device(runtime.device)
     try:
         policy = teacher.policy.to(device)
         state = start(first, policy, device)
+        first = replace(first, precision=fitting_precision(first.precision, state.student.layout))
         with torch_threads(1), closing(Envs(teacher.env, first.num_envs)) as envs:
             began, counted, most = time.perf_counter(), 0, first.vector_steps - first.warmup_vector_steps - 1
             for _ in distill(first, state, policy, envs, every=1):

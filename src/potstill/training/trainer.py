@@ -27,7 +27,7 @@ from potstill.errors import DivergedError, InputError, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
 from potstill.load import Place, load, nameless, origin_in, origin_of, path_of
-from potstill.networks import Precision, resolve_device, resolve_precision, torch_threads
+from potstill.networks import Precision, fitting_precision, resolve_device, resolve_precision, torch_threads
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
 from potstill.storage.runs import LockLostError, Run, branch_name, stop_on_signals
@@ -87,9 +87,7 @@ def _fit_training(config: ppo.PPOConfig, origins: dict[str, LoadedPolicy]) -> pp
     with closing(Envs(config.env, 1)) as envs:
         policies = {role: loaded.policy for role, loaded in origins.items()}
         state = ppo.start(replace(config, normalise_inputs=0), envs, torch.device("cpu"), **policies)
-    if config.precision == "auto" and state.policy.layout == "flat":  # as `fitted` has it
-        config = replace(config, precision="float32")
-    return config
+    return replace(config, precision=fitting_precision(config.precision, state.policy.layout))
 
 
 def _fit_distillation(config: DistillConfig, origins: dict[str, LoadedPolicy]) -> DistillConfig:
@@ -101,8 +99,8 @@ def _fit_distillation(config: DistillConfig, origins: dict[str, LoadedPolicy]) -
     with ExitStack() as stack:
         other = task.view != teacher.view
         envs = stack.enter_context(closing(Envs(task, 1))) if other else None
-        start_distillation(config, teacher, torch.device("cpu"), envs, observations=0)
-    return config
+        student = start_distillation(config, teacher, torch.device("cpu"), envs, observations=0).student
+    return replace(config, precision=fitting_precision(config.precision, student.layout))
 
 
 class Kind(NamedTuple):
