@@ -107,9 +107,11 @@ def steps(state: "Search") -> Iterator[News]:
         elif trials:
             yield News("train", f"training {' and '.join(map(state.label, trials))}")
             try:
-                for trial in state.train(trials):
+                for trial in sorted(state.train(trials)):
                     state.screen(trial)
                     yield News("screen", state.told(trial))
+                    if state.needed(trial) is not None:  # the dearer ones play where its confirmation fails
+                        break
             except TimeUp:
                 yield News("time", "time is up for this round: what it began is kept for a larger budget")
         else:
