@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from potstill import ppo
-from potstill.algorithm import Progress
+from potstill.algorithm import Adam, Progress
 from potstill.arms import ARMS
 from potstill.buffer import Batch, Dataset, DatasetWriter, open_dataset
 from potstill.distill import DistillConfig, distill_from, record, start
@@ -234,7 +234,7 @@ def measure_parts(config: ppo.PPOConfig, updates: int, repeats: int) -> Row:
     training = _Training(config)
     dtype = resolve_precision(config.precision, CPU)
     policy = deepcopy(training.state.policy)
-    optimizer = ppo.make_optimizer(policy, config)
+    optimizer = Adam(policy, config.learning_rate, eps=1e-5)
     vector_steps, minibatches = updates * config.num_steps, updates * config.epochs * config.batch_size
     minibatches //= config.minibatch_size
     with closing(training.envs), closing(_emulator(config)) as emulator:

@@ -54,17 +54,22 @@ def outcome(run):
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["in turn", "overlap"])
+def whole(request):
+    return replace(WHOLE, overlap=request.param)
+
+
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+def planned(whole, tmp_path_factory):
     """What the run of each share comes to that was planned alone, and of the whole budget ("")."""
     folder = tmp_path_factory.mktemp("planned")
-    alone = {share: replace(WHOLE, total_timesteps=int(1024 * Fraction(share))) for share in SHARES} | {"": WHOLE}
+    alone = {share: replace(whole, total_timesteps=int(1024 * Fraction(share))) for share in SHARES} | {"": whole}
     return {share: outcome(train(config, folder / str(config.total_timesteps))) for share, config in alone.items()}
 
 
 @pytest.fixture(scope="module")
-def trunk(tmp_path_factory):
-    return train(TRUNK, tmp_path_factory.mktemp("trunk") / "run")
+def trunk(whole, tmp_path_factory):
+    return train(replace(whole, branch=SHARES), tmp_path_factory.mktemp("trunk") / "run")
 
 
 def test_a_branch_ends_exactly_as_the_run_planned_for_its_budget_and_costs_its_end_alone(trunk, planned):
@@ -97,11 +102,11 @@ def stopping(at, monkeypatch):
 @pytest.mark.parametrize(
     "line", [3, 5, 6, 16, 17]
 )  # at the first fork, at a new game's start, at the second, in branches
-def test_a_trunk_and_its_branches_that_are_interrupted_end_as_they_would(line, planned, tmp_path, monkeypatch):
+def test_a_trunk_and_its_branches_that_are_interrupted_end_as_they_would(line, whole, planned, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stopping(line, patch)
         with pytest.raises(Interrupted, match=rf"--resume {tmp_path / 'run'}$"):
-            train(TRUNK, tmp_path / "run")
+            train(replace(whole, branch=SHARES), tmp_path / "run")
     run = api.resume(tmp_path / "run", runtime=RUNTIME, evaluation=NOT_EVALUATED)
     assert [outcome(each) for each in (run, *run.branches)] == [planned[share] for share in ("", *SHARES)]
     with pytest.raises(InputError, match="is finished"):
@@ -109,8 +114,8 @@ def test_a_trunk_and_its_branches_that_are_interrupted_end_as_they_would(line, p
 
 
 @pytest.mark.parametrize("state", ["lost", "damaged"])
-def test_a_branch_whose_beginning_is_gone_begins_anew_and_ends_the_same(state, planned, tmp_path, capsys):
-    run = trainer.new_run(TRUNK, tmp_path / "run", RUNTIME)
+def test_a_branch_whose_beginning_is_gone_begins_anew_and_ends_the_same(state, whole, planned, tmp_path, capsys):
+    run = trainer.new_run(replace(whole, branch=SHARES), tmp_path / "run", RUNTIME)
     trainer.execute(run, RUNTIME)
     if state == "lost":
         run.branch_path("1/4").unlink()

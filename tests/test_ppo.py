@@ -1,4 +1,6 @@
 import math
+import time
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
 
@@ -8,18 +10,18 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from potstill import ppo
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig
 from potstill.ppo import (
+    PPO,
     PPOConfig,
     ReturnScale,
     Rollout,
-    TrainState,
     _decay,
     _follow_kl,
     gae,
-    make_optimizer,
     rollout,
     start,
     train,
@@ -428,9 +430,11 @@ def test_a_teacher_of_another_family_is_refused():
 # Training
 
 
-def test_it_learns_to_balance_the_cartpole():
-    envs, state = begin(CARTPOLE)
-    progress = list(train(CARTPOLE, state, envs))
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
+def test_it_learns_to_balance_the_cartpole(overlap):
+    config = replace(CARTPOLE, overlap=overlap)
+    envs, state = begin(config)
+    progress = list(train(config, state, envs))
     assert progress[-1].score > 150  # mean of the last 100 games; a random policy has 22
     assert progress[-1].step == state.update * CARTPOLE.batch_size >= CARTPOLE.total_timesteps
     assert progress[-1].games == state.games > 100
@@ -451,31 +455,6 @@ def test_torchs_global_generator_has_no_say():
     assert same_weights(first.policy, trained(TINY).policy)
 
 
-def resumed(state, config):
-    """A state made anew, filled with what a checkpoint would hold."""
-    envs = Envs(config.env, config.num_envs)
-    copy = start(config, envs, CPU)
-    policy, average = copy.policy, copy.average
-    for mine, theirs in ((policy, state.policy), (average, state.average)):
-        mine.load_state_dict({name: tensor.clone() for name, tensor in theirs.state_dict().items()})
-    optimizer = make_optimizer(policy, config)
-    optimizer.load_state_dict(state.optimizer.state_dict())
-    generator = torch.Generator()
-    generator.set_state(state.generator.get_state())
-    counts = (state.update, state.games, state.gradient_steps)
-    return envs, TrainState(
-        policy,
-        average,
-        optimizer,
-        generator,
-        state.learning_rate,
-        state.rate_bound,
-        replace(state.returns),
-        *counts,
-        state.recent.copy(),
-    )
-
-
 @pytest.mark.parametrize(
     ("config", "stop_after"),
     [
@@ -484,24 +463,58 @@ def resumed(state, config):
         (replace(TINY, reseed_every=128), 3),
         (TINY_PONG, 3),
         (TINY_PENDULUM, 3),
+        (replace(TINY, overlap=True, reseed_every=128), 1),
+        (replace(TINY, overlap=True, reseed_every=128), 2),
+        (replace(TINY_PONG, overlap=True), 3),
     ],
-    ids=["cartpole", "between two segments", "amid a segment", "pong", "pendulum"],
+    ids=["cartpole", "between segments", "amid one", "pong", "pendulum", "overlap", "into a segment", "pong overlap"],
 )
 def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(config, stop_after):
-    envs, whole = begin(config)
-    progress = list(train(config, whole, envs))
+    envs = Envs(config.env, config.num_envs)
+    whole = PPO(config, envs, CPU)
+    progress = list(whole.steps())
 
-    envs, state = begin(config)
-    before = list(islice(train(config, state, envs), stop_after))
-    fresh_envs, state = resumed(state, config)
-    *_, observations = fresh_envs.replay(envs.state())
-    after = list(train(config, state, fresh_envs, observations))
+    stopped = PPO(config, envs, CPU)
+    before = list(islice(stopped.steps(), stop_after))
+    again = PPO(config, Envs(config.env, config.num_envs), CPU)
+    again.load_state_dict({name: deepcopy(value) for name, value in stopped.state_dict().items()})
+    after = [each for each in again.steps() if each.metrics]
 
     assert [repr(p) for p in before + after] == [repr(p) for p in progress]  # repr: nan equals nan
-    assert same_weights(state.policy, whole.policy)
-    assert same_weights(state.average, whole.average)
-    assert (state.returns, state.learning_rate, state.recent) == (whole.returns, whole.learning_rate, whole.recent)
-    assert torch.equal(state.generator.get_state(), whole.generator.get_state())
+    state, end = again.state, whole.state
+    assert same_weights(state.policy, end.policy)
+    assert same_weights(state.average, end.average)
+    assert (state.returns, state.learning_rate, state.recent) == (end.returns, end.learning_rate, end.recent)
+    assert torch.equal(state.generator.get_state(), end.generator.get_state())
+
+
+@pytest.mark.parametrize("slow", ["update", "rollout"])
+def test_which_of_two_that_overlap_is_slower_changes_nothing(slow, monkeypatch):
+    config = replace(TINY, overlap=True)
+    first = trained(config)
+    real = getattr(ppo, slow)
+    monkeypatch.setattr(ppo, slow, lambda *arguments: (time.sleep(0.02), real(*arguments))[1])
+    assert same_weights(first.policy, trained(config).policy)
+
+
+def test_a_rollout_that_overlaps_is_by_the_policy_of_one_update_before():
+    config = replace(TINY, overlap=True)
+    envs, state = begin(config)
+    at_begin, played = [deepcopy(state.policy)], []
+    following = ppo._ahead(config, state, envs, None, None)
+    for batch, _ in following:
+        played.append((batch.inputs.clone(), batch.actions, batch.log_probs))
+        advantages, returns = gae(batch.rewards, batch.values, batch.dones, config.gamma, config.gae_lambda)
+        update(config, state, batch, advantages, returns, 1.0)
+        at_begin.append(deepcopy(state.policy))
+    assert len(played) == config.updates
+    for k, (inputs, actions, log_probs) in enumerate(played):
+        by = [
+            policy.distribution.log_prob_and_entropy(policy.logits(inputs.flatten(0, 1)), actions.flatten())[0]
+            for policy in at_begin
+        ]
+        alike = [i for i, each in enumerate(by) if torch.allclose(each, log_probs.flatten(), atol=1e-6)]
+        assert alike == [max(0, k - 1)]
 
 
 @pytest.mark.parametrize("epochs", [1, 4])

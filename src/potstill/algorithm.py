@@ -97,10 +97,14 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(_plain(torch.optim.Adam.step))
 
 
+def _fields(state: Any) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(state, field.name)) for field in fields(state) if field.init]
+
+
 def pack(state: Any) -> dict[str, Any]:
-    """The fields of a dataclass as tensors and values for JSON, by names that begin with the field's."""
+    """The fields that a dataclass is made from, as tensors and values for JSON, by names that begin with theirs."""
     saved: dict[str, Any] = {}
-    for name, value in ((field.name, getattr(state, field.name)) for field in fields(state)):
+    for name, value in _fields(state):
         if isinstance(value, nn.Module):
             saved |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
         elif isinstance(value, torch.optim.Optimizer):
@@ -126,7 +130,7 @@ def unpack(state: Any, saved: dict[str, Any]) -> None:
         return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
 
     try:
-        for name, value in ((field.name, getattr(state, field.name)) for field in fields(state)):
+        for name, value in _fields(state):
             if isinstance(value, nn.Module):
                 value.load_state_dict(under(f"{name}."))
             elif isinstance(value, torch.optim.Optimizer):
@@ -180,9 +184,9 @@ def _slots(optimizer: torch.optim.Optimizer, stored: dict[str, Tensor]) -> dict[
     return slots
 
 
-def pack_games(envs: Envs) -> dict[str, Any]:
-    """How the games came to where they are, which is the environments' state."""
-    past = envs.state()
+def pack_games(envs: Envs, past: Past | None = None) -> dict[str, Any]:
+    """How the games came to where they are, which is the environments' state, or to where they were in the `past`."""
+    past = past or envs.state()
     found = {"env_seed": past.seed, "env_checksum": past.checksum, "inexact": envs.inexact}
     return found | {"env.log": torch.from_numpy(past.actions)}
 

@@ -9,6 +9,7 @@ continuous: what their probabilities are, `policy.distribution` knows.
 import math
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -84,6 +85,9 @@ class PPOConfig:
     """Share of the training after which that weight falls linearly to zero; 1 keeps it."""
     reseed_every: int = 2**19
     """Agent steps after which all games start anew, which bounds how many a resumed run has to play again."""
+    overlap: bool = False
+    """Play each rollout while the one before is learned from, on two cores, by the policy as it was before that: the
+    data are one update older (HTS-RL, Liu et al. 2020)."""
     precision: Precision = "auto"
     """float32, bfloat16, or what measures faster here; of numbers, not pixels, float32."""
 
@@ -179,6 +183,8 @@ class TrainState:
     gradient_steps: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     averages: nn.ModuleList = field(default_factory=nn.ModuleList)  # of each branch, over its own budget
+    players: nn.ModuleList = field(default_factory=nn.ModuleList)  # who plays the next rollout, where they overlap
+    past: Past | None = field(default=None, init=False)  # the games as that rollout began
 
 
 class Rollout(NamedTuple):
@@ -227,14 +233,13 @@ def start(
     else:
         normalise_by_play(policy, envs, config.normalise_inputs, config.seed)
     policy.to(device)
-    optimizer = make_optimizer(policy, config)
+    optimizer = Adam(policy, config.learning_rate, eps=1e-5)
     averages = nn.ModuleList(deepcopy(policy) for _ in config.branch)
+    players = nn.ModuleList([deepcopy(policy)] if config.overlap else [])
     rates = config.learning_rate, config.max_learning_rate
-    return TrainState(policy, deepcopy(policy), optimizer, generator, *rates, returns, averages=averages)
-
-
-def make_optimizer(policy: Policy, config: PPOConfig) -> Adam:
-    return Adam(policy, config.learning_rate, eps=1e-5)
+    return TrainState(
+        policy, deepcopy(policy), optimizer, generator, *rates, returns, averages=averages, players=players
+    )
 
 
 def train(
@@ -251,15 +256,8 @@ def train(
     Raises:
         DivergedError: a loss or a weight is no longer a finite number. The last saved checkpoint stands.
     """
-    device = state.policy.mean.device
-    preparer = Preparer(state.policy, resolve_precision(config.precision, device))
-    segment = max(1, config.reseed_every // config.batch_size)
     branches = {share: config.of_share(share) for share in config.branch}
-    storage: Tensor | None = None
-    while state.update < config.updates:
-        if observations is None or state.update % segment == 0:
-            observations = envs.reset(seed=_segment_seed(config.seed, state.update // segment))
-        batch, storage, observations, scores = rollout(config, state, envs, preparer, observations, storage, teacher)
+    for batch, scores in (_ahead if config.overlap else _in_turn)(config, state, envs, observations, teacher):
         advantages, returns = gae(batch.rewards, batch.values, batch.dones, config.gamma, config.gae_lambda)
         state.policy.return_scale.fill_(state.returns.include(returns))
         decay = _decay(state.update / config.updates, config.anneal_from)
@@ -278,11 +276,63 @@ def train(
         state.recent.extend(scores)
         score = float(np.mean(state.recent)) if state.recent else math.nan
         leaving = {
-            share: pack(replace(state, average=averages[share], averages=nn.ModuleList())) | pack_games(envs)
+            share: pack(replace(state, average=averages[share], averages=nn.ModuleList()))
+            | pack_games(envs, state.past)
             for share, branch in branches.items()
             if branch.constant_updates == state.update
         }
         yield Progress(state.update * config.batch_size, score, state.games, metrics, leaving)
+
+
+def _in_turn(
+    config: PPOConfig, state: TrainState, envs: Envs, observations: Array | None, teacher: Policy | None
+) -> Iterator[tuple[Rollout, list[float]]]:
+    """A rollout for each update left, and the scores of its games, each by the policy as it stands."""
+    preparer = Preparer(state.policy, resolve_precision(config.precision, state.policy.mean.device))
+    storage: Tensor | None = None
+    while state.update < config.updates:
+        observations = _begin(config, state.update, envs, observations)
+        batch, storage, observations, scores = rollout(config, state, envs, preparer, observations, storage, teacher)
+        yield batch, scores
+
+
+def _ahead(
+    config: PPOConfig, state: TrainState, envs: Envs, observations: Array | None, teacher: Policy | None
+) -> Iterator[tuple[Rollout, list[float]]]:
+    """The same, each played in a thread while the one before is learned from. Which of the two is faster changes
+    nothing: a rollout has a generator of its own, and a policy that nobody else touches."""
+    player = cast(Policy, state.players[0])
+    preparer = Preparer(player, resolve_precision(config.precision, player.mean.device))
+    storages: list[Tensor | None] = [None, None]
+
+    def play(update: int) -> tuple[Rollout, list[float]]:
+        nonlocal observations
+        observations = _begin(config, update, envs, observations)
+        playing = replace(state, policy=player, generator=torch.Generator().manual_seed(_seed(config.seed, update, 1)))
+        room = storages[update % 2]  # the other one is being learned from
+        batch, storages[update % 2], observations, scores = rollout(
+            config, playing, envs, preparer, observations, room, teacher
+        )
+        return batch, scores
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+        following: Future[tuple[Rollout, list[float]]] = thread.submit(play, state.update)
+        for update in range(state.update, config.updates):
+            batch, scores = following.result()
+            state.past = None
+            if update + 1 < config.updates:
+                player.load_state_dict(state.policy.state_dict())
+                state.past = envs.state()
+                following = thread.submit(play, update + 1)
+            yield batch, scores
+
+
+def _begin(config: PPOConfig, update: int, envs: Envs, observations: Array | None) -> Array:
+    """What a rollout begins from: what was shown last, or new games."""
+    segment = max(1, config.reseed_every // config.batch_size)
+    if observations is None or update % segment == 0:
+        return envs.reset(seed=_seed(config.seed, update // segment))
+    return observations
 
 
 @torch.no_grad()
@@ -454,8 +504,8 @@ def _decay(progress: float, anneal_from: float) -> float:
     return 1.0 if progress < anneal_from or anneal_from >= 1.0 else (1.0 - progress) / (1.0 - anneal_from)
 
 
-def _segment_seed(seed: int, segment: int) -> int:
-    return int(np.random.SeedSequence([seed, segment]).generate_state(1)[0])
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _like_inputs(inputs: Tensor, steps: int) -> Tensor:
@@ -516,7 +566,7 @@ class PPO:
         return [own] + ([Cost(self.teacher, self.total, 0, config.num_envs)] if self.teacher is not None else [])
 
     def state_dict(self) -> dict[str, Any]:
-        return pack(self.state) | pack_games(self.envs)
+        return pack(self.state) | pack_games(self.envs, self.state.past)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         unpack(self.state, saved)

@@ -201,7 +201,8 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
     env = config.task_of([*origins.values()][-1].env) if origins else config.env
     saved = _saved(run, run.resume_path)
-    with closing(Envs(env, config.num_envs, threads=runtime.cores)) as envs:
+    cores = 1 if getattr(config, "overlap", False) else runtime.cores  # of two that work at the same time, one each
+    with closing(Envs(env, config.num_envs, threads=cores)) as envs:
         options: dict[str, Any] = {role: loaded.policy for role, loaded in origins.items()}
         if getattr(config, "lead", "") == "teacher":
             options["data"] = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
@@ -213,7 +214,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
             told.print(f"potstill: {algorithm.policy}")
         title = f"{run.config['kind']} {env.id}, width {config.network.width}"
         work = max(cost.policy.size().macs * cost.batch for cost in algorithm.costs())
-        with torch_threads(runtime.cores, work):
+        with torch_threads(cores, work):
             seconds = _drive(run, runtime, algorithm, title, saved)
         probe = _probe(envs)
     origin = _provenance_of(run, config.seed, algorithm.total, seconds)
