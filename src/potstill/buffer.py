@@ -21,6 +21,7 @@ from potstill.errors import InputError, reason
 from potstill.networks import Policy, num_logits
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import open_regular, read_json
+from potstill.views import part
 
 
 class Batch(NamedTuple):
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Dataset:
-    """A ring of states in the order they were played, N environments abreast.
+    """A ring of states in the order they were played, N environments abreast, as the policy of `envs` sees them.
 
     Args:
         capacity: states kept; rounded down to a multiple of `num_envs`.
@@ -41,7 +42,8 @@ class Dataset:
 
     def __init__(self, envs: Envs, capacity: int, folder: Path | None = None, mode: str = "w+", size: int = 0) -> None:
         self.num_envs = envs.num_envs
-        self.stack = envs.config.frame_stack if envs.config.atari else 1
+        self.view = envs.config.view
+        self.stack = envs.config.frame_stack if envs.config.atari and envs.layout == "stack" else 1
         rows = capacity // self.num_envs * self.num_envs
         if rows < self.num_envs * (self.stack + 1):
             raise InputError(f"a buffer of {capacity} states is too small for {self.num_envs} environments")
@@ -75,6 +77,7 @@ class Dataset:
     def add(self, observations: Array, ages: Array, logits: Tensor, values: Tensor) -> None:
         """Adds one vector step: raw observations (N, ...), ages (N,), the teacher's logits (N, L) and values (N,)."""
         at = self.added % self.capacity
+        observations = part(observations, self.view)
         rows = slice(at, at + self.num_envs)
         self._frames[rows] = observations[:, -1] if self.stack > 1 else observations
         self._ages[rows] = np.minimum(ages, self.stack - 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, cast
@@ -16,13 +16,13 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, iterate
-from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TimeLimit
+from gymnasium.wrappers import AtariPreprocessing, FlattenObservation, FrameStackObservation, TimeLimit
 from numpy.typing import NDArray
 from tyro.conf import Fixed, UseAppendAction
 
 from potstill.errors import DivergedError, InputError, TaskError, first_line, meant
 from potstill.imports import find, makers_of
-from potstill.views import chosen
+from potstill.views import Shown, chosen, name_of, part, sensed, wrapped
 
 Array = NDArray[Any]
 CHECKED_EVERY = 16  # steps between two observations in the checksum: all of Pong's would cost a hundredth of its speed
@@ -57,7 +57,10 @@ class EnvConfig:
     view: Annotated[tuple[str, ...], UseAppendAction] = ()
     """What the policy sees of an observation, one view after another: 42x42, an image made smaller by means over areas;
     crop=10:84 or crop=10:84,0:42, these rows and columns; grey, of red, green and blue; frames=1, the newest of a
-    stack; keep=0,2 or mask=1,3, these features or channels, or all others; full, everything again. May be repeated."""
+    stack; keep=0,2 or mask=1,3, these features or channels, or all others; full, everything again. Before these, what
+    the environment does: noise=0.1, of each feature's deviation in random play, or of all pixels'; delay=2, agent
+    steps; ram, the console's memory (Atari only); objects, their positions (Pong only); or module:Wrapper, a Gymnasium
+    wrapper of yours, of which what it shows counts. May be repeated."""
     max_frames: int = 108_000
     """Emulator frames after which a game is truncated: 30 minutes of play. Other tasks that set no limit of their own
     get as many agent steps, for a policy may learn to play for ever."""
@@ -113,7 +116,15 @@ class Envs:
     inexact = False
     """Whether games that were played again came out otherwise, and the run went on."""
 
-    def __init__(self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False) -> None:
+    def __init__(
+        self, config: EnvConfig, num_envs: int, *, threads: int = 1, fingerprint: bool = False,
+        beside: tuple[str, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """Args:
+        fingerprint: tell one of each episode.
+        beside: another policy's view. Where the environment shows that otherwise than `config.view`, observations
+            are records of both, with a field for each by `views.name_of`; `views.part` has one of them.
+        """
         if num_envs < 1:
             raise InputError(f"the number of environments must be at least 1, not {num_envs}")
         if not 0.0 <= config.sticky < 1.0:
@@ -126,9 +137,12 @@ class Envs:
         self.num_envs = num_envs
         self._fingerprint = fingerprint
         self._played = False
+        views = dict.fromkeys(sensed(view) for view in (config.view, beside) if view is not None)
+        self._native = config.atari and not any(views)  # whether it is ALE's own vector environment
         # Both kinds take actions by `send` and tell what came of them by `recv`.
-        make = partial(make_atari, threads=threads) if config.atari else _make_gymnasium
-        self._venv: Any = make(config, num_envs)
+        make = partial(make_atari, threads=threads) if self._native else partial(_make_gymnasium, views=[*views])
+        self._make: Any = partial(make, config, num_envs)
+        self._venv: Any = self._make()
         self.bounds: Array | None = None  # (2, d), least and greatest value of each continuous action, in its dtype
         self.choices: list[Array] = []  # of each of the choices made at once, the environment's own actions
         self.action_space = space = self._venv.single_action_space
@@ -149,11 +163,14 @@ class Envs:
                 f"{config.id} has {type(space).__name__} actions; potstill trains Discrete, MultiDiscrete, MultiBinary"
                 " and Box ones" + (", and --actions chooses among Discrete ones" if config.actions else "")
             )
-        observation_space = self.observation_space = self._venv.single_observation_space
+        shown: Any = self._venv.single_observation_space
+        shown = shown.spaces if len(views) > 1 else {name_of(config.view): shown}
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(space.shape or ()) for name, space in shown.items()}
+        observation_space = self.observation_space = shown[name_of(config.view)]
         if not isinstance(observation_space, spaces.Box):
             raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
         self.parts: gymnasium.Space[Any] | None = None  # what observations are flattened from, a Dict for instance
-        for each in [] if config.atari else _wrappers(cast(Any, self._venv).envs[0]):
+        for each in [] if self._native else _wrappers(cast(Any, self._venv).envs[0]):
             if isinstance(each, FlattenObservation):
                 self.parts = each.env.observation_space
         self.observation_shape = tuple(observation_space.shape)
@@ -227,12 +244,12 @@ class Envs:
         observations: Array
         check_seed(seed)
         seeds = np.random.SeedSequence(seed).generate_state(first + self.num_envs)[first:] & 0x7FFFFFFF
-        if self.config.atari:
+        if self._native:
             observations, _ = self._venv.reset(seed=seeds.astype(np.int64))  # ALE takes arrays
         else:
             if self._played:
                 self._venv.close()
-                self._venv = _make_gymnasium(self.config, self.num_envs)
+                self._venv = self._make()
             observations, _ = self._venv.reset(seed=seeds.tolist())
         self._played = True
         self._seed = seed
@@ -272,8 +289,9 @@ class Envs:
         observations, rewards, terminated, truncated, info = self._venv.recv()
         rewards = np.asarray(rewards, dtype=np.float32)
         self._check_finite(rewards, "a reward")
-        if not self.config.atari:
-            self._check_finite(observations, "an observation")
+        if not self._native:
+            for name in observations.dtype.names or [...]:
+                self._check_finite(observations[name], "an observation")
         ended = np.flatnonzero(terminated | truncated)
         self._ages += 1
         self._won += np.maximum(rewards, 0.0)
@@ -286,12 +304,12 @@ class Envs:
         for what in (rewards, terminated, truncated):
             self._checksum = zlib.crc32(what.tobytes(), self._checksum)
         if len(self._log) % CHECKED_EVERY == 0:
-            self._checksum = zlib.crc32(self._newest().data, self._checksum)
+            self._checksum = zlib.crc32(self._newest(), self._checksum)
         return Step(observations, rewards, terminated, truncated, finals, episodes)
 
     def state(self) -> Past:
         """The seed of the last reset, all actions since and a checksum of what came of them."""
-        checksum = zlib.crc32(self._newest().data, self._checksum)
+        checksum = zlib.crc32(self._newest(), self._checksum)
         if not self._log:
             none = self.random_actions(np.random.default_rng(0), 0).astype(self.action_dtype)
             return Past(self._seed, none, checksum)
@@ -313,7 +331,7 @@ class Envs:
         for actions in past.actions:
             yield observations
             observations = self.step(actions).observations
-        if past.checksum not in (None, zlib.crc32(self._newest().data, self._checksum)):
+        if past.checksum not in (None, zlib.crc32(self._newest(), self._checksum)):
             if not tolerant:
                 raise InputError(
                     f"{self.config.id} is not a function of its seed and actions: played again, the games went"
@@ -360,19 +378,21 @@ class Envs:
 
         ALE's vector environment leaves zeros there, which no later observation holds and which normalise to outliers.
         """
-        if not self.config.atari:
+        if not self._native:
             return
         for row in np.flatnonzero(self._ages < self.config.frame_stack - 1):
             missing = self.config.frame_stack - 1 - int(self._ages[row])
             observations[row, :missing] = observations[row, missing]
 
-    def _newest(self) -> Array:
-        """What is shown now; of a stack its newest frame, for the others were seen before."""
-        return np.ascontiguousarray(self._shown[:, -1] if self.config.atari else self._shown)
+    def _newest(self) -> Any:
+        """The bytes of what is shown now; of a stack its newest frame, for the others were seen before."""
+        if names := self._shown.dtype.names:
+            return b"".join(self._shown[name].tobytes() for name in names)
+        return np.ascontiguousarray(self._shown[:, -1] if self._native else self._shown).data
 
     def _update_fingerprints(self, observations: Array) -> None:
         if self._fingerprint:
-            newest = observations[:, -1] if self.config.atari else observations
+            newest = observations[:, -1] if self._native else part(observations, self.config.view)
             self._crc = [zlib.crc32(np.ascontiguousarray(newest[i]).data, crc) for i, crc in enumerate(self._crc)]
 
 
@@ -411,7 +431,7 @@ def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dty
         if not fits[config.layout]:
             raise InputError(f"--layout {config.layout} reads images; {config.id} shows observations of shape {shape}")
         return config.layout
-    if config.atari:
+    if config.atari and len(shape) == 3:
         return "stack"
     if len(shape) < 2:
         return "flat"
@@ -493,6 +513,8 @@ class _Games(SyncVectorEnv):
             raise TaskError(f"{self._name} raised {first_line(error)}, {where}") from error
 
     def _shown(self) -> Any:
+        if getattr(self._env_obs[0], "dtype", np.dtype(float)).names:  # a record of several views
+            return np.stack(cast(list[Array], self._env_obs))
         shape = self.single_observation_space.shape
         if not shape:
             return deepcopy(concatenate(self.single_observation_space, self._env_obs, self._observations))
@@ -501,9 +523,55 @@ class _Games(SyncVectorEnv):
         return shown
 
 
-def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
+def emulator(config: EnvConfig, **options: Any) -> Any:
+    """One emulator of a game, which gives every frame."""
+    import ale_py
+    from ale_py.registration import rom_id_to_name
+
+    gymnasium.register_envs(ale_py)
+    settings = {"repeat_action_probability": config.sticky, "max_num_frames_per_episode": config.max_frames}
+    name = f"ALE/{rom_id_to_name(config.id)}-v5"
+    return gymnasium.make(name, frameskip=1, disable_env_checker=True, **settings | options)
+
+
+def played_alone(config: EnvConfig, **options: Any) -> "gymnasium.Env[Any, Any]":
+    """A game as Gymnasium shows it, frame by frame: ALE's vector environment tells of nothing but its pictures."""
+    frames = emulator(config, obs_type="grayscale", **options)
+    env = AtariPreprocessing(frames, noop_max=config.noop_max, frame_skip=config.frame_skip)
+    return _Fires(env) if config.fire_on_reset else env
+
+
+class _Fires(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Presses FIRE when a game starts."""
+
+    def reset(self, **options: Any) -> Any:
+        shown, info = self.env.reset(**options)
+        meanings = cast(Any, self.unwrapped).get_action_meanings()
+        return (self.env.step(meanings.index("FIRE"))[0], info) if "FIRE" in meanings else (shown, info)
+
+
+def _seen(config: EnvConfig, view: tuple[str, ...], game: "gymnasium.Env[Any, Any]") -> "gymnasium.Env[Any, Any]":
+    """A game as the environment shows it of this view."""
+    for number, entry in enumerate(view):
+        before = replace(config, view=view[:number])
+        game = game if ":" in entry else _as_array(game)  # a wrapper of the user's own wraps the game as it is
+        game = wrapped(game, entry, partial(_deviation, before))
+    return FrameStackObservation(_as_array(game), config.frame_stack) if config.atari else _as_array(game)
+
+
+@cache
+def _deviation(config: EnvConfig) -> Array:
+    """Of each feature, or of all pixels of an image, in random play."""
+    with closing(Envs(config, 1)) as envs:
+        rng, steps = np.random.default_rng(0), 100 if len(envs.observation_shape) > 1 else 1_000
+        envs.reset(0)
+        seen = np.concatenate([envs.step(envs.random_actions(rng)).observations for _ in range(steps)])
+    return np.asarray(seen.std(dtype=np.float64) if seen.ndim > 2 else seen.std(0, dtype=np.float64))
+
+
+def _make_gymnasium(config: EnvConfig, num_envs: int, views: Sequence[tuple[str, ...]]) -> VectorEnv[Any, Any, Any]:
     # Gymnasium would import the module that such an id names, which is to run it: here the user must have named it.
-    own = find(config.id, "--env") if ":" in config.id else None
+    own: Any = find(config.id, "--env") if ":" in config.id else partial(played_alone, config) if config.atari else None
     register_minatar(config.id)
     made: list[gymnasium.Env[Any, Any]] = []
 
@@ -519,9 +587,11 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
         made.append(env)
         if config.id.startswith("MinAtar/"):
             env = _NothingSticks(env.unwrapped, config.max_frames // config.frame_skip)  # two layers less a step
-        elif not any(isinstance(each, TimeLimit) for each in _wrappers(env)):
+        elif not config.atari and not any(isinstance(each, TimeLimit) for each in _wrappers(env)):
             env = TimeLimit(env, config.max_frames // config.frame_skip)
-        return _as_array(env)
+        if not any(views):
+            return _as_array(env)
+        return Shown(env, {name_of(view): partial(_seen, config, view) for view in views})
 
     try:
         with warnings.catch_warnings():  # of a task's age, which is no news to who asks for it
@@ -538,6 +608,7 @@ def _make_gymnasium(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any
 
 
 def _wrappers(env: "gymnasium.Env[Any, Any]") -> Iterator["gymnasium.Wrapper[Any, Any, Any, Any]"]:
+    env = next(iter(env.views.values())) if isinstance(env, Shown) else env  # the policy's own
     while isinstance(env, gymnasium.Wrapper):
         yield env
         env = env.env
@@ -569,11 +640,11 @@ def _as_array(env: "gymnasium.Env[Any, Any]") -> "gymnasium.Env[Any, Any]":
     if isinstance(space, gymnasium.spaces.Box):
         return env
     parts: list[Any] = [space]
-    for part in parts:
-        if isinstance(part, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-            parts += part.spaces.values() if isinstance(part, gymnasium.spaces.Dict) else part.spaces
-        elif len(part.shape or ()) > 1 or not part.is_np_flattenable:
-            raise InputError(f"observations hold {part}; potstill reads arrays, and Dict and Tuple of vectors")
+    for each in parts:
+        if isinstance(each, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+            parts += each.spaces.values() if isinstance(each, gymnasium.spaces.Dict) else each.spaces
+        elif len(each.shape or ()) > 1 or not each.is_np_flattenable:
+            raise InputError(f"observations hold {each}; potstill reads arrays, and Dict and Tuple of vectors")
     return FlattenObservation(env)
 
 

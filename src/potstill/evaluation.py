@@ -17,6 +17,7 @@ from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
 from potstill.networks import Policy, torch_threads
 from potstill.rollout import Group, Preparer, collect, in_turns
+from potstill.views import name_of
 
 Actions = Literal["greedy", "sampled"]
 SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
@@ -187,10 +188,12 @@ def play(
 
 def check_fit(policy: Policy, envs: Envs) -> None:
     """Raises InputError where the policy reads other observations or chooses among other actions than `envs` has."""
-    if policy.observation_shape != tuple(envs.observation_shape):
+    name = name_of(policy.view)
+    if name not in envs.shapes:
+        raise InputError(f"the policy sees {name}, {envs.config.id} shows {' and '.join(envs.shapes)} here")
+    if policy.observation_shape != (shape := envs.shapes[name]):
         raise InputError(
-            f"the policy reads observations of shape {policy.observation_shape}, {envs.config.id} shows"
-            f" {tuple(envs.observation_shape)}"
+            f"the policy reads observations of shape {policy.observation_shape}, {envs.config.id} shows {shape}"
         )
     if policy.continuous != envs.continuous:
         kinds = ["continuous" if who.continuous else "discrete" for who in (policy, envs)]
@@ -226,7 +229,8 @@ def compare(
     """
     figures: dict[str, float | None] = {}
     work = 16 * max(policy.size().macs, teacher.size().macs)
-    with closing(Envs(env, 1 if alone else 16, threads=threads)) as envs, torch_threads(threads, work):
+    shown = Envs(env, 1 if alone else 16, threads=threads, beside=teacher.view)
+    with closing(shown) as envs, torch_threads(threads, work):
         check_fit(policy, envs)
         check_fit(teacher, envs)
         mine, theirs = Preparer(policy), Preparer(teacher)

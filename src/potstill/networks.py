@@ -21,7 +21,7 @@ from torch.nn.functional import relu
 from potstill.distributions import Distribution, distribution_of
 from potstill.errors import InputError
 from potstill.imports import find
-from potstill.views import Look
+from potstill.views import Array, Look, part, sensed
 
 Layout = Literal["flat", "first", "last", "stack"]
 """How an observation is read: numbers without a place, an image whose channels come first (or that has none) or last,
@@ -338,7 +338,7 @@ class Policy(nn.Module):
         view: tuple[str, ...] = (),
     ) -> None:
         """Args:
-        observation_shape: of raw observations, before `view`.
+        observation_shape: of raw observations, as the environment shows them.
         num_actions: to choose among; a tuple where several choices are made at once; continuous ones taken at once.
         layout: None as the first checkpoints have it, which do not tell: large images are stacks, small ones grids.
         dtype: of raw observations; "" is not told. Those of more than 24 bits are centred before they are rounded.
@@ -354,7 +354,8 @@ class Policy(nn.Module):
         self.layout: Layout = layout
         self.dtype = dtype
         self.view = view
-        self.look = Look(view, self.observation_shape, layout) if view else None
+        own = view[len(sensed(view)) :]  # what the environment does not show so already
+        self.look = Look(own, self.observation_shape, layout) if own else None
         self.distribution: Distribution = distribution_of(num_actions, continuous)
         outputs = num_actions if isinstance(num_actions, int) else sum(num_actions)
         self.log_std = nn.Parameter(torch.zeros(outputs)) if continuous else None
@@ -479,12 +480,18 @@ class Policy(nn.Module):
     def hide(self, rows: int) -> None:
         """Sets the first `rows` rows of every normalised frame to zero, whatever they show, and whatever the view makes
         of them."""
-        if rows and self.look is None:
+        if not rows or rows >= self.observation_shape[1]:  # a frame of fewer is no picture
+            return
+        if self.look is None:
             self.scale[:rows] = 0.0
-        elif rows and self.look is not None:
+        else:
             shown = torch.ones((1, *self.observation_shape[1:]), device=self.scale.device)
             shown[:, :rows] = 0.0
             self.scale[self.look(shown, torch.float32, framed=True)[0] < 0.999] = 0.0
+
+    def read(self, observations: Array) -> Tensor:
+        """Raw observations (B, ...), of which it sees one view where there are several, as `prepare` takes them."""
+        return torch.from_numpy(part(observations, self.view)).to(self.mean.device)
 
     def prepare(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Raw observations (B, *observation_shape) to normalised inputs for `heads`, channels last where convolved."""

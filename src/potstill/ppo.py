@@ -374,7 +374,7 @@ def rollout(
         actions.append(transition.actions)
         rewards[t] = np.sign(step.rewards) if config.clip_rewards else step.rewards
         for row in np.flatnonzero(step.truncated & ~step.terminated).tolist():  # truncated is not terminated: bootstrap
-            _, value = policy(torch.from_numpy(step.final_observations[row][None]).to(device))
+            _, value = policy(policy.read(step.final_observations[row][None]))
             rewards[t, row] += config.gamma * value.item()
         dones[t] = step.terminated | step.truncated
         scores += [episode.score for episode in step.episodes]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from potstill.envs import Array, Envs, Step
 from potstill.networks import Policy
+from potstill.views import part
 
 
 class Transition(NamedTuple):
@@ -37,8 +38,7 @@ class Preparer:
     @torch.no_grad()
     def first(self, observations: Array) -> Tensor:
         """Prepares whole observations (N, *observation shape)."""
-        raw = torch.from_numpy(observations).to(self.policy.mean.device)
-        return self.policy.prepare(raw, self.dtype)
+        return self.policy.prepare(self.policy.read(observations), self.dtype)
 
     @torch.no_grad()
     def following(self, inputs: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class Preparer:
             whole = self.first(step.observations)
             return whole if out is None else out.copy_(whole)
         policy = self.policy
-        newest = torch.from_numpy(step.observations[:, -1]).to(inputs.device)
+        newest = torch.from_numpy(part(step.observations, policy.view)[:, -1]).to(inputs.device)
         look = policy.look
         newest = newest if look is None else look(newest, policy.mean.dtype, framed=True)
         # Not in place at first: of float frames this is the memory of `step`.
@@ -158,14 +158,16 @@ def input_statistics(
     stacked = envs.layout == "stack"
 
     def newest_of(seen: Array) -> Array:
-        newest = seen[:, -1] if stacked else seen
+        own = part(seen, envs.config.view)
+        newest = own[:, -1] if stacked else own
         if look is None:
             return newest.astype(np.float64)
         return look(torch.from_numpy(newest), torch.float64, framed=stacked).numpy()
 
     seen = envs.reset(seed)
     first = newest_of(seen)[0]
-    shift = first if seen.dtype.itemsize > 4 else np.zeros_like(first)  # large offsets leave no digits for squares
+    large = np.dtype(envs.observation_dtype).itemsize > 4  # offsets, whose squares would leave no digits
+    shift = first if large else np.zeros_like(first)
     total = np.zeros_like(shift)
     squares = np.zeros_like(total)
     steps = max(1, observations // envs.num_envs)

@@ -1,24 +1,33 @@
 """What a policy sees of its task, `--view`. A view is added here, as one entry of `VIEWS`.
 
-A policy applies its views before anything else, so that they are part of its size, its speed and its files. Student and
-teacher may have different ones of the same observation.
+Functions of the observation are the policy's: it applies them before anything else, so that they are part of its size,
+its speed and its files. The others are the environment's, which shows student and teacher each its own of one step.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+from itertools import takewhile
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from potstill.errors import InputError, meant
+from potstill.errors import InputError, first_line, meant
+from potstill.imports import find
 
 Array = NDArray[Any]
+Env = gymnasium.Env[Any, Any]
 Steps = Mapping[int, Array]
 """By axis of an observation, (k,) int64, the places kept; or (k, n) float32, whose rows weigh all n places."""
 GREY = (0.2989, 0.5870, 0.1140)  # of red, green and blue, as ALE rounds its palette
+OBJECTS = {"pong": (49, 54, 51, 50)}
+"""By game, where in its RAM positions lie; of Pong those of the ball (x, y), of the own paddle and of the other's (y).
+Source: Anand et al. 2019, "Unsupervised State Representation Learning in Atari"."""
 
 
 class Observed(NamedTuple):
@@ -44,11 +53,13 @@ class Observed(NamedTuple):
 
 
 class View(NamedTuple):
-    """One kind of view."""
+    """One kind of view: of the policy, `steps`, or of the environment, `wrap`."""
 
     written: str  # an example
-    steps: Callable[[str, Observed], Steps]
-    """What it does to an observation, of what stands after `=`."""
+    steps: Callable[[str, Observed], Steps] | None = None
+    """(what stands after `=`, an observation) -> what is done along its axes."""
+    wrap: Callable[[Env, str, Callable[[], Array]], Env] | None = None
+    """(a game, what stands after `=`, how to learn the deviation of its observations) -> the game so seen."""
 
 
 def area(source: int, target: int) -> Array:
@@ -112,6 +123,90 @@ def _mask(value: str, seen: Observed) -> Steps:
     return {axis: np.setdiff1d(np.arange(seen.shape[axis]), hidden)}
 
 
+class _Noisy(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Adds noise of a share of the deviation under random play: of each feature, or of all pixels of an image."""
+
+    def __init__(self, env: Env, share: float, deviation: Callable[[], Array]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, gymnasium.spaces.Box) or space.dtype == np.bool_:
+            raise InputError("it is for numbers")
+        self._deviation, self._whole = share * deviation(), np.issubdtype(space.dtype, np.integer)
+        self._dtype: Any = space.dtype
+        self._ends = np.iinfo(self._dtype) if self._whole else np.finfo(self._dtype)
+        if not self._whole:
+            self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, self._dtype)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self._rng = np.random.default_rng([seed, 1])
+        shown, info = self.env.reset(seed=seed, options=options)
+        return self._noisy(shown), info
+
+    def step(self, action: Any) -> Any:
+        shown, *rest = self.env.step(action)
+        return self._noisy(shown), *rest
+
+    def _noisy(self, shown: Array) -> Array:
+        noisy = shown + self._deviation * self._rng.standard_normal(np.shape(shown))
+        return np.clip(np.rint(noisy) if self._whole else noisy, self._ends.min, self._ends.max).astype(self._dtype)
+
+
+class _Delayed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Shows what was so many steps ago; in a young game, how it began."""
+
+    def __init__(self, env: Env, steps: int) -> None:
+        super().__init__(env)
+        self._steps = steps
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        shown, info = self.env.reset(seed=seed, options=options)
+        self._waiting = deque([np.array(shown)] * self._steps)
+        return shown, info
+
+    def step(self, action: Any) -> Any:
+        shown, *rest = self.env.step(action)
+        self._waiting.append(np.array(shown))
+        return self._waiting.popleft(), *rest
+
+
+class _Memory(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """The console's RAM, or some bytes of it, in place of the picture: a frame of one row."""
+
+    def __init__(self, env: Env, places: tuple[int, ...] | None) -> None:
+        super().__init__(env)
+        self._places = list(range(128) if places is None else places)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (1, len(self._places)), np.uint8)
+
+    def observation(self, observation: Any) -> Array:
+        emulator: Any = self.unwrapped
+        return np.asarray(emulator.ale.getRAM()[None, self._places])
+
+
+def _noise(game: Env, value: str, deviation: Callable[[], Array]) -> Env:
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,9})?|\.\d{1,9}", value, re.ASCII):
+        raise InputError("")
+    return _Noisy(game, float(value), deviation)
+
+
+def _delay(game: Env, value: str, _: Callable[[], Array]) -> Env:
+    (steps,) = _numbers(value, r"[1-9]\d{0,3}")
+    return _Delayed(game, steps)
+
+
+def _ram(game: Env, value: str, _: Callable[[], Array], places: tuple[int, ...] | None = None) -> Env:
+    if value or not hasattr(game.unwrapped, "ale"):
+        raise InputError("it is for Atari games")
+    return _Memory(game, places)
+
+
+def _objects(game: Env, value: str, _: Callable[[], Array]) -> Env:
+    known = game.unwrapped.spec.kwargs.get("game", "") if game.unwrapped.spec is not None else ""
+    if known not in OBJECTS:
+        raise InputError(f"where things are is known of {', '.join(OBJECTS)} alone")
+    return _ram(game, value, _, OBJECTS[known])
+
+
 VIEWS: dict[str, View] = {
     "ROWSxCOLUMNS": View("42x42", _size),  # means over areas
     "crop": View("crop=10:84 or crop=10:84,0:42", _crop),  # rows, and columns, from the first to before the last
@@ -119,6 +214,10 @@ VIEWS: dict[str, View] = {
     "frames": View("frames=1", _frames),  # the newest of a stack
     "keep": View("keep=0,2", _keep),  # these features, or channels
     "mask": View("mask=1,3", _mask),  # all but these
+    "noise": View("noise=0.1", wrap=_noise),  # of the deviation
+    "delay": View("delay=2", wrap=_delay),  # agent steps
+    "ram": View("ram", wrap=_ram),
+    "objects": View("objects", wrap=_objects),  # their positions
 }
 FULL = "full"
 
@@ -128,6 +227,123 @@ def chosen(view: tuple[str, ...], default: tuple[str, ...] = ()) -> tuple[str, .
     if not view:
         return default
     return view[len(view) - view[::-1].index(FULL) :] if FULL in view else view
+
+
+def sensed(view: tuple[str, ...]) -> tuple[str, ...]:
+    """The environment's part of a view, which comes first."""
+    return tuple(takewhile(_is_sensed, view))
+
+
+def _is_sensed(entry: str) -> bool:
+    return ":" in _named(entry)[0] or _kind(entry)[0].wrap is not None
+
+
+def name_of(view: tuple[str, ...]) -> str:
+    """What the environment shows, by name: the field of a record of several."""
+    return " ".join(sensed(view)) or FULL
+
+
+def part(observations: Array, view: tuple[str, ...]) -> Array:
+    """Of observations that may hold several views, what the environment shows of this one."""
+    return np.ascontiguousarray(observations[name_of(view)]) if observations.dtype.names else observations
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, _, value = entry.partition("=")
+    return ("ROWSxCOLUMNS", entry) if name[:1].isdigit() else (name, value)
+
+
+def _kind(entry: str) -> tuple[View, str]:
+    """A view and what stands after its `=`; InputError where there is none."""
+    name, value = _named(entry)
+    if name not in VIEWS:
+        known = ", ".join(known.written for known in VIEWS.values())
+        raise InputError(f"--view {entry!r} is unknown: {meant(name, VIEWS, f'there are {known}, {FULL}')}")
+    return VIEWS[name], value
+
+
+def _told(entry: str, shape: Any, error: InputError, written: str) -> InputError:
+    return InputError(f"--view {entry} of observations {shape}: {str(error) or f'write it as {written}'}")
+
+
+def wrapped(game: Env, entry: str, deviation: Callable[[], Array]) -> Env:
+    """A game as an entry of the environment's part of a view shows it.
+
+    Raises:
+        InputError: the game has no such thing; or the wrapper is a user's, and not one that he named, or it raised.
+    """
+    if ":" in _named(entry)[0]:
+        try:
+            made: Env = find(entry, "--view")(game)
+        except InputError:
+            raise
+        except Exception as error:  # a user's wrapper raises whatever it likes
+            raise InputError(f"--view {entry} cannot be made: {first_line(error)}") from error
+        if not isinstance(made, gymnasium.Wrapper):
+            raise InputError(f"--view {entry} makes a {type(made).__name__}: it should be a gymnasium.Wrapper")
+        return made
+    view, value = _kind(entry)
+    assert view.wrap is not None
+    try:
+        return view.wrap(game, value, deviation)
+    except InputError as error:
+        raise _told(entry, game.observation_space.shape, error, view.written) from error
+
+
+class _Told(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A game that somebody else plays: whoever asks for a step hears what came of the last one. What is drawn here at
+    random leaves the game's own chances alone."""
+
+    told: Any = None
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self._random = np.random.default_rng([seed, 2])
+        told, self.told = self.told, None
+        return told
+
+    def step(self, action: Any) -> Any:
+        if self.told is None:
+            raise InputError("a view asked for a second step: it may only show what the game does")
+        told, self.told = self.told, None
+        return told
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        return self._random
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self._random = value
+
+
+class Shown(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A game as its views show it, by name: an array, or of several views a record, all of the same step."""
+
+    def __init__(self, env: Env, views: Mapping[str, Callable[[Env], Env]]) -> None:
+        super().__init__(env)
+        self._told = {name: _Told(env) for name in views}
+        self.views = {name: view(self._told[name]) for name, view in views.items()}
+        spaces: dict[str, Any] = {name: view.observation_space for name, view in self.views.items()}
+        self._kind = np.dtype([(name, space.dtype, space.shape) for name, space in spaces.items()], align=True)
+        self._alone = next(iter(spaces)) if len(spaces) == 1 else None
+        own = gymnasium.spaces.Dict(spaces) if self._alone is None else spaces[self._alone]
+        self.observation_space = own
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        told = self.env.reset(seed=seed, options=options)
+        return self._seen(told, lambda view: view.reset(seed=seed, options=options)), {}
+
+    def step(self, action: Any) -> Any:
+        told = self.env.step(action)
+        return self._seen(told, lambda view: view.step(action)), *told[1:]
+
+    def _seen(self, told: Any, ask: Callable[[Env], Any]) -> Array:
+        record = np.empty((), self._kind)
+        for name, view in self.views.items():
+            self._told[name].told = (deepcopy(told[0]), *told[1:])  # no view may change what another sees
+            record[name] = ask(view)[0]
+        return record if self._alone is None else np.asarray(record[self._alone])
 
 
 class Look(nn.Module):
@@ -143,25 +359,20 @@ class Look(nn.Module):
         seen = Observed(shape, layout)
         self.axes: dict[int, Array] = {}
         for entry in views:
-            name, _, value = entry.partition("=")
-            if name[:1].isdigit():
-                name, value = "ROWSxCOLUMNS", entry
-            if (view := VIEWS.get(name)) is None:
-                known = ", ".join(known.written for known in VIEWS.values())
-                raise InputError(f"--view {entry!r} is unknown: {meant(name, VIEWS, f'there are {known}, {FULL}')}")
+            if _is_sensed(entry):
+                raise InputError(f"--view {entry} is shown by the environment: name it before {views[0]}")
+            view, value = _kind(entry)
+            assert view.steps is not None
             try:
                 steps = view.steps(value, seen)
             except InputError as error:
-                why = str(error) or f"write it as {view.written}"
-                raise InputError(f"--view {entry} of observations {seen.shape}: {why}") from error
+                raise _told(entry, seen.shape, error, view.written) from error
             for axis, step in steps.items():
                 self.axes[axis] = _after(self.axes[axis], step) if axis in self.axes else step
             sizes = (len(steps[axis]) if axis in steps else size for axis, size in enumerate(seen.shape))
             seen = seen._replace(shape=tuple(sizes))
         self.shape = seen.shape
-        self._spans: dict[
-            int, tuple[int, int]
-        ] = {}  # where along an axis the first place lies that counts, and how many
+        self._spans: dict[int, tuple[int, int]] = {}  # along an axis, the first place that counts, and how many
         for axis, step in self.axes.items():
             places = step if step.ndim == 1 else np.flatnonzero(step.any(0))
             low, count = int(places.min()), int(places.max() - places.min()) + 1

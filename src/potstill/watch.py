@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from potstill import telemetry
-from potstill.envs import Array, EnvConfig, Envs, make_atari
+from potstill.envs import Array, EnvConfig, Envs, make_atari, played_alone
 from potstill.errors import InputError, first_line, reason
 from potstill.evaluation import Actions, check_fit
 from potstill.imports import find
@@ -36,6 +36,7 @@ from potstill.policies import LoadedPolicy
 from potstill.rollout import Preparer, collect
 from potstill.storage.checkpoints import write_atomically
 from potstill.tasks import task_of
+from potstill.views import sensed
 
 ENCODERS = {
     # yuv420p and the index at the front are what browsers ask for.
@@ -198,7 +199,7 @@ class _Screen(Protocol):
 
 def _screen(config: EnvConfig, seed: int) -> _Screen:
     own = int(np.random.SeedSequence(seed).generate_state(1)[0] & 0x7FFFFFFF)  # as Envs seeds its first environment
-    if config.atari:
+    if config.atari and not sensed(config.view):
         return _AtariScreen(config, own)
     return _MinAtarScreen(config, own) if config.id.startswith("MinAtar/") else _GymnasiumScreen(config, own)
 
@@ -238,11 +239,13 @@ class _GymnasiumScreen:
         self._config, self._seed = config, seed
         own = ":" in config.id  # Gymnasium would take it for a module and an id
         make: Any = find(config.id, "--env") if own else partial(gymnasium.make, config.id, disable_env_checker=True)
+        make = partial(played_alone, config) if config.atari else make
         try:
             self._env = make(**options or {"render_mode": "rgb_array"})
         except (gymnasium.error.Error, TypeError) as error:  # it takes no render_mode, say
             raise InputError(f"{config.id} cannot be drawn: {first_line(error)}") from error
-        self.rate = float(self._env.metadata.get("render_fps", 30))
+        told = self._env.metadata.get("render_fps", 30)
+        self.rate = 60.0 / config.frame_skip if config.atari else float(told)
         self.names: Sequence[str] = getattr(self._env.unwrapped, "get_action_meanings", tuple)()
 
     def first(self) -> Array:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from potstill import __version__
-from potstill.envs import Array
+from potstill.envs import Array, emulator
 from potstill.errors import InputError, first_line
 from potstill.export.actor import Actor, Exported, Versions, axes, verify
 from potstill.export.raw import check as check_raw
-from potstill.export.raw import emulator, wrap
+from potstill.export.raw import wrap
 from potstill.networks import FramewiseConv
 from potstill.policies import LoadedPolicy, recorded_result
+from potstill.views import sensed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,7 +56,7 @@ def versions(
     Raises:
         InputError: `raw` is asked for of another task or in integers, or the model computes something else.
     """
-    if raw and ("int8" in paths or not loaded.env.atari):
+    if raw and ("int8" in paths or not loaded.env.atari or sensed(loaded.env.view)):
         raise InputError("--raw prepares Atari's frames, in float32: leave it out for other tasks and with --int8")
     listed = deployed.layers and all(isinstance(layer, _LAYERS) for layer in deployed.layers)
     model = build(deployed, opset) if listed else trace(deployed, opset)
@@ -321,7 +322,8 @@ def _serialise(model: "ModelProto", loaded: LoadedPolicy, actor: Actor, score: d
         },
         "env": {"id": f"ALE/{rom_id_to_name(env.id)}-v5" if env.atari else env.id, "sticky": env.sticky}
         | ({"noop_max": env.noop_max, "fire_on_reset": env.fire_on_reset} if env.atari else {})
-        | {"max_frames": env.max_frames},
+        | {"max_frames": env.max_frames}
+        | ({"view": sensed(env.view)} if sensed(env.view) else {}),
     }
     if score:
         metadata["score"] = score

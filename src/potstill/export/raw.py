@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from potstill.envs import EnvConfig
+from potstill.envs import EnvConfig, emulator
 from potstill.errors import InputError
 from potstill.views import GREY, area
 
@@ -76,21 +76,6 @@ def wrap(model: "ModelProto", screen: tuple[int, int]) -> "ModelProto":
 
 def _opset(model: "ModelProto") -> int:
     return int(model.opset_import[0].version)
-
-
-def emulator(env: EnvConfig) -> Any:
-    """The emulator of a task, which gives every frame in colour."""
-    import ale_py
-    import gymnasium
-    from ale_py.registration import rom_id_to_name
-
-    gymnasium.register_envs(ale_py)
-    return gymnasium.make(
-        f"ALE/{rom_id_to_name(env.id)}-v5",
-        frameskip=1,
-        repeat_action_probability=env.sticky,
-        max_num_frames_per_episode=env.max_frames,
-    )
 
 
 def check(raw: Any, plain: Any, env: EnvConfig, actions: list[int], seed: int = 0) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from potstill.envs import Envs
 from potstill.errors import InputError, reason
 from potstill.policies import LoadedPolicy
 from potstill.storage.runs import InUseError, Run, config_hash, hold, sweep, touch
+from potstill.views import sensed
 
 
 def teacher_data(
@@ -23,6 +24,7 @@ def teacher_data(
     seed = 0  # one data set per teacher: students differ by their own seed
     played = {key: value for key, value in asdict(teacher.env).items() if key != "view"}  # whole observations
     description = {"teacher_hash": teacher.hash, "env": played, "states": states, "seed": seed}
+    description |= {"view": seen} if (seen := sensed(config.task_of(teacher.env).view)) else {}
     description |= {name: getattr(config, name) for name in ("num_envs", "noise", "precision")}
     folder = root / f"{re.sub('[/:]', '-', teacher.env.id)}-{config_hash(description)}"
     lock = root / f".{folder.name}.lock"

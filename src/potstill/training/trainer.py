@@ -34,6 +34,7 @@ from potstill.storage.runs import LockLostError, Run, branch_name, stop_on_signa
 from potstill.training.assessment import assess
 from potstill.training.runtime import Runtime, provenance
 from potstill.training.teacher_data import teacher_data
+from potstill.views import part
 
 KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
 
@@ -200,9 +201,10 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     origins = {role: _load_origin(run.config, role, str(device)) for role in roles}
     # An origin's normalisation, which says what is hidden, is the run's: what is hidden is the only difference.
     env = config.task_of([*origins.values()][-1].env) if origins else config.env
+    beside = origins["teacher"].env.view if "teacher" in origins else None
     saved = _saved(run, run.resume_path)
     cores = 1 if getattr(config, "overlap", False) else runtime.cores  # of two that work at the same time, one each
-    with closing(Envs(env, config.num_envs, threads=cores)) as envs:
+    with closing(Envs(env, config.num_envs, threads=cores, beside=beside)) as envs:
         options: dict[str, Any] = {role: loaded.policy for role, loaded in origins.items()}
         if getattr(config, "lead", "") == "teacher":
             options["data"] = teacher_data(run, config, origins["teacher"], envs, data_root, runtime.quiet)
@@ -389,7 +391,7 @@ def _probe(envs: Envs) -> Array:
     """Sixteen observations from the first seconds of play, (16, *observation shape)."""
     rng = np.random.default_rng(0)
     seen = [envs.reset(0), *(envs.step(actions).observations for actions in envs.random_actions(rng, 64))]
-    rows = np.concatenate(seen)
+    rows = part(np.concatenate(seen), envs.config.view)
     probe: Array = rows[np.linspace(0, len(rows) - 1, 16).astype(int)]
     return probe
 
