@@ -179,6 +179,8 @@ def test_of_images_the_shapes_are_widths_below_the_teacher_with_all_their_weight
 def test_where_zeros_cost_as_much_as_other_weights_no_shape_has_them():
     for minimise in ("bytes", "macs"):
         assert not any(shape.sparsity for shape in shapes(NATURE, CompressConfig(minimise=minimise)))
+    lean = {shape.name: shape.size.parameters for shape in shapes(NATURE, CompressConfig(minimise="bytes"))}["lean-1_4"]
+    assert lean == (8 * 4 * 64 + 8) + (16 * 8 * 16 + 16) + (16 * 16 * 9 + 16) + (784 * 8 + 8) + (8 * 3 + 3)
     asked = CompressConfig(base=DistillConfig(sparsity=0.5))
     assert {shape.sparsity for shape in shapes(NATURE, asked)} == {0.5}
     assert {shape.sparsity for shape in shapes(VECTOR, asked)} == {0.5}

@@ -84,6 +84,14 @@ def test_the_size_of_a_framewise_network_worked_out_by_hand():
     assert policy.size() == (1_563, conv, linear, macs, 4 * (1_563 + 2 * 84 * 84))
 
 
+def test_the_linear_layer_of_a_nature_cnn_may_be_narrower_than_its_width_says():
+    lean = make(width="1/4", options=("hidden=32",)).size()
+    assert lean.linear == (784 * 8 + 8) + (8 * 3 + 3)
+    assert lean.conv == make(width="1/4").size().conv
+    with pytest.raises(InputError, match="network-option hidden=many: the units of nature's linear layer"):
+        make(options=("hidden=many",))
+
+
 def test_each_frame_is_read_by_the_same_filters():
     policy = make(width="1/8", family="framewise")
     first, frames = policy.trunk.convs[0], torch.rand(2, 4, 84, 84)
@@ -102,7 +110,11 @@ def balls(count, generator):
     return frames, way + 1
 
 
-@pytest.mark.parametrize("config", [{"width": "1/8"}, {"family": "framewise", "width": "1/4"}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [{"width": "1/8"}, {"width": "1/4", "options": ("hidden=32",)}, {"family": "framewise", "width": "1/4"}],
+    ids=str,
+)
 def test_an_image_network_learns_which_way_a_ball_moves(config):
     generator = torch.Generator().manual_seed(0)
     policy = make(((4, 36, 36), 3), **config)

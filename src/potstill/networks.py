@@ -48,7 +48,8 @@ class NetworkConfig:
     """Width of the critic where it is split."""
     options: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="network-option")] = ()
     """key=value, an argument of the network: of mlp `layers` (units at width 1, such as 400,300) and `activation`
-    (tanh, relu, elu, leaky_relu, silu, gelu and more); of your own network whatever it takes. May be repeated."""
+    (tanh, relu, elu, leaky_relu, silu, gelu and more); of nature `hidden`, the units of its linear layer at width 1
+    (32: half the size for as much agreement); of your own network whatever it takes. May be repeated."""
 
     @staticmethod
     def migrated(data: dict[str, Any]) -> dict[str, Any]:
@@ -197,11 +198,15 @@ def _units(full: int, width: Fraction) -> int:
     return max(1, round(full * width))
 
 
-def _nature(shape: tuple[int, ...], width: Fraction) -> nn.Module:
+def _nature(shape: tuple[int, ...], width: Fraction, hidden: str = "512") -> nn.Module:
+    if not re.fullmatch(r"\d{1,5}", hidden, re.ASCII):
+        raise InputError(
+            f"network-option hidden={hidden[:20]}: the units of nature's linear layer at width 1, such as 32"
+        )
     first, second = _units(32, width), _units(64, width)
     convs = [nn.Conv2d(shape[0], first, 8, stride=4), nn.Conv2d(first, second, 4, stride=2)]
     convs.append(nn.Conv2d(second, second, 3))
-    return Trunk(convs, [nn.Linear(_flat_size(convs, *shape[1:]), _units(512, width))])
+    return Trunk(convs, [nn.Linear(_flat_size(convs, *shape[1:]), _units(int(hidden), width))])
 
 
 def _minatar(shape: tuple[int, ...], width: Fraction) -> nn.Module:

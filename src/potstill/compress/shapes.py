@@ -16,6 +16,7 @@ from potstill.views import chosen, sensed
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
 SPARSE = 0.9  # share of the weights of a pruned network that are zero
+LEAN = ("hidden=32",)  # of a Nature-CNN, whose linear layer holds nine tenths of its weights
 LONGER = 3  # times the steps of the first way
 
 
@@ -33,7 +34,8 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     """Networks that cost less than a policy's, the cheapest first, about half an octave apart.
 
     Of an image they are widths of the policy's family, and the same with most weights at zero where parameters are
-    what counts. Of numbers they are no hidden layer, one, two equal ones, or two of which the second is half as large.
+    what counts, or with a narrow linear layer where bytes are. Of numbers they are no hidden layer, one, two equal
+    ones, or two of which the second is half as large.
 
     Raises:
         InputError: there is none.
@@ -86,13 +88,15 @@ def _networks(policy: Policy, config: CompressConfig) -> list[tuple[str, Network
         return [*([] if sparsity else [("linear", replace(plain, family="linear"), 0.0)]), *deep]
     if asked.family == "auto":
         asked = replace(asked, family=policy.family, options=asked.options or policy.config.options)
-    kinds = {"width": sparsity}
+    kinds = {"width": (sparsity, asked.options)}
     if config.minimise == "parameters" and not sparsity and policy.layout != "flat":
-        kinds["sparse"] = SPARSE
+        kinds["sparse"] = (SPARSE, asked.options)
+    if config.minimise == "bytes" and asked.family == "nature" and not asked.options:
+        kinds["lean"] = (sparsity, LEAN)
     most = max(Fraction(1), parse_width(policy.config.width))
     return [
-        (f"{name}-{str(width).replace('/', '_')}", replace(asked, width=str(width)), share)
-        for name, share in kinds.items()
+        (f"{name}-{str(width).replace('/', '_')}", replace(asked, width=str(width), options=options), share)
+        for name, (share, options) in kinds.items()
         for width in WIDTHS
         if width <= most
     ]
