@@ -20,7 +20,7 @@ from potstill.export import c, export
 from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
-from potstill.quantisation import round_weights
+from potstill.quantisation import prune, round_weights
 
 EXPERT = Path(__file__).parents[2] / "data" / "experts" / "pong" / "seed-2"
 STRICT = [*c.FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
@@ -40,11 +40,13 @@ int main(void)
 """
 
 
-def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), **config):
+def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), sparsity=0.0, **config):
     """A policy of clear opinions that normalises its inputs, and observations of its own."""
     known = {} if layout is None else {"layout": layout, "dtype": np.dtype(dtype).name}
     policy = Policy(NetworkConfig(**config), shape, actions, continuous, **known, view=view)
     policy.initialise(torch.Generator().manual_seed(seed))
+    if sparsity:
+        prune(policy, sparsity)
     with torch.no_grad():
         policy.actor.weight *= 300
         policy.actor.bias.copy_(torch.linspace(-1, 1, actions))
@@ -75,6 +77,8 @@ NETWORKS = [
     ((4, 84, 84), np.uint8, {"width": "1/16", "family": "nature"}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "family": "framewise"}),
     ((3, 40, 36), np.uint8, {"width": "1/16", "layout": "first"}),
+    ((4,), np.float32, {"sparsity": 0.9}),
+    ((4, 84, 84), np.uint8, {"width": "1/8", "sparsity": 0.9}),
     ((5,), np.float64, {"width": "1/8", "view": ("mask=1,3",)}),
     ((10, 10, 4), bool, {"width": "1/8", "view": ("keep=0,3", "crop=1:9,0:10")}),
     ((4, 84, 84), np.uint8, {"width": "1/16", "view": ("crop=10:84", "37x42", "frames=2")}),
@@ -107,6 +111,17 @@ def test_strict_compilers_and_sanitizers_have_nothing_to_say_and_it_computes_wha
     assert (outputs.argmax(1) == logits.argmax(1))[clear].all()
     centred = logits - logits.mean(1, keepdims=True)
     assert 0 < np.abs(outputs - centred).max() < 0.05 * np.ptp(centred)
+
+
+@pytest.mark.parametrize(("bits", "each"), [(32, 4 + 2), (8, 1 + 2)])
+def test_of_a_pruned_layer_only_the_weights_that_are_left_are_written(bits, each):
+    dense, pruned = (actor_of(*network((64,), 3, width="1", sparsity=sparsity)) for sparsity in (0.0, 0.9))
+    sizes = [c.build(actor, "policy", bits)[2]["constants"] for actor in (dense, pruned)]
+    weights = [layer.weight for layer in pruned.policy.trunk.linears]  # 2 x 64 x 64, a tenth of which is left
+    left = sum(int(weight.count_nonzero()) for weight in weights)
+    assert left == 820
+    saved = 2 * 64 * 64 * bits // 8 - left * each - 2 * 2 * 64  # a count for each output
+    assert abs(sizes[0] - sizes[1] - saved) <= 3 * 2  # of integers, a small one may be rounded to zero
 
 
 @pytest.mark.parametrize("wild", [1e30, -1e30, np.inf, np.nan])

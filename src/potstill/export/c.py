@@ -162,16 +162,23 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         writes = ("int32_t" if integer else "float") if final else unit
         if not final:
             rooms[number % 2] = max(rooms[number % 2], block.outputs)
+        values: Array = block.weight.numpy() if scales is None else scales.weight
+        few = _sparse(values) if bits != 4 else None
+        if few is not None:
+            values = few.values
+            constants.append((f"place{number}", "uint16_t", few.places))
+            constants.append((f"count{number}", "uint16_t", few.counts))
         if scales is None:
-            constants.append((f"weight{number}", "float", block.weight.numpy()))
+            constants.append((f"weight{number}", "float", values))
             constants.append((f"bias{number}", "float", block.bias.numpy()))
         else:
-            packed = ("uint8_t", _packed(scales.weight)) if bits == 4 else ("int8_t", scales.weight)
+            packed = ("uint8_t", _packed(values)) if bits == 4 else ("int8_t", values)
             constants.append((f"weight{number}", *packed))
             constants.append((f"bias{number}", "int32_t", scales.bias))
             constants.append((f"product{number}", "int32_t", scales.product))
         layer = _layer(number, block, scales, reads != unit, actor.policy.layout == "last")
-        layers.append(layer | {"source": source, "target": target, "reads": reads, "writes": writes})
+        layer |= {"source": source, "target": target, "reads": reads, "writes": writes, "sparse": few is not None}
+        layers.append(layer)
     tanh = any(block.activation is nn.Tanh for block in stack)
     if integer and tanh:
         constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
@@ -192,10 +199,10 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     known = {
         "name": name, "version": __version__, "prefix": prefix, "bits": bits, "integer": integer, "tanh": tanh,
         "what": f"{bits}-bit weights, 16-bit activations" if integer else "float32", "layers": layers, "needed": needed,
-        "parameters": sum(block.weight.numel() + block.bias.numel() for block in stack), "count": count, "raw": raw,
-        "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature, "meaning": meaning, "own": own,
-        "outputs": f"void {prefix}_outputs({observed}, float output[{count}])", "unit": unit, "value": value,
-        "view": view, "wide": _wide(actor.policy),
+        "parameters": sum(int(block.weight.count_nonzero()) + block.bias.numel() for block in stack), "count": count,
+        "raw": raw, "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature, "meaning": meaning,
+        "own": own, "outputs": f"void {prefix}_outputs({observed}, float output[{count}])", "unit": unit,
+        "value": value, "view": view, "wide": _wide(actor.policy),
         "declared": "\n".join(_declare(*constant) for constant in constants), "steps": steps,
         "total": "int32_t" if integer else "float", "result": "int32_t" if integer else "float",
         "rooms": list(zip("ab", rooms, strict=True)), "bounded": actor.bounds is not None,
@@ -341,6 +348,23 @@ def _layer(number: int, block: Block, scales: _Scales | None, unlike: bool, last
         known |= {"above": above, "left": left, "high": _positions(rows, height, down, above)}
         known["wide"] = _positions(columns, width, right, left)
     return known
+
+
+class _Sparse(NamedTuple):
+    """The weights of a layer that are not zero, output by output."""
+
+    values: Array
+    places: Array  # uint16, of the input that each multiplies
+    counts: Array  # uint16, how many each output has
+
+
+def _sparse(weight: Array) -> _Sparse | None:
+    """Of weights (outputs, inputs) those that are not zero; None where all of them take no more room."""
+    outputs, places = weight.nonzero()
+    counts = np.bincount(outputs, minlength=len(weight)).astype(np.uint16)
+    few = _Sparse(weight[outputs, places], places.astype(np.uint16), counts)
+    smaller = sum(each.nbytes for each in few) < weight.nbytes and len(places) > 0 and weight.shape[1] < 1 << 16
+    return few if smaller else None
 
 
 def _packed(weights: Array) -> Array:

@@ -13,10 +13,17 @@ value = value > {{ least }} ? value : {{ least }};
 {% endmacro %}
 {% macro weights(layer) %}
 {{ "int w = 0" if bits == 4 else "const %s *w = weight%d"|format("int8_t" if integer else "float", layer.number) }};
+{%- if layer.sparse %} const uint16_t *place = place{{ layer.number }};{% endif %}
 {%- endmacro %}
-{% macro following(layer) %}
-{{ "nibble(weight%d, w++)"|format(layer.number) if bits == 4 else "*w++" }}
-{%- endmacro %}
+{% macro add_products(layer, inputs) %}
+{% if layer.sparse %}
+for (int i = 0; i < count{{ layer.number }}[o]; i++)
+    sum += *w++ * {{ inputs }}[*place++];
+{% else %}
+for (int i = 0; i < {{ layer.inputs }}; i++)
+    sum += {{ "nibble(weight%d, w++)"|format(layer.number) if bits == 4 else "*w++" }} * {{ inputs }}[i];
+{% endif %}
+{% endmacro %}
 /* {{ name }}.c: see {{ name }}.h. */
 {% if tanh and not integer %}
 #include <math.h>
@@ -70,8 +77,7 @@ static void layer{{ layer.number }}(const {{ layer.reads }} *x, {{ layer.writes 
     {{ weights(layer) }}
     for (int o = 0; o < {{ layer.outputs }}; o++) {
         {{ total }} sum = bias{{ layer.number }}[o];
-        for (int i = 0; i < {{ layer.inputs }}; i++)
-            sum += {{ following(layer) }} * x[i];
+{{ add_products(layer, "x")|trim|indent(8, first=true) }}
 {{ finish(layer, "y[o]")|trim|indent(8, first=true) }}
     }
 {% else %}
@@ -90,8 +96,7 @@ static void layer{{ layer.number }}(const {{ layer.reads }} *x, {{ layer.writes 
                         *next++ = {{ layer.value }};
             for (int o = 0; o < {{ layer.filters }}; o++) {
                 {{ total }} sum = bias{{ layer.number }}[o];
-                for (int i = 0; i < {{ layer.inputs }}; i++)
-                    sum += {{ following(layer) }} * patch[i];
+{{ add_products(layer, "patch")|trim|indent(16, first=true) }}
 {{ finish(layer, "y[(%s * %d + row) * %d + column]"|format("(f * %d + o)"|format(layer.filters) if layer.frames > 1 else "o", layer.high, layer.wide))|trim|indent(16, first=true) }}
             }
         }
