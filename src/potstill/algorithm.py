@@ -107,6 +107,8 @@ def pack(state: Any) -> dict[str, Any]:
     for name, value in _fields(state):
         if isinstance(value, nn.Module):
             saved |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+            if isinstance(value, Policy) and value.memory is not None:  # of the games it plays
+                saved[f"{name}.memory"] = value.memory
         elif isinstance(value, torch.optim.Optimizer):
             for index, slots in value.state_dict()["state"].items():
                 saved |= {f"{name}.{index}.{slot}": tensor for slot, tensor in slots.items()}
@@ -114,6 +116,8 @@ def pack(state: Any) -> dict[str, Any]:
             saved[name] = value.get_state()
         elif isinstance(value, deque):
             saved[name] = list(value)
+        elif isinstance(value, Tensor):
+            saved |= {name: value} if value.numel() else {}  # none, of what has no memory
         else:
             saved[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     return saved
@@ -132,13 +136,19 @@ def unpack(state: Any, saved: dict[str, Any]) -> None:
     try:
         for name, value in _fields(state):
             if isinstance(value, nn.Module):
-                value.load_state_dict(under(f"{name}."))
+                own = under(f"{name}.")
+                if isinstance(value, Policy) and value.remembers:
+                    value.memory = own.pop("memory", None)
+                value.load_state_dict(own)
             elif isinstance(value, torch.optim.Optimizer):
                 value.load_state_dict(value.state_dict() | {"state": _slots(value, under(f"{name}."))})
             elif isinstance(value, torch.Generator):
                 value.set_state(saved[name])
             elif isinstance(value, deque):
                 setattr(state, name, deque(_numbers(name, saved[name]), maxlen=value.maxlen))
+            elif isinstance(value, Tensor):
+                if value.numel():
+                    value.copy_(saved[name])
             elif is_dataclass(value) and not isinstance(value, type):
                 _numbers(name, saved[name].values())
                 setattr(state, name, type(value)(**saved[name]))

@@ -166,7 +166,7 @@ def play(
         return Group(envs, Preparer(policy), envs.reset(seed, first), act)
 
     # Two halves, so that emulator and network work at the same time; what remembers its rows wants them together.
-    together = alter is not None or any(who is not None and who.sees_raw for who in (policy, start.policy))
+    together = alter is not None or any(who is not None and who.remembers for who in (policy, start.policy))
     half = num_envs if together or not env.atari else math.ceil(num_envs / 2)
     groups = [group(first, min(half, num_envs - first)) for first in range(0, num_envs, half)]
     with ExitStack() as stack, torch_threads(threads, policy.size().macs * half):
@@ -255,6 +255,7 @@ def compare(
                     teacher.restart(begun)
                     labels = teacher.logits(inputs if shared else theirs.first(transition.observations))
                 else:
+                    policy.restart(begun)
                     own = policy.logits(inputs if shared else mine.first(transition.observations))
                 agreement = policy.distribution.agreement(own, labels) | {"kl": policy.distribution.kl(own, labels)}
                 for name, each in agreement.items():
@@ -273,6 +274,7 @@ def latency(policy: Policy, repeats: int = 200) -> dict[str, float]:
     with torch_threads(1):
         observation = torch.zeros((1, *policy.observation_shape), dtype=torch.uint8, device=policy.mean.device)
         times = []
+        policy.restart(np.ones(1, bool))
         for _ in range(repeats + 20):
             begin = time.perf_counter()
             policy.logits(policy.prepare(observation)).cpu()

@@ -41,7 +41,8 @@ class NetworkConfig:
     family: Annotated[str, tyro.conf.arg(name="network")] = "auto"
     """nature: Nature-CNN (Mnih et al. 2015), conv 32w-64w-64w, linear 512w. minatar: conv 16w, linear 128w (Young and
     Tian 2019). mlp: two layers of 64w tanh units. linear: no hidden layer. framewise: 32w filters that read each frame
-    of a stack alike, then conv 32w-32w. auto: by the shape of the observation. Or `module:name`, one of yours."""
+    of a stack alike, then conv 32w-32w. gru: what auto is, then as many gated recurrent units, which remember. auto: by
+    the shape of the observation. Or `module:name`, one of yours."""
     critic: Critic = "shared"
     """shared: the value head sits on the actor's trunk. split: the critic is a network of its own."""
     critic_width: str = "1"
@@ -152,24 +153,64 @@ class _Rows(torch.autograd.Function):
         return band.as_strided((columns, h, w, C, K), (C * line + K, W * C * line, C * line, line, 1))
 
 
+class GRU(nn.Module):
+    """Gated recurrent units: what they give is what they remember.
+
+    Source: Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", with the reset gate behind the
+    product with the memory, as PyTorch, cuDNN and ONNX (`linear_before_reset`) have it.
+    """
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(inputs, 3 * units)  # reset gate, update gate, new memory
+        self.recall = nn.Linear(units, 3 * units)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
+        """T steps of N games, (T N, D) in the order they are played, to (T N, H), float32 in any precision.
+
+        Args:
+            memory: (N, H) before the first step; None is zeros, of one step.
+            begun: (T N,) where games begin, which they do without a memory.
+        """
+        with torch.autocast("cpu" if x.is_meta else x.device.type, torch.bfloat16, enabled=False):
+            x = x.float()
+            if memory is None:
+                memory = x.new_zeros(len(x), self.recall.in_features)
+            kept = None if begun is None else (1.0 - begun.to(x)).view(-1, len(memory), 1)
+            outputs = []
+            for t, read in enumerate(self.read(x).split(len(memory))):
+                before = memory if kept is None else memory * kept[t]
+                (r, z, n), (u, v, w) = read.chunk(3, -1), self.recall(before).chunk(3, -1)
+                new = torch.tanh(n + torch.sigmoid(r + u) * w)
+                memory = new + torch.sigmoid(z + v) * (before - new)
+                outputs.append(memory)
+            return torch.cat(outputs)
+
+
 class Trunk(nn.Module):
-    """Convolutions, then linear layers: prepared observations (B, ...) to features (B, F). Images that are not
-    convolved are read row by row, the channels of a pixel together, wherever they came."""
+    """Convolutions, then linear layers, then a GRU where it remembers: prepared observations (B, ...) to features (B,
+    F). Images that are not convolved are read row by row, the channels of a pixel together, wherever they came."""
 
     def __init__(self, convs: list[nn.Conv2d], linears: list[nn.Linear], activation: str = "relu") -> None:
         super().__init__()
         self.convs = nn.ModuleList(convs)
         self.linears = nn.ModuleList(linears)
         self.activation = activation
+        self.gru: GRU | None = None
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    @property
+    def remembers(self) -> bool:
+        return self.gru is not None
+
+    def forward(self, inputs: Tensor, memory: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
+        """`memory` and `begun` as `GRU` takes them."""
         x = inputs if self.convs or inputs.dim() != 4 else inputs.permute(0, 2, 3, 1)
         for conv in self.convs:
             x = relu(conv(x))
         x = x.flatten(1)
         for linear in self.linears:
             x = ACTIVATIONS[self.activation](linear(x))
-        return x
+        return x if self.gru is None else self.gru(x, memory, begun)
 
 
 class FramewiseConv(nn.Conv2d):
@@ -189,7 +230,8 @@ class Family(NamedTuple):
     """One kind of network. A family is added here, as one entry of `FAMILIES`."""
 
     build: Callable[..., nn.Module]
-    """(shape of a prepared observation, width, **options, all texts) -> module from (B, *shape) to features (B, F)."""
+    """(shape of a prepared observation, width, **options, all texts) -> module from (B, *shape) to features (B, F). One
+    whose `remembers` is true takes a memory and where games begin, too, and gives what it remembers, as `GRU` does."""
     least: int = 0
     """Rows and columns an image needs; 0 reads anything."""
 
@@ -238,12 +280,20 @@ def _framewise(shape: tuple[int, ...], width: Fraction) -> nn.Module:
     return Trunk(convs, [])
 
 
+def _gru(shape: tuple[int, ...], width: Fraction) -> nn.Module:
+    trunk: Any = find_family("auto", shape)[1].build(shape, width)
+    features = trunk.linears[-1].out_features
+    trunk.gru = GRU(features, features)
+    return trunk  # type: ignore[no-any-return]
+
+
 FAMILIES: dict[str, Family] = {
     "nature": Family(_nature, least=36),
     "minatar": Family(_minatar, least=3),
     "mlp": Family(_mlp),
     "linear": Family(_linear),
     "framewise": Family(_framewise, least=20),
+    "gru": Family(_gru),
 }
 
 
@@ -317,6 +367,9 @@ class Policy(nn.Module):
 
     `distribution` says what the logits mean. Those of continuous actions are means, then log standard deviations: the
     deviations are parameters of the policy (`log_std`), the same in every state.
+
+    What `remembers` plays N games in order: `restart` tells it before each step which of them begin, and its `memory`
+    (N, F) goes on with each call of `logits` or `heads`. Sequences are learned from with a memory that is given.
     """
 
     mean: Tensor
@@ -329,6 +382,7 @@ class Policy(nn.Module):
     sees_raw = False
     """Whether this is code of the user's own, whose `prepare` hands raw observations on: the normalisation is for
     students then, and of its network nothing is known."""
+    memory: Tensor | None = None
     hard_objective: str | None = None
     """How a student learns from one that tells actions without their probabilities; None where it tells logits."""
 
@@ -366,6 +420,9 @@ class Policy(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(outputs)) if continuous else None
         self.family, _ = find_family(config.family, self.input_shape)
         self.trunk, features = build_network(self.family, self.input_shape, parse_width(config.width), config.options)
+        self.remembers: bool = getattr(self.trunk, "remembers", False)
+        if self.remembers and config.critic == "split":
+            raise InputError(f"{self.family} has one memory for actor and critic: leave out --critic split")
         self.actor = nn.Linear(features, outputs)
         self.critic_trunk: nn.Module | None = None
         if config.critic == "split":
@@ -480,7 +537,11 @@ class Policy(nn.Module):
         return all(torch.equal(getattr(self, name).cpu(), getattr(other, name).cpu()) for name in ("mean", "scale"))
 
     def restart(self, begun: Any) -> None:
-        """Told before each step in which games begin, (N,) bool array, so that what has a memory may drop it."""
+        """Told before each step which of N games begin, (N,) bool array, so that what has a memory may drop it."""
+        if self.remembers and (self.memory is None or len(self.memory) != len(begun)):
+            self.memory = torch.zeros(len(begun), self.actor.in_features, device=self.mean.device)
+        elif self.memory is not None and begun.any():
+            self.memory = self.memory * torch.from_numpy(~begun).to(self.memory)[:, None]
 
     def hide(self, rows: int) -> None:
         """Sets the first `rows` rows of every normalised frame to zero, whatever they show, and whatever the view makes
@@ -510,13 +571,17 @@ class Policy(nn.Module):
             return x.permute(0, 3, 1, 2)
         return x.reshape(-1, *self.input_shape).contiguous(memory_format=torch.channels_last)
 
-    def heads(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def heads(self, inputs: Tensor, memory: Tensor | None = None, begun: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Prepared inputs to logits (B, L) and value (B,), both float32, the value in units of `return_scale`.
 
         The dtype of `inputs` decides the arithmetic: bfloat16 inputs run under autocast.
+
+        Args:
+            memory: (N, F) before the first of B / N steps of N games; None is that of the games it plays.
+            begun: (B,) where games begin, with a memory that is given.
         """
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
-            features = self.trunk(inputs)
+            features = self._features(inputs, memory, begun)
             logits = self.actor(features)
             value = self.critic(self.critic_trunk(inputs) if self.critic_trunk is not None else features)
         return self._with_deviations(self._squashed(logits.float())), value.squeeze(-1).float()
@@ -524,8 +589,24 @@ class Policy(nn.Module):
     def logits(self, inputs: Tensor) -> Tensor:
         """Prepared inputs to logits (B, L) float32: what the deployed actor computes."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
-            logits: Tensor = self.actor(self.trunk(inputs))
+            logits: Tensor = self.actor(self._features(inputs))
         return self._with_deviations(self._squashed(logits.float()))
+
+    def _features(self, inputs: Tensor, memory: Tensor | None = None, begun: Tensor | None = None) -> Tensor:
+        if not self.remembers:
+            return self.trunk(inputs)  # type: ignore[no-any-return]
+        if memory is not None:
+            return self.trunk(inputs, memory, begun)  # type: ignore[no-any-return]
+        if self.memory is None or len(self.memory) != len(inputs):
+            raise RuntimeError(f"{len(inputs)} observations, of games that `restart` was not told of")
+        features: Tensor = self.trunk(inputs, self.memory)
+        self.memory = features.detach()
+        return features
+
+    def remember(self, inputs: Tensor, memory: Tensor, begun: Tensor) -> Tensor:
+        """The memory (N, F) after steps of N games, as `heads` takes them."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.dtype == torch.bfloat16):
+            return self._features(inputs, memory, begun)[-len(memory) :]
 
     def _squashed(self, means: Tensor) -> Tensor:
         return means if self.squash is None else torch.clamp(torch.tanh(means), -self.squash, self.squash)
@@ -533,9 +614,15 @@ class Policy(nn.Module):
     def _with_deviations(self, logits: Tensor) -> Tensor:
         return logits if self.log_std is None else torch.cat([logits, self.log_std.expand_as(logits)], dim=-1)
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw observations (B, *observation_shape) to logits (B, L) and value (B,) in units of reward, float32."""
-        logits, value = self.heads(self.prepare(observations))
+    def forward(self, observations: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raw observations (B, *observation_shape) to logits (B, L) and value (B,) in units of reward, float32.
+
+        Args:
+            memory: (B, F) before them; None where games begin with them.
+        """
+        if memory is None and self.remembers:
+            memory = torch.zeros(len(observations), self.actor.in_features, device=self.mean.device)
+        logits, value = self.heads(self.prepare(observations), memory)
         return logits, value * self.return_scale
 
     def size(self) -> Size:

@@ -3,12 +3,13 @@
 Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; details after Huang et al. 2022, "The 37
 Implementation Details of PPO". We depart from both where a comment says so. With a teacher it is proximal policy
 distillation (Spigler 2025); from a distilled student's weights it is fine-tuning on reward. Actions are discrete or
-continuous: what their probabilities are, `policy.distribution` knows.
+continuous: what their probabilities are, `policy.distribution` knows. A policy with a memory learns from the whole
+sequences of some environments at a time, as CleanRL's `ppo_atari_lstm`.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,7 @@ class PPOConfig:
     epochs: int = 3
     """Passes over each rollout."""
     minibatch_size: int = 512
-    """Samples per gradient step."""
+    """Samples per gradient step; of a network with a memory, those of so many whole environments as they fill."""
     learning_rate: float = 5e-4
     """Adam's rate at the start; afterwards it follows the KL divergence."""
     max_learning_rate: float = 2.5e-3
@@ -197,6 +198,15 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), as learned from
     dones: Tensor  # (T, N) float, 1 where a game ended on that step
     teacher_logits: Tensor | None = None  # (T, N, L) the teacher's logits, where there is one
+    memory: Tensor | None = None  # (N, F) before the first step, of a policy that has one
+
+    def before(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        """What `heads` is told of the samples of one of `minibatches`: of a policy with a memory, that of each sequence
+        and where games begin."""
+        if self.memory is None:
+            return ()
+        begun = torch.cat([torch.zeros_like(self.dones[:1]), self.dones[:-1]]).flatten()
+        return self.memory[chosen[: len(chosen) // len(self.dones)]], begun[chosen]
 
 
 def start(
@@ -211,6 +221,8 @@ def start(
     Raises:
         InputError: one of these is of another shape; or there are both, and they see the task differently.
     """
+    if teacher is not None and teacher.remembers:
+        raise InputError("a teacher with a memory teaches by distill alone, not beside the reward")
     generator = torch.Generator().manual_seed(config.seed)
     policy = Policy(config.network, **envs.spaces).initialise(generator)
     returns = ReturnScale()
@@ -359,9 +371,12 @@ def rollout(
     values = torch.empty((T + 1, N), device=device)
     logits = torch.empty((T, N, policy.num_logits), device=device)
     teacher_logits = torch.empty((T, N, policy.num_logits), device=device) if teacher is not None else None
-    t, scores = 0, []
+    t, scores, memory = 0, [], None
 
     def act(inputs: Tensor) -> Tensor:
+        nonlocal memory
+        policy.restart(envs.ages == 0)
+        memory = policy.memory if t == 0 else memory
         logits[t], values[t] = policy.heads(inputs)
         if teacher is not None and teacher_logits is not None:
             teacher_logits[t] = teacher.logits(inputs if others is None else others.first(envs.shown))
@@ -374,20 +389,21 @@ def rollout(
         actions.append(transition.actions)
         rewards[t] = np.sign(step.rewards) if config.clip_rewards else step.rewards
         for row in np.flatnonzero(step.truncated & ~step.terminated).tolist():  # truncated is not terminated: bootstrap
-            _, value = policy(policy.read(step.final_observations[row][None]))
+            held = policy.memory[row, None] if policy.memory is not None else None
+            _, value = policy(policy.read(step.final_observations[row][None]), held)
             rewards[t, row] += config.gamma * value.item()
         dones[t] = step.terminated | step.truncated
         scores += [episode.score for episode in step.episodes]
         observations = step.observations
         t += 1
         if t == T:
-            _, values[T] = policy.heads(transition.next_inputs)
+            _, values[T] = policy.heads(transition.next_inputs, policy.memory, torch.from_numpy(dones[-1]).to(device))
             break
     values *= policy.return_scale
     taken = torch.stack(actions).to(device)
     log_probs, _ = policy.distribution.log_prob_and_entropy(logits.flatten(0, 1), taken.flatten(0, 1))
     learned, ended = (torch.from_numpy(each).to(device) for each in (rewards, dones))
-    batch = Rollout(storage, taken, log_probs.view(T, N), values, learned, ended, teacher_logits)
+    batch = Rollout(storage, taken, log_probs.view(T, N), values, learned, ended, teacher_logits, memory)
     return batch, storage, observations, scores
 
 
@@ -437,14 +453,13 @@ def update(
     advantages = advantages.flatten()
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     targets = returns.flatten() / policy.return_scale
-    minibatches = config.batch_size // config.minibatch_size
-    gathered = torch.empty_like(inputs[: config.minibatch_size])  # again and again: fresh pages are slow
+    gathered = torch.empty_like(inputs[:0])  # grows once, and is used again and again: fresh pages are slow
     sums: dict[str, float] = {}
     for epoch in range(config.epochs):
-        order = torch.randperm(config.batch_size, generator=state.generator).to(inputs.device)
-        for chosen in order[: minibatches * config.minibatch_size].split(config.minibatch_size):
+        parts = minibatches(config, policy.remembers, state.generator)
+        for chosen in (part.to(inputs.device) for part in parts):
             torch.index_select(inputs, 0, chosen, out=gathered)
-            logits, values = policy.heads(_as_inputs(gathered))
+            logits, values = policy.heads(_as_inputs(gathered), *batch.before(chosen))
             log_probs, entropies = policy.distribution.log_prob_and_entropy(logits, actions[chosen])
             log_ratio = log_probs - old_log_probs[chosen]
             ratio, advantage = log_ratio.exp(), advantages[chosen]
@@ -474,8 +489,21 @@ def update(
                     numbers["kl"] = ((ratio - 1) - log_ratio).mean()
                     numbers["clip_fraction"] = ((ratio - 1).abs() > config.clip).float().mean()
                 for name, number in (numbers | {"grad_norm": norm}).items():
-                    sums[name] = sums.get(name, 0.0) + number.item() / minibatches
+                    sums[name] = sums.get(name, 0.0) + number.item() / len(parts)
     return sums | {"learning_rate": rate, "return_scale": policy.return_scale.item()}
+
+
+def minibatches(config: PPOConfig, sequences: bool, generator: torch.Generator) -> Sequence[Tensor]:
+    """One pass over a rollout in random order: the samples of each gradient step, as indices into (T N,).
+
+    Args:
+        sequences: in whole ones, all steps of some environments, in the order they were played.
+    """
+    T, N = config.num_steps, config.num_envs
+    count, size = (N, max(1, config.minibatch_size // T)) if sequences else (T * N, config.minibatch_size)
+    order = torch.randperm(count, generator=generator)
+    parts: Sequence[Tensor] = order[: count // size * size].split(size)
+    return [(N * torch.arange(T)[:, None] + rows).flatten() for rows in parts] if sequences else parts
 
 
 @torch.no_grad()

@@ -57,6 +57,8 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
         raise InputError(
             f"{loaded.path} is code, an ONNX file or a network with a memory: distil it, export the student"
         )
+    if policy.remembers:
+        raise InputError(f"{loaded.path} has a memory, for which files have no place yet")
     generator = torch.Generator().manual_seed(0)
     with closing(Envs(loaded.env, 1 if loaded.alone else 8, threads=threads)) as envs:
         evaluation.check_fit(policy, envs)

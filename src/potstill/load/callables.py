@@ -52,6 +52,7 @@ class Foreign(Policy):
             InputError: the first answer is none of these.
         """
         super().__init__(NetworkConfig(), **envs.spaces)
+        self.remembers = True  # for all that is known
         self.requires_grad_(False)
         for parameter in self.parameters():  # nothing of this network is used but its shape, for students
             parameter.zero_()
@@ -77,7 +78,7 @@ class Foreign(Policy):
         """Observations as they are."""
         return observations
 
-    def heads(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def heads(self, inputs: Tensor, memory: Tensor | None = None, begun: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, L), and zeros for values, which it does not tell."""
         return self.logits(inputs), torch.zeros(len(inputs), device=inputs.device)
 

@@ -401,7 +401,7 @@ def _training_macs(cost: Cost) -> int:
     policy = cost.policy
     x = torch.zeros((1, *policy.observation_shape), device=policy.mean.device)
     with FlopCounterMode(display=False) as forward:
-        logits, value = policy.heads(policy.prepare(x))
+        logits, value = policy(x)
     with FlopCounterMode(display=False) as backward:
         (logits.sum() + value.sum()).backward()
     policy.zero_grad()
