@@ -63,3 +63,32 @@ class Dimmed(gymnasium.ObservationWrapper):
 
     def observation(self, observation):
         return observation / 2
+
+
+class Cue(gymnasium.Env):
+    """Shows at first which of two actions is right, asks for it four steps later, and pays for nothing else.
+
+    What does not remember the cue is right every other time."""
+
+    action_space, observation_space = spaces.Discrete(2), spaces.Box(0, 1, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.right = 0, int(self.np_random.integers(2))
+        return np.eye(3, dtype=np.float32)[self.right], {}
+
+    def step(self, action):
+        self.t += 1
+        shown = np.float32([0, 0, self.t == 4])
+        return shown, float(self.t == 5 and action == self.right), self.t == 5, False, {}
+
+
+class Recalls:
+    """Plays `Cue` without a mistake."""
+
+    def reset(self, begun):
+        self.right = np.zeros(len(begun), int) if begun.all() else np.where(begun, 0, self.right)
+
+    def __call__(self, observations):
+        self.right = np.where(observations[:, :2].any(1), observations[:, 1], self.right).astype(int)
+        return self.right

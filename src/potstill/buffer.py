@@ -65,7 +65,7 @@ class Dataset:
             return made
 
         self._frames = array("frames", (rows, *frame), envs.observation_dtype)
-        self._ages = array("ages", (rows,), np.uint8)  # frames of the same game that precede it, up to the stack
+        self._ages = array("ages", (rows,), np.uint8)  # frames of its game before it, up to the stack, at least to 1
         self._logits = array("logits", (rows, num_logits(envs.num_actions, envs.continuous)), np.float32)
         self._values = array("values", (rows,), np.float32)
         self.capacity = rows
@@ -80,7 +80,7 @@ class Dataset:
         observations = part(observations, self.view)
         rows = slice(at, at + self.num_envs)
         self._frames[rows] = observations[:, -1] if self.stack > 1 else observations
-        self._ages[rows] = np.minimum(ages, self.stack - 1)
+        self._ages[rows] = np.minimum(ages, max(1, self.stack - 1))
         self._logits[rows] = logits.float().cpu().numpy()
         self._values[rows] = values.float().cpu().numpy()
         self.added += self.num_envs
@@ -96,9 +96,41 @@ class Dataset:
 
         Where the ring has begun to overwrite itself, the oldest states are left out: their stacks have lost a frame.
         """
+        return torch.randint(self._oldest, self.added, (count,), generator=generator) % self.capacity
+
+    @property
+    def _oldest(self) -> int:
         lost = (self.stack - 1) * self.num_envs if self.added > self.capacity else 0
-        oldest = self.added - len(self) + lost
-        return torch.randint(oldest, self.added, (count,), generator=generator) % self.capacity
+        return self.added - len(self) + lost
+
+    def draw_sequences(
+        self, count: int, length: int, burn_in: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`count` times `burn_in + length` steps in a row, of one environment each, at random; less where there are not
+        so many yet, of `burn_in` at first.
+
+        Returns:
+            The vector steps at which they begin, (count,), each a multiple of `length`; and their positions for
+            `batch`, (steps, count). Both int64.
+        """
+        oldest, end = -(-self._oldest // (self.num_envs * length)) * length, self.added // self.num_envs
+        steps = min(burn_in + length, end - oldest)
+        first = length * torch.randint(oldest // length, (end - steps) // length + 1, (count,), generator=generator)
+        rows = torch.randint(self.num_envs, (count,), generator=generator)
+        return first, ((first + torch.arange(steps)[:, None]) * self.num_envs + rows) % self.capacity
+
+    def begun(self, positions: Tensor) -> Tensor:
+        """Whether a game begins at each of these positions, bool.
+
+        Raises:
+            InputError: it cannot be told.
+        """
+        if not self._ages.any():
+            raise InputError(
+                "no game of the stored data is longer than a step, or an older potstill recorded them, which did not"
+                " tell: delete the data set, and it is recorded again"
+            )
+        return torch.from_numpy(self._ages[positions.numpy()] == 0)
 
     def batch(self, positions: Tensor, policy: Policy, dtype: torch.dtype) -> Batch:
         """Stacks, prepares and labels the states at `positions` (B,)."""

@@ -2,7 +2,8 @@
 
 Whose states (`lead`), which loss (`objective`), when to update (`mode`). Sources: Rusu et al. 2015, "Policy
 Distillation"; Ross et al. 2011 (DAgger, the mixture and the growing buffer); Laskey et al. 2017 (DART, noise injected
-into the teacher's play); Czarnecki et al. 2019, "Distilling Policy Distillation" (whose states).
+into the teacher's play); Czarnecki et al. 2019, "Distilling Policy Distillation" (whose states); Kapturowski et al.
+2019, "Recurrent Experience Replay in Distributed Reinforcement Learning" (sequences, with a stored memory and burn-in).
 """
 
 import math
@@ -66,6 +67,11 @@ class DistillConfig:
     """States per gradient step."""
     updates_per_step: float = 1.0
     """Gradient steps per vector step of `num_envs` environments (buffer mode)."""
+    sequence: int = 16
+    """Steps of a game in a row that a student with a memory learns from at once; `batch_size` states hold so many."""
+    burn_in: int = 16
+    """Steps before these that it sees again first, from what it remembered then, so that it remembers as it would now;
+    in a teacher's data it begins them without a memory."""
     warmup_steps: int = 2_048
     """Agent steps collected before the first gradient step (buffer mode)."""
     learning_rate: float = 2e-3
@@ -93,7 +99,9 @@ class DistillConfig:
             raise InputError(f"bits are 32, 8 or 4, not {self.bits}")
         if not 0 <= self.sparsity < 1:
             raise InputError(f"sparsity is a share from 0 to below 1, such as 0.9, not {self.sparsity}")
-        bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, buffer_size=MOST, batch_size=1 << 24)
+        bounded(self, total_timesteps=MOST, num_envs=MOST_ENVS, buffer_size=MOST, batch_size=1 << 24, sequence=1 << 16)
+        if not 0 <= self.burn_in <= 1 << 16:
+            raise InputError(f"burn-in must be 0 to {1 << 16:,}, not {self.burn_in}")
         for name in ("temperature", "learning_rate", "updates_per_step", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name.replace('_', '-')} must be positive and finite, not {getattr(self, name)}")
@@ -148,6 +156,8 @@ class DistillState:
     gradient_steps: int = 0
     games: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    memories: Tensor = field(default_factory=lambda: torch.empty(0))  # (S, N, F), what a student remembered that has a
+    # memory, every `sequence` steps of N games, in a ring
 
 
 def fitted(config: DistillConfig, teacher: Policy) -> DistillConfig:
@@ -171,7 +181,7 @@ def start(
 
     Raises:
         InputError: the student's family does not read what the teacher sees; or the teacher's value is wanted and it
-            has none; or its network has no weights to prune.
+            has none; or its network has no weights to prune; or it has a memory, and would not learn from sequences.
     """
     if config.value_coefficient and not teacher.critic.weight.any():
         raise InputError("the teacher has no value head, as one from elsewhere: leave --value-coefficient at 0")
@@ -189,7 +199,17 @@ def start(
     if config.sparsity:
         prune(student, 0.0)  # refused, where there is nothing to prune
     student.to(device)
-    return DistillState(student, Adam(student, config.learning_rate), generator)
+    state = DistillState(student, Adam(student, config.learning_rate), generator)
+    if student.remembers:
+        if config.mode == "stepwise" or config.bits < 32:
+            raise InputError("a student with a memory learns from sequences, in float32: use --mode buffer --bits 32")
+        if config.buffer_size < (least := 2 * (config.burn_in + config.sequence) * config.num_envs):
+            raise InputError(f"buffer-size must be at least {least:,}, for two such sequences of each environment")
+        rows = min(config.buffer_size // config.num_envs, config.vector_steps)
+        if config.lead != "teacher":
+            slots = rows // config.sequence + 1
+            state.memories = torch.zeros((slots, config.num_envs, student.actor.in_features), device=device)
+    return state
 
 
 def distill(
@@ -226,6 +246,9 @@ def distill(
     def act(inputs: Tensor) -> Tensor:
         nonlocal logits, values
         logits, values = label(inputs, observations)
+        state.student.restart(envs.ages == 0)
+        if state.student.memory is not None and state.vector_steps % config.sequence == 0:
+            state.memories[state.vector_steps // config.sequence % len(state.memories)] = state.student.memory
         if config.act == "after":
             with torch.enable_grad():
                 learner.learn(Batch(inputs, logits, values))
@@ -245,7 +268,7 @@ def distill(
             if state.vector_steps >= config.warmup_vector_steps:
                 due = (state.vector_steps + 1 - config.warmup_vector_steps) * config.updates_per_step
                 while state.gradient_steps < min(int(due), config.gradient_steps):
-                    learner.learn(buffer.batch(buffer.draw(config.batch_size, state.generator), state.student, dtype))
+                    learner.learn(*minibatch(config, state, buffer, dtype))
         elif config.act == "before":
             learner.learn(Batch(transition.inputs, logits, values))
         ages, observations = envs.ages.copy(), transition.step.observations
@@ -267,7 +290,7 @@ def distill_from(config: DistillConfig, state: DistillState, data: Dataset, ever
     dtype = resolve_precision(config.precision, state.student.mean.device)
     learner = _Learner(config, state)
     while state.gradient_steps < config.gradient_steps:
-        learner.learn(data.batch(data.draw(config.batch_size, state.generator), state.student, dtype))
+        learner.learn(*minibatch(config, state, data, dtype))
         if state.gradient_steps % every == 0 or state.gradient_steps == config.gradient_steps:
             done = state.gradient_steps / config.gradient_steps
             learner.check_weights()
@@ -312,6 +335,27 @@ def record(config: DistillConfig, teacher: Policy, envs: Envs, data: Dataset, se
             return
 
 
+def minibatch(
+    config: DistillConfig, state: DistillState, data: Dataset, dtype: torch.dtype
+) -> tuple[Batch, tuple[Tensor, ...]]:
+    """States at random from all so far, and what `Policy.heads` is told of them beside: for a student with a memory,
+    which sees sequences, what it remembers before them, and where games begin."""
+    student = state.student
+    if not student.remembers:
+        return data.batch(data.draw(config.batch_size, state.generator), student, dtype), ()
+    count = max(1, config.batch_size // config.sequence)
+    first, positions = data.draw_sequences(count, config.sequence, config.burn_in, state.generator)
+    memory = student.mean.new_zeros((count, student.actor.in_features), dtype=torch.float32)
+    if len(state.memories):
+        memory = state.memories[first // config.sequence % len(state.memories), positions[0] % config.num_envs]
+    burnt, learned = positions[: -config.sequence].flatten(), positions[-config.sequence :].flatten()
+    if len(burnt):
+        before = data.batch(burnt, student, dtype)
+        with torch.no_grad():
+            memory = student.remember(before.inputs, memory, data.begun(burnt))
+    return data.batch(learned, student, dtype), (memory, data.begun(learned))
+
+
 def beta(config: DistillConfig, vector_step: int) -> float:
     """Mixed lead: the probability that an environment's action is the teacher's, falling linearly from 1 to 0."""
     until = config.beta_until * config.vector_steps
@@ -349,7 +393,8 @@ class _Learner:
         self._sums: dict[str, float] = {}
         self._steps = 0
 
-    def learn(self, batch: Batch) -> None:
+    def learn(self, batch: Batch, before: tuple[Tensor, ...] = ()) -> None:
+        """`before` as `minibatch` gives it."""
         config, state = self.config, self.state
         rate = config.learning_rate
         if not config.constant_learning_rate:
@@ -357,7 +402,7 @@ class _Learner:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         with self.rounding():
-            logits, value = state.student.heads(batch.inputs)
+            logits, value = state.student.heads(batch.inputs, *before)
             per_state = self.loss(logits, batch.logits, config.temperature)
             loss = per_state.mean()
             if config.value_coefficient:
@@ -421,7 +466,7 @@ def _begin(
         return envs.reset(config.seed)
     observations: Array | None = None
     for at, observations in enumerate(envs.replay(past, tolerant)):
-        if (buffer is not None or label.preparer is not None) and at < len(past.actions):  # which may have a memory
+        if (buffer is not None or label.teacher.remembers) and at < len(past.actions):
             labels = label(preparer.first(observations), observations)
             if buffer is not None:
                 buffer.add(observations, envs.ages, *labels)

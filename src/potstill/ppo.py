@@ -225,6 +225,10 @@ def start(
         raise InputError("a teacher with a memory teaches by distill alone, not beside the reward")
     generator = torch.Generator().manual_seed(config.seed)
     policy = Policy(config.network, **envs.spaces).initialise(generator)
+    if policy.remembers and config.overlap:
+        raise InputError(
+            "a network with a memory learns from one rollout before it plays the next: leave out --overlap"
+        )
     returns = ReturnScale()
     if initial is not None:
         try:

@@ -213,7 +213,15 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
 
 
 # What came later: at their defaults, runs are what they were.
-_LATER = (("options", ()), ("layout", "auto"), ("bits", 32), ("view", ()), ("sparsity", 0.0))
+_LATER = (
+    ("options", ()),
+    ("layout", "auto"),
+    ("bits", 32),
+    ("view", ()),
+    ("sparsity", 0.0),
+    ("sequence", 16),
+    ("burn_in", 16),
+)
 
 
 def _plain(value: Any) -> Any:

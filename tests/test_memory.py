@@ -1,0 +1,298 @@
+"""A network with a memory: it learns what one without cannot, and plays, learns and goes on as if it were never cut."""
+
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import own_tasks
+import pytest
+import torch
+from torch import nn
+
+import potstill as ps
+from potstill import evaluation
+from potstill.buffer import Dataset, DatasetWriter, open_dataset
+from potstill.distill import Distillation, DistillConfig, minibatch, record, start
+from potstill.envs import EnvConfig, Envs
+from potstill.errors import InputError
+from potstill.imports import allow
+from potstill.load.callables import Foreign
+from potstill.networks import GRU, NetworkConfig, Policy
+from potstill.ppo import PPO, PPOConfig, minibatches, rollout
+from potstill.ppo import start as start_training
+from potstill.rollout import Preparer
+from potstill.storage import checkpoints
+
+CPU = torch.device("cpu")
+CUE = EnvConfig("own_tasks:Cue")
+TRAIN = PPOConfig(
+    env=CUE, network=NetworkConfig(width="1/4", family="gru"), total_timesteps=16_000, num_envs=32, num_steps=16,
+    minibatch_size=128, epochs=4, learning_rate=3e-3, max_learning_rate=1e-2, entropy=0.0, anneal_from=0.5,
+    normalise_inputs=0, precision="float32",
+)  # fmt: skip
+DISTILL = DistillConfig(
+    network=NetworkConfig(width="1/4", family="gru"), total_timesteps=8_000, num_envs=32, batch_size=128, sequence=8,
+    burn_in=6, warmup_steps=640, learning_rate=1e-2, precision="float32", objective="greedy-cross-entropy",
+)  # fmt: skip
+CARTPOLE = replace(TRAIN, env=EnvConfig("CartPole-v1"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def allowed():
+    allow(own_tasks.Cue)
+
+
+@pytest.fixture(scope="module")
+def teacher(allowed):
+    """Plays `Cue` without a mistake, by a memory of its own."""
+    with closing(Envs(CUE, 1)) as envs:
+        return Foreign("recalls", own_tasks.Recalls(), envs)
+
+
+def score(policy):
+    """Of `Cue`, greedy: the share of 400 games in which the answer is right."""
+    *_, games = evaluation.play(policy, CUE, episodes=400, seed=5)
+    return games.score
+
+
+def without(config):
+    return replace(config, network=replace(config.network, family="mlp"))
+
+
+def algorithm(config, teacher=None):
+    envs = Envs(CUE, config.num_envs)
+    if isinstance(config, PPOConfig):
+        return PPO(config, envs, CPU)
+    data = None
+    if config.lead == "teacher":
+        data = Dataset(envs, config.vector_steps * config.num_envs)
+        list(record(config, teacher, envs, data, seed=0))
+    return Distillation(config, envs, CPU, teacher=teacher, data=data)
+
+
+def made(config, teacher=None):
+    made = algorithm(config, teacher)
+    list(made.steps())
+    return made.policy
+
+
+# The units
+
+
+def test_the_units_are_torchs_own():
+    mine, theirs = GRU(5, 7), nn.GRU(5, 7)
+    for name, part in (("read", "ih"), ("recall", "hh")):
+        getattr(mine, name).weight.data.copy_(getattr(theirs, f"weight_{part}_l0"))
+        getattr(mine, name).bias.data.copy_(getattr(theirs, f"bias_{part}_l0"))
+    x, memory = torch.randn(6, 3, 5), torch.randn(3, 7)
+    expected, last = theirs(x, memory[None])
+    outputs = mine(x.flatten(0, 1), memory)
+    assert torch.allclose(outputs, expected.flatten(0, 1), atol=1e-6)
+    assert torch.allclose(outputs[-3:], last[0], atol=1e-6)
+
+
+def test_a_sequence_is_the_games_one_after_another():
+    policy = Policy(NetworkConfig(width="1/2", family="gru"), (4,), 2).initialise(torch.Generator().manual_seed(0))
+    x, begun = torch.randn(5, 3, 4), torch.rand(5, 3) < 0.3
+    begun[0] = True
+    logits, values = policy.heads(x.flatten(0, 1), torch.randn(3, 32), begun.flatten())
+    for t in range(5):
+        policy.restart(begun[t].numpy())
+        live = policy.heads(x[t])
+        assert torch.allclose(live[0], logits.view(5, 3, 2)[t], atol=1e-6)
+        assert torch.allclose(live[1], values.view(5, 3)[t], atol=1e-6)
+
+
+def test_its_size_worked_out_by_hand():
+    size = Policy(NetworkConfig(width="1/8", family="gru"), (4,), 2).size()  # two layers of 8, 8 units that remember
+    assert size.macs == 4 * 8 + 8 * 8 + 2 * (8 * 24) + 8 * 2
+    assert size.parameters == size.macs + 8 + 8 + 2 * 24 + 2
+
+
+def test_what_was_not_told_of_its_games_does_not_play_them():
+    policy = Policy(NetworkConfig(width="1/8", family="gru"), (4,), 2)
+    policy.restart(np.ones(3, bool))
+    with pytest.raises(RuntimeError, match="1 observations, of games that `restart` was not told of"):
+        policy.logits(torch.zeros(1, 4))
+
+
+# What it learns
+
+
+@pytest.mark.parametrize("config", [TRAIN, without(TRAIN)], ids=["memory", "none"])
+def test_from_reward_only_a_memory_learns_to_recall(config):
+    found = score(made(config))
+    assert found > 0.95 if config is TRAIN else 0.35 < found < 0.65
+
+
+@pytest.mark.parametrize("lead", ["student", "mixed", "teacher"])
+@pytest.mark.parametrize("family", ["gru", "mlp"])
+def test_from_a_teacher_only_a_memory_learns_to_recall(family, lead, teacher):
+    config = replace(DISTILL, lead=lead, network=replace(DISTILL.network, family=family))
+    found = score(made(config, teacher))
+    assert found > 0.95 if family == "gru" else 0.35 < found < 0.65
+
+
+def test_a_student_without_a_memory_learns_from_a_teacher_with_one():
+    """Of CartPole, in which nothing need be remembered."""
+    config = replace(DISTILL, network=NetworkConfig(width="1/2"))
+    expert = Policy(TRAIN.network, (4,), 2).initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expert.actor.weight *= 300
+    with closing(Envs(CARTPOLE.env, 32)) as envs:
+        student = Distillation(config, envs, CPU, teacher=expert)
+        *_, last = student.steps()
+    assert last.metrics["agreement"] > 0.8
+
+
+# A rollout
+
+
+def played(config, count):
+    envs = Envs(config.env, config.num_envs)
+    state = start_training(config, envs, CPU)
+    preparer, observations, storage = Preparer(state.policy), envs.reset(0), None
+    for _ in range(count):
+        batch, storage, observations, _ = rollout(config, state, envs, preparer, observations, storage)
+        yield state, batch._replace(inputs=batch.inputs.clone())
+
+
+@pytest.mark.parametrize("config", [TRAIN, CARTPOLE], ids=["cue", "cartpole"])
+def test_the_value_beyond_a_rollout_is_that_of_the_next_ones_first_step(config):
+    config = replace(config, num_steps=13)
+    (_, first), (_, second) = played(config, 2)
+    assert torch.allclose(first.values[-1], second.values[0], atol=1e-6)
+    assert first.dones.any()
+
+
+@pytest.mark.parametrize("config", [TRAIN, CARTPOLE], ids=["cue", "cartpole"])
+def test_a_minibatch_is_whole_sequences_and_recalls_what_was_played(config):
+    config = replace(config, num_steps=13)
+    for state, batch in played(config, 2):
+        parts = minibatches(config, True, torch.Generator().manual_seed(0))
+        assert len(torch.cat(list(parts)).unique()) == 3 * 9 * 13  # nine environments fit into 128 samples
+        for chosen in parts:
+            assert (chosen.view(13, 9) == 32 * torch.arange(13)[:, None] + chosen[:9]).all()
+            logits, values = state.policy.heads(batch.inputs.flatten(0, 1)[chosen], *batch.before(chosen))
+            assert torch.allclose(values * state.policy.return_scale, batch.values.flatten()[chosen], atol=1e-5)
+            log_probs, _ = state.policy.distribution.log_prob_and_entropy(logits, batch.actions.flatten()[chosen])
+            assert torch.allclose(log_probs, batch.log_probs.flatten()[chosen], atol=1e-5)
+
+
+# A buffer of sequences
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"burn_in": 0}, {"buffer_size": 32 * 32}, {"lead": "teacher"}, {"sequence": 3, "batch_size": 2}],
+    ids=["memory stored", "no burn-in", "a ring", "a teacher's data", "short"],
+)
+def test_a_student_that_is_its_teacher_finds_nothing_to_learn(settings):
+    """It remembers of a sequence what was remembered when it was played; games are shorter than the burn-in."""
+    teacher = Policy(DISTILL.network, (3,), 2, dtype="float32").initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        teacher.actor.weight *= 100
+    config = replace(DISTILL, objective="forward-kl", learning_rate=1e-15, **settings)
+    made = algorithm(config, teacher)
+    made.policy.load_state_dict(teacher.state_dict())
+    losses = [progress.metrics["loss"] for progress in made.steps() if progress.metrics]
+    assert len(losses) >= 3
+    assert max(losses) < 1e-8
+    made.policy.trunk.gru.recall.bias.data += 0.5
+    if made.data is not None:
+        batch, before = minibatch(config, made.state, made.data, torch.float32)
+        assert not torch.allclose(made.policy.heads(batch.inputs, *before)[0], batch.logits, atol=0.1)
+
+
+def test_sequences_are_of_one_environment_each_in_the_order_they_were_played():
+    with closing(Envs(CUE, 3)) as envs:
+        data, shown = Dataset(envs, 3 * 20), envs.reset(0)
+        for step in range(50):
+            data.add(shown, envs.ages, torch.zeros(3, 2), torch.arange(3) + 3.0 * step)
+            shown = envs.step(np.zeros(3, int)).observations
+        first, positions = data.draw_sequences(500, 4, 3, torch.Generator().manual_seed(0))
+        values = data.batch(positions.flatten(), Policy(DISTILL.network, (3,), 2), torch.float32).values.view(7, 500)
+        assert (values == 3 * first + values[0] % 3 + 3 * torch.arange(7)[:, None]).all()
+        assert first.unique().tolist() == [32, 36, 40]
+        assert data.begun(positions.flatten()).view(7, 500).tolist() == (values // 3 % 5 == 0).tolist()
+
+
+def test_stored_data_that_do_not_tell_where_games_begin_are_refused(tmp_path):
+    """As those of an older potstill, of observations that are no stacks."""
+    with closing(Envs(CUE, 4)) as envs:
+        writer = DatasetWriter(tmp_path / "data", envs, 64, {})
+        shown = envs.reset(0)
+        for _ in range(16):
+            writer.dataset.add(shown, np.zeros(4), torch.zeros(4, 2), torch.zeros(4))
+        writer.finish()
+        data = open_dataset(tmp_path / "data", envs)
+        with pytest.raises(InputError, match="an older potstill recorded them, which did not tell: delete"):
+            data.begun(torch.arange(4))
+
+
+# The same again
+
+
+@pytest.mark.parametrize(
+    "config",
+    [replace(TRAIN, total_timesteps=4_000, num_steps=13), DISTILL, replace(DISTILL, lead="teacher")],
+    ids=["ppo", "student", "teacher"],
+)
+def test_what_was_cut_ends_exactly_as_what_was_not(config, teacher, tmp_path):
+    whole, first, second = (algorithm(config, teacher) for _ in range(3))
+    list(whole.steps())
+    list(islice(first.steps(), 3))
+    saved = first.state_dict()
+    tensors = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
+    document = {name: value for name, value in saved.items() if name not in tensors}
+    checkpoints.save(tmp_path / "resume.safetensors", tensors, document)
+    tensors, document = checkpoints.load(tmp_path / "resume.safetensors")
+    second.load_state_dict(tensors | document)
+    list(second.steps())
+    theirs = second.policy.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.policy.state_dict().items())
+
+
+def test_a_branch_goes_on_with_what_its_trunk_remembered():
+    config = replace(TRAIN, total_timesteps=4_000, num_steps=13, branch=("1/2",))
+    trunk, alone = algorithm(config), algorithm(config.of_share("1/2"))
+    (leaving,) = [deepcopy(progress.branches["1/2"]) for progress in trunk.steps() if progress.branches]
+    branch = algorithm(config.of_share("1/2"))
+    branch.load_state_dict(leaving)
+    for made in (alone, branch):
+        list(made.steps())
+    theirs = branch.policy.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in alone.policy.state_dict().items())
+
+
+# From end to end
+
+
+def test_a_run_is_saved_scored_and_distilled(tmp_path):
+    common = {"num_envs": 32, "width": "1/4", "network": "gru", "quiet": True, "device": "cpu", "episodes": 40}
+    run = ps.train(
+        own_tasks.Cue, out=tmp_path / "run", total_timesteps=1_024, num_steps=16, minibatch_size=128, **common
+    )
+    assert run.policy.remembers
+    assert run.result["score"] == ps.evaluate(run, episodes=40, quiet=True, device="cpu")["mean"]
+    student = ps.distill(run, out=tmp_path / "student", total_timesteps=2_048, warmup_steps=512, **common)
+    assert student.result["agreement"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda t: start(replace(DISTILL, mode="stepwise"), t, CPU), "learns from sequences"),
+        (lambda t: start(replace(DISTILL, bits=8), t, CPU), "learns from sequences"),
+        (lambda t: start(replace(DISTILL, buffer_size=800), t, CPU), "buffer-size must be at least 896"),
+        (lambda t: start_training(TRAIN, Envs(CUE, 1), CPU, teacher=t), "teaches by distill alone"),
+        (lambda t: start_training(replace(TRAIN, overlap=True), Envs(CUE, 1), CPU), "leave out --overlap"),
+        (lambda t: Policy(NetworkConfig(family="gru", critic="split"), (3,), 2), "one memory for actor and critic"),
+    ],
+    ids=["stepwise", "integers", "buffer", "beside reward", "overlap", "critic"],
+)
+def test_what_a_memory_cannot_be_is_refused(make, words, teacher):
+    with pytest.raises(InputError, match=words):
+        make(teacher)
