@@ -4,10 +4,12 @@ PYTHON ?= python3
 
 venv: .venv/.installed
 
+# pip compiles on one core, a minute of two; here all cores do. Some packages hold files that no Python of today compiles.
 # A machine without a GPU saves some gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 .venv/.installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 STUDENT = study_run/pong/runs/distill-student_width-1_16_teacher-seed-0_seed-0
