@@ -189,6 +189,13 @@ def potstill(*words: object) -> None:
     main([str(word) for word in words])
 
 
+def python(code: str, environ: dict[str, str], *words: object) -> None:
+    """As `python -c` in an environment of its own, to be called in a child."""
+    os.environ.update(environ)
+    sys.argv[1:] = map(str, words)
+    exec(code, {"__name__": "__main__"})
+
+
 def surrounded(before: Callable[[], object], *words: object) -> None:
     """`potstill` after `before`, which changes what is around it."""
     before()

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import call, python
 
 import potstill
 from potstill.cli import COMMANDS
@@ -81,11 +81,12 @@ def test_the_commands_for_a_task_of_ones_own_run(tmp_path):
         commands.append([word if word != "100" else "2" for word in words])
     assert [words[0] for words in commands] == ["train", "distill", "evaluate", "distill"]
     one = (
-        "import json, sys; from potstill.cli import main\n"
+        "import json, os, sys; from potstill.cli import main; os.chdir(sys.argv[2])\n"
         "for words in json.loads(sys.argv[1]):\n    try: main(words)\n"
         "    except SystemExit as stop: assert not stop.code"
     )
-    subprocess.run([sys.executable, "-c", one, json.dumps(commands)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    code, said = call(python, one, {}, json.dumps(commands), ROOT, output=tmp_path / "log")
+    assert code == 0, said
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("teacher", "student", "scripted")]
     assert [result["env"] for result in results] == ["Corridor-v0"] * 3
     assert [result["objective"] for result in results[1:]] == ["my_tasks:hellinger", "greedy-cross-entropy"]

@@ -1,7 +1,6 @@
 """Tasks handed over in Python: by a spec, a class or a function, wrapped or not; and who opens what they made."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import gymnasium
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import FrameStackObservation, TransformReward
+from processes import call, potstill
 
 import potstill as ps
 from potstill import imports
@@ -48,10 +48,9 @@ def test_a_class_is_named_by_its_module_and_whoever_opens_its_policy_is_told_whi
     student = ps.distill(run, out=tmp_path / "student", width="1/8", total_timesteps=512, num_envs=8, warmup_steps=64,
                          **HERE)  # fmt: skip
     assert ps.evaluate(student, env=None, episodes=2, threads=1, quiet=True)["episodes"] == 2
-    command = [sys.executable, "-m", "potstill", "evaluate", str(run.path), "--episodes", "2", "--threads", "1"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
-    assert "--env own_tasks:Copy is code of module own_tasks: allow it with --import own_tasks" in told.stderr
+    told = call(potstill, "evaluate", run.path, "--episodes", "2", "--threads", "1", output=tmp_path / "log")
+    assert (told[0], told[1].count("\n")) == (2, 1)
+    assert "--env own_tasks:Copy is code of module own_tasks: allow it with --import own_tasks" in told[1]
     main(["evaluate", str(run.path), "--import", str(TASKS), "--episodes", "2", "--threads", "1", "--json"])
     assert json.loads(capsys.readouterr().out)["episodes"] == 2
 

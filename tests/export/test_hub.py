@@ -1,9 +1,7 @@
 import base64
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, close_session, constants
+from processes import Child, python
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -314,18 +313,18 @@ def test_a_policy_comes_back_as_it_went(standin, cart, call):
     assert (received.env, received.document) == (sent.env, sent.document)
 
 
-@pytest.mark.timeout(600)  # two processes that import torch: seconds, but for a busy machine
 def test_hf_endpoint_names_another_hub(standin, cart, tmp_path):
-    surroundings = os.environ | {
+    surroundings = {
         "HF_ENDPOINT": standin.endpoint,
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_DISABLE_XET": "1",
     }
-    for words in (["push", str(cart), REPO], ["pull", REPO, "--out", "pulled"]):
-        command = [sys.executable, "-m", "potstill", *words]
-        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+    code = "import sys; from potstill.cli import main; main(sys.argv[1:])"
+    for words in (["push", cart, REPO], ["pull", REPO, "--out", tmp_path / "pulled"]):
+        out, errors = tmp_path / "out", tmp_path / "errors"
+        child = Child(python, code, surroundings, *words, output=out, errors=errors)  # which reads them as it starts
+        assert (child.wait(), errors.read_text()) == (0, "")
     assert (tmp_path / "pulled" / "policy.safetensors").read_bytes() == (cart / "policy.safetensors").read_bytes()
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,16 @@ def write(folder: Path, records: list[dict[str, Any]], **beside: Any) -> Path:
     return folder
 
 
-def measure(folder: Path, runs: int, resamples: int = 10_000) -> dict[str, float]:
-    """What `potstill report` takes for `runs` records, which are made in `folder`, in a process of its own."""
+def started(script: str, *words: str) -> str:
+    """What Python says of a script in a process of its own."""
+    command = [sys.executable, "-c", script, *words]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def measure(
+    folder: Path, runs: int, resamples: int = 10_000, process: Callable[..., str] = started
+) -> dict[str, float]:
+    """What `potstill report` takes for `runs` records, which are made in `folder`, in a `process` of its own."""
     groups = 4 * len(SIZES)  # of three arms and longer runs of the first
     write(folder, study(seeds=-(-runs // groups))[:runs])
     page = folder / "report.html"
@@ -157,9 +166,7 @@ peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM
 print(sum(os.times()[:2]), peak.split()[1])
 """
     began = time.monotonic()
-    command = [sys.executable, "-c", script, "report", str(folder), "--out", str(page)]
-    command += ["--resamples", str(resamples)]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    said = process(script, "report", str(folder), "--out", str(page), "--resamples", str(resamples))
     seconds, (cpu, kibibytes) = time.monotonic() - began, map(float, said.splitlines()[-1].split())
     return {"seconds": seconds, "cpu_seconds": cpu, "MB": kibibytes * 1024 / 1e6, "page_MB": page.stat().st_size / 1e6}
 

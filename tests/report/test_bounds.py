@@ -2,6 +2,7 @@
 
 import pytest
 import synthetic
+from processes import call, python
 
 FEW, MANY = 960, 2_880
 MOST = {"cpu_seconds": 6.0, "MB": 20.0, "page_MB": 0.5}
@@ -10,7 +11,13 @@ MOST = {"cpu_seconds": 6.0, "MB": 20.0, "page_MB": 0.5}
 
 @pytest.mark.timeout(600)
 def test_a_thousand_runs_more_cost_a_report_little(tmp_path):
-    few, many = (synthetic.measure(tmp_path / f"{runs}", runs, resamples=400) for runs in (FEW, MANY))
+
+    def forked(script, *words):
+        code, said = call(python, script, {}, *words, output=tmp_path / "log")
+        assert code == 0, said
+        return said
+
+    few, many = (synthetic.measure(tmp_path / f"{runs}", runs, 400, forked) for runs in (FEW, MANY))
     print(few, many)
     for name, most in MOST.items():
         assert (many[name] - few[name]) / (MANY - FEW) * 1_000 < most, name
