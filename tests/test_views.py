@@ -3,6 +3,7 @@
 import signal
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -416,3 +417,11 @@ def test_a_view_that_cannot_be_is_refused_before_anything_is_made(expert, tmp_pa
         assert stop.value.code == 2
         assert complaint in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_of_views_has_an_arm_of_each():
+    arms = {spec.arm: spec.config for spec in read_plan(Path(__file__).parent.parent / "plans" / "views.toml").specs()}
+    seen = {arm: config.view if isinstance(config, DistillConfig) else config.env.view for arm, config in arms.items()}
+    assert seen["distill-student"] == ()
+    assert seen["rl"] == seen["angle-and-speeds"] == ("mask=0",)
+    assert len(seen) == 6
