@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from subprocess import DEVNULL
 from types import SimpleNamespace
-from typing import BinaryIO
 
 from small_runs import RUNTIME
 
@@ -116,23 +116,18 @@ class Here:
     def close(self, patience: float) -> None: ...
 
 
-class Worker(Forked):
-    """A study's worker, forked where `subprocess.Popen` would start Python and import torch anew."""
-
-    _ends: list[BinaryIO] = []  # noqa: RUF012  # of the pipes to the workers of this process
+class Server(Forked):
+    """What forks a study's workers, itself forked where `subprocess.Popen` would start Python and import torch anew."""
 
     def __init__(self, command, *, stdin, stdout, stderr, env, start_new_session) -> None:
-        assert (command[1:], stdin, stderr, start_new_session) == (MODULE, subprocess.PIPE, stdout, True)
-        reading, writing = os.pipe()
-        self.stdin = open(writing, "wb")  # noqa: SIM115
-        self._ends.append(self.stdin)
-        with Connection(reading) as its_stdin, Connection(os.dup(stdout.fileno())) as its_log:
-            super().__init__(_work, its_stdin, its_log, os.getcwd(), env)
+        assert (command, stdout, stderr, start_new_session) == (COMMAND, DEVNULL, DEVNULL, True)
+        with Connection(os.dup(stdin)) as asked:
+            super().__init__(_serve, asked, os.getcwd(), env)
 
 
-MODULE = ["-m", "potstill.study.worker"]
-WARM = SimpleNamespace(**vars(subprocess) | {"Popen": Worker})
-"""For `local.subprocess`: a study's workers are forked."""
+COMMAND = [sys.executable, "-m", "potstill.study.worker"]
+WARM = SimpleNamespace(**vars(subprocess) | {"Popen": Server})
+"""For `local.subprocess`: what forks a study's workers is forked."""
 
 
 def warm(*words: object) -> None:
@@ -141,18 +136,17 @@ def warm(*words: object) -> None:
     potstill(*words)
 
 
-def _work(stdin: Connection, log: Connection, folder: str, env: dict[str, str]) -> None:
-    for end in Worker._ends:  # while another held it, a worker would outlive its study
-        end.close()
+def _serve(asked: Connection, folder: str, env: dict[str, str]) -> None:
+    os.dup2(asked.fileno(), 0)
+    os.closerange(3, 256)  # as Popen does: while another held the study's end, a worker would outlive it
     os.setsid()
     os.environ.update(env)
     os.chdir(folder)
-    sys.path[:0] = [folder, *env["PYTHONPATH"].split(os.pathsep)]  # as `python -m` has it
+    sys.path[:0] = [folder, *env.get("PYTHONPATH", "").split(os.pathsep)]  # as `python -m` has it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _redirect(log.fileno(), log.fileno())
-    os.dup2(stdin.fileno(), 0)
-    stdin.close()
+    worker.serve()
+    _redirect(1, 2)  # the log
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     worker.main()
 

@@ -76,11 +76,26 @@ def test_a_network_of_ones_own_tells_what_its_modules_gave_in_the_order_in_which
     assert np.array_equal(watched.layers[0].reads, x[0].numpy())  # the hooks are gone
 
 
+@torch.no_grad()
+def test_gated_units_pass_on_what_they_remember():
+    policy = untrained("cartpole", "1/8", "gru").policy
+    policy.restart(np.array([True]))
+    with closing(Watched(policy)) as watched:
+        for _ in range(2):
+            before = policy.memory
+            policy.logits(torch.randn(1, 4))
+    *_, read, recall, _ = watched.layers
+    assert (read.module, recall.module) == (policy.trunk.gru.read, policy.trunk.gru.recall)
+    assert np.array_equal(recall.reads, before[0].numpy())
+    assert np.array_equal(recall.passes, policy.memory[0].numpy())
+
+
 POLICIES = [
     ("pong", "1/32", "nature", 3), ("pong", "1/16", "nature", 3), ("pong", "1/16", "framewise", 3),
     ("breakout", "1/32", "nature", 4), ("ale/seaquest", "1/32", "nature", 18), ("minatar-breakout", "1/4", "auto", 3),
     ("minatar-asterix", "1/4", "mlp", 5), ("minatar-breakout", "1", "linear", 3), ("cartpole", "1", "mlp", 2),
-    ("cartpole", "1/8", "mlp", 2), ("cartpole", "1", "linear", 2), ("pendulum", "1/4", "mlp", 1),
+    ("cartpole", "1/8", "mlp", 2), ("cartpole", "1/8", "gru", 2), ("pong", "1/32", "gru", 3),
+    ("cartpole", "1", "linear", 2), ("pendulum", "1/4", "mlp", 1),
 ]  # fmt: skip
 
 
@@ -92,6 +107,7 @@ def drawn(loaded: LoadedPolicy, steps: int = 3) -> Inside:
         observations, rng = envs.reset(0), np.random.default_rng(0)
         for _ in range(steps):
             inputs = policy.prepare(torch.from_numpy(observations))
+            policy.restart(envs.ages == 0)
             network.step(inputs, policy.logits(inputs), [0])
             observations = envs.step(envs.random_actions(rng)).observations
     return network

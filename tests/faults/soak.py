@@ -347,7 +347,7 @@ class _Storm:
         return killed
 
     def _strike_workers(self, driver: int) -> None:
-        for pid in _children(driver):
+        for pid in _descendants(driver):
             if pid not in self.victims and (run := self._run_of(pid)) is not None:
                 self._meet(pid, run)
         for pid, victim in list(self.victims.items()):
@@ -432,9 +432,10 @@ def _in_phase(victim: Victim) -> bool:
     return (victim.run / {"train": "resume.safetensors", "finish": "policy.safetensors"}[victim.phase]).exists()
 
 
-def _children(pid: int) -> list[int]:
+def _descendants(pid: int) -> list[int]:
     try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*children, *(each for child in children for each in _descendants(child))]
     except OSError:  # it is gone
         return []
 

@@ -1,8 +1,12 @@
 """A run in a process of its own on this machine."""
 
+import atexit
 import json
 import os
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -10,7 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from potstill import imports
 from potstill.errors import InputError, reason
@@ -21,6 +26,9 @@ if TYPE_CHECKING:  # which bring torch along
     from potstill.envs import EnvConfig
     from potstill.evaluation import EvalConfig
     from potstill.training.runtime import Runtime
+
+
+COMMAND = [sys.executable, "-m", "potstill.study.worker"]
 
 
 class Process(Protocol):
@@ -35,6 +43,112 @@ class Process(Protocol):
     def close(self, patience: float) -> None: ...
 
 
+class Forked:
+    """A worker that was forked by a server of this process, with the face of a `subprocess.Popen`."""
+
+    def __init__(self, server: socket.socket, log: int) -> None:
+        """Raises EOFError or OSError where the server is gone."""
+        self.returncode: int | None = None
+        (stdin, writing), (told, telling) = os.pipe(), os.pipe()
+        self.stdin, self._told = open(writing, "wb"), open(told, "rb", buffering=0)  # noqa: SIM115
+        try:
+            try:
+                socket.send_fds(server, [b"w"], [stdin, log, telling])
+            finally:  # else the end of the server would not be the end of what is read
+                os.close(stdin)
+                os.close(telling)
+            self.pid = self._number()
+        except BaseException:
+            self.stdin.close()
+            self._told.close()
+            raise
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+            self.returncode = -signal.SIGKILL  # where who was to tell it was killed, too
+            with self._told, suppress(EOFError):
+                self.returncode = self._number()
+                self._told.read()  # until that process has ended, too
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _number(self) -> int:
+        told = self._told.read(4)
+        if len(told) < 4:
+            raise EOFError
+        return int(struct.unpack("i", told)[0])
+
+
+Worker = Forked | subprocess.Popen[bytes]
+
+
+class Server(NamedTuple):
+    """A process that has imported what workers need, and forks them."""
+
+    place: tuple[Any, ...]  # its folder and its environment, which its workers have
+    process: "subprocess.Popen[bytes]"
+    asked: socket.socket
+
+    def close(self) -> None:
+        """Ends it; workers go on."""
+        self.asked.close()
+        self.process.wait()
+
+
+_servers: list[Server] = []  # one, or none before the first worker
+
+
+@atexit.register
+def _close_servers() -> None:
+    while _servers:
+        _servers.pop().close()
+
+
+def _server(environment: dict[str, str]) -> Server:
+    place = (os.getcwd(), *sorted(environment.items()))
+    if not _servers or _servers[0].place != place or _servers[0].process.poll() is not None:
+        _close_servers()
+        ours, its = socket.socketpair()
+        with its:
+            quiet = subprocess.DEVNULL  # a pipe of the study's should not be held open
+            process = subprocess.Popen(
+                COMMAND, stdin=its.fileno(), stdout=quiet, stderr=quiet, env=environment, start_new_session=True
+            )
+        _servers.append(Server(place, process, ours))
+    return _servers[0]
+
+
+def _start(log: IO[bytes], environment: Mapping[str, str]) -> Worker:
+    """A worker with `environment` besides this process's own, which waits for its line.
+
+    Its session is not that of this process: Ctrl-C reaches this one alone, which then asks its workers to save.
+    """
+    whole = {**os.environ, **environment}
+    if sys.platform != "linux":  # where to fork after torch was imported is not safe, or not possible
+        return subprocess.Popen(
+            COMMAND, stdin=subprocess.PIPE, stdout=log, stderr=log, env=whole, start_new_session=True
+        )
+    for _ in range(2):
+        with suppress(EOFError, OSError):  # the server was killed, or ended because nobody had asked for long
+            return Forked(_server(whole).asked, log.fileno())
+        _close_servers()
+    raise InputError(f"no worker can be started: {' '.join(COMMAND)} failed")
+
+
 def launch(
     run: Path,
     runtime: dict[str, Any],
@@ -42,7 +156,7 @@ def launch(
     data: Path,
     origins: Mapping[str, Path],
     environment: Mapping[str, str],
-) -> "subprocess.Popen[bytes]":
+) -> Worker:
     """Starts `potstill.study.worker`, whose output goes to log.txt in the run's directory.
 
     Args:
@@ -58,15 +172,7 @@ def launch(
     except OSError as error:
         raise InputError(f"cannot write {run / 'log.txt'}: {reason(error)}") from error
     with log:
-        # Its own session: Ctrl-C reaches this process alone, which then asks its workers to save.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "potstill.study.worker"],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.PIPE,
-            env={**os.environ, **environment, "OMP_NUM_THREADS": str(runtime["threads"])},
-            start_new_session=True,
-        )
+        process = _start(log, {**environment, "OMP_NUM_THREADS": str(runtime["threads"])})
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it died at once: its exit code and log tell
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -76,16 +182,15 @@ def launch(
 
 def check(env: "EnvConfig") -> str | None:
     """Why a worker cannot make a task; None where it can."""
-    worker = subprocess.run(
-        [sys.executable, "-m", "potstill.study.worker"],
-        input=json.dumps({"check": asdict(env)}) + "\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **imports.environment()},
-    )
-    said = [line for line in worker.stderr.splitlines() if line.strip()] or ["no reason given"]
-    return said[-1].removeprefix("potstill: ") if worker.returncode else None
+    with TemporaryFile() as log:
+        worker = _start(log, imports.environment() | {"OMP_NUM_THREADS": "1"})
+        assert worker.stdin is not None
+        with worker.stdin, suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps({"check": asdict(env)}).encode() + b"\n")
+        code = worker.wait()
+        log.seek(0)
+        said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return (said or ["no reason given"])[-1].removeprefix("potstill: ") if code else None
 
 
 class LocalProcess:

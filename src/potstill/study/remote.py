@@ -1,14 +1,13 @@
 """What lives on a machine of the cluster. It imports nothing heavy: Ray gives its workers the least priority."""
 
 import shutil
-import subprocess
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from potstill.study.local import launch
+from potstill.study.local import Worker, launch
 
 # Of a run's directory, each file after those that it presupposes: whatever is killed, a resume state has its metrics.
 KEPT = ("metrics.jsonl", "resume.safetensors", "policy.safetensors", "games.json", "log.txt", "result.json")
@@ -21,7 +20,7 @@ class RemoteRun:
         self.folder = Path(tempfile.mkdtemp(prefix="potstill-"))
         self.path = self.folder / "run"
         self.sent: dict[str, tuple[int, int]] = {}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Worker | None = None
 
     def start(
         self,
