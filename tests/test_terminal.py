@@ -136,6 +136,15 @@ def test_the_table_of_a_study_has_the_interquartile_mean_as_the_report_has(tmp_p
     assert re.split(r" {2,}", lines[-1].strip())[2:] == ["5", "3.0", "1.0 to 100.0", "50 %"]
 
 
+def test_runs_that_failed_before_they_had_a_size_stand_beside_others(tmp_path):
+    for seed, width in enumerate((None, "1/16")):
+        record = records(1)[-1] | {"status": "failed", "score": None, "parameters": None, "width": width, "seed": seed}
+        (tmp_path / f"student-{seed}.json").write_text(json.dumps(record | {"run": f"student-{seed}"}))
+    with terminal(80, 24) as lines:
+        studying._print(api.overview(runs_table(tmp_path)))
+    assert [re.split(r" {2,}", line.strip())[1:3] for line in lines[2:]] == [["-", "0 of 1"], ["1/16", "0 of 1"]]
+
+
 @SIZES
 def test_a_sentence_is_broken_between_words(columns, rows):
     sentence = "A student of 7,197 parameters keeps 77 % of its teacher's points. " * 5

@@ -406,7 +406,7 @@ def overview(table: "pl.DataFrame") -> Table:
 
     groups: dict[tuple[tuple[int, str], int, str], list[dict[str, Any]]] = {}
     for run in table.iter_rows(named=True):
-        groups.setdefault((order_of(run["arm"]), run["parameters"] or 0, run["width"]), []).append(run)
+        groups.setdefault((order_of(run["arm"]), run["parameters"] or 0, run["width"] or "-"), []).append(run)
     several = max(map(len, groups.values())) > 1
     output = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     output.add_column("arm", overflow="ellipsis")  # a name has no space to wrap at
@@ -417,7 +417,7 @@ def overview(table: "pl.DataFrame") -> Table:
         done = [run["status"] for run in group].count("done")
         score = float(iqm(scores)) if scores else math.nan  # as the report has it
         kept = share_kept(score, median(teachers)) if scores and teachers else None
-        row = [f"{parameters:,} ({width})" if parameters else str(width)]
+        row = [f"{parameters:,} ({width})" if parameters else width]
         row += [f"{done}" if done == len(group) else f"{done} of {len(group)}"]
         row += [f"{score:.1f}" if scores else "-"]
         row += [f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "-"] * several
