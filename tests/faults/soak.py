@@ -287,6 +287,8 @@ class _Storm:
         records = sorted(path for path in self.out.glob("*_*.json"))
         begun = sorted(path.parent for path in self.out.glob("runs/*/resume.safetensors"))
         pairs = [fate.sample(records, 2)] if len(records) > 1 else []
+        refused = {path.stem for pair in pairs for path in pair}  # such a run is not gone on with
+        begun = [run for run in begun if run.name not in refused]
         if len(begun) > 1:
             name = fate.choice(("resume.safetensors", "metrics.jsonl"))
             pairs.append([run / name for run in fate.sample(begun, 2)])
