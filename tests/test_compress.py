@@ -470,6 +470,35 @@ def test_of_images_the_first_is_half_as_large_as_the_next():
     assert state.rounds[0] == first("g", "c")  # of 700 and 300
 
 
+def test_the_dearer_of_two_plays_only_where_the_cheaper_is_not_confirmed():
+    state = Synthetic(WON | {"d": 89})
+    list(search.steps(state))
+    assert state.rounds[0] == first("d", "g")
+    assert state.confirmations[0].name == "d_way-1"
+    assert "screen g_way-1" not in state.games
+    state = Synthetic(WON | {"d": 89}, confirmed={"d_way-1": 70})
+    list(search.steps(state))
+    assert [each.name for each in state.confirmations[:2]] == first("d", "g")
+
+
+def test_the_surest_is_confirmed_first_and_then_the_cheapest():
+    state, noise = Synthetic({"a": 87, "b": 90}), np.random.default_rng(0).integers(-12, 13, 2_000)
+
+    def play(name, count, keep=0.0):
+        rate = 87 if "a_way" in name else 90
+        state.games[name] = games([(rate + int(noise[i]), 100 - rate - int(noise[i])) for i in range(count)])
+        return state.games[name]
+
+    state.play, surest, cheapest = play, Trial(1, 0), Trial(0, 0)
+    play("teacher", 64)
+    for trial in (surest, cheapest):
+        play(f"screen {state.name(trial)}", 32)
+    assert state.needed(surest) < state.needed(cheapest)
+    assert state.hope()[0] == surest
+    state.confirm(*state.hope())
+    assert (state.chosen, state.hope()[0]) == (surest, cheapest)
+
+
 def test_what_is_far_too_little_is_given_up_after_a_few_games():
     state = Synthetic(WON)
     list(search.steps(state))
