@@ -14,7 +14,7 @@ import torch
 from small_runs import CONFIGS, RUNTIME, small_run
 
 import potstill
-from potstill import telemetry, views
+from potstill import results, telemetry, views
 from potstill.buffer import Dataset
 from potstill.cli import main
 from potstill.distill import DistillConfig, distill, distill_from, fitted, record, start
@@ -277,6 +277,7 @@ def test_reward_teaches_through_a_view_with_a_teacher_of_another_and_from_a_stud
     assert alone.policy.seen_shape == (3,)
     taught = potstill.train(teacher=expert, view=("mask=0",), out=tmp_path / "ppd", **settings)
     assert taught.policy.view == load_policy(taught.path).env.view == ("mask=0",)
+    assert results.runs_table(taught.path)["view"].to_list() == [taught.result["view"]] == ["mask=0"]
     kl = [line["teacher_kl"] for line in telemetry.read(taught.metrics_path)]
     assert kl[-1] < 0.9 * kl[0]
     tuned = potstill.train(start_from=taught, out=tmp_path / "finetune", **settings)

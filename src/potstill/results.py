@@ -43,6 +43,7 @@ _COLUMNS = (
     Column("arm", TEXT, "a study's name for how the policy came to be, or a name of `arms.ARMS`"),
     Column("method", TEXT, "rl, distill, ppd or finetune"),
     Column("env", TEXT, "the task: an ALE ROM or a Gymnasium id"),
+    Column("view", TEXT, "what the policy sees of its task, where that is not all; of distillation, the student"),
     Column("width", TEXT, "multiplier on the units of every hidden layer, as a fraction"),
     Column("parameters", WHOLE, "parameters of the deployed actor: trunk and action head"),
     Column("conv", WHOLE, "of these, in convolutions"),

@@ -223,6 +223,7 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
     save_policy(run.policy_path, algorithm.policy, env, probe, origin)
     record = {"arm": arm_of(run.config), "seed": config.seed, "teacher": run.config.get("teacher")}
     record |= {name: getattr(config, name) for name in ("lead", "objective", "mode") if hasattr(config, name)}
+    record |= {"view": " ".join(env.view)} if env.view else {}
     record |= {"env_steps": algorithm.total, "gradient_steps": algorithm.gradient_steps, "wall_seconds": seconds}
     record |= {"training_macs": sum(map(_training_macs, algorithm.costs()))}
     record |= {"branch": run.config["branch"]} if "branch" in run.config else {}
