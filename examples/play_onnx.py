@@ -5,6 +5,7 @@ import json
 
 import ale_py
 import gymnasium
+import numpy as np
 import onnxruntime
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
@@ -25,8 +26,12 @@ def play(model: str, seed: int) -> float:
     if env.get("fire_on_reset"):
         observation, *_ = game.step(1)
     score, over = 0.0, False
+    state = {given.name: np.zeros((1, given.shape[1]), np.float32) for given in session.get_inputs()[1:]}  # its memory
     while not over:
-        (action,) = session.run(["action"], {"observation": observation[None]})
+        action, *after = session.run(
+            ["action", *["next_state"] * len(state)], {"observation": observation[None]} | state
+        )
+        state = dict(zip(state, after, strict=True))
         own = actions[action[0]] if isinstance(actions, list) else action[0]  # an index, or continuous actions
         observation, reward, terminated, truncated, _ = game.step(own)
         score, over = score + float(reward), terminated or truncated

@@ -20,6 +20,7 @@ from potstill.storage import checkpoints
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
 _ACTIVATIONS |= {"silu": nn.SiLU}
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # a logit may differ by so much, and by so much of the largest of its observation
+LONGEST = 5_000  # steps of a game that checks a file
 OBSERVED = 128  # observations of the policy's own play, beside its probe
 BITS = {"float32": 32, "int8": 8, "int4": 4}  # of a weight, by the name of a version
 
@@ -51,27 +52,32 @@ class Actor(NamedTuple):
 
 @torch.no_grad()
 def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
-    """The deployed actor of a policy, with raw observations of its own sampled play and of its probe."""
+    """The deployed actor of a policy, with raw observations of its own sampled play and of its probe; of one with a
+    memory, those of a whole game, of `LONGEST` steps at most."""
     policy = loaded.policy
     if policy.sees_raw:
         raise InputError(
             f"{loaded.path} is code, an ONNX file or a network with a memory: distil it, export the student"
         )
-    if policy.remembers:
-        raise InputError(f"{loaded.path} has a memory, for which files have no place yet")
     generator = torch.Generator().manual_seed(0)
-    with closing(Envs(loaded.env, 1 if loaded.alone else 8, threads=threads)) as envs:
+    with closing(Envs(loaded.env, 1 if loaded.alone or policy.remembers else 8, threads=threads)) as envs:
         evaluation.check_fit(policy, envs)
         seen = []
-        draw = policy.distribution.sample
-        play = collect(envs, Preparer(policy), envs.reset(0), lambda inputs: draw(policy.logits(inputs), generator))
-        for number, transition in zip(range(OBSERVED), play, strict=False):
-            if number % 8 == 0:  # neighbours look alike
+
+        def act(inputs: Tensor) -> Tensor:
+            policy.restart(envs.ages == 0)
+            return policy.distribution.sample(policy.logits(inputs), generator)
+
+        play = collect(envs, Preparer(policy), envs.reset(0), act)
+        for number, transition in zip(range(LONGEST if policy.remembers else OBSERVED), play, strict=False):
+            if policy.remembers or number % 8 == 0:  # neighbours look alike
                 seen.append(transition.observations.copy())
+            if policy.remembers and transition.step.episodes:
+                break
         dtype, space, bounds = envs.observation_dtype, envs.action_space, envs.bounds
         several = [own.tolist() for own in envs.choices]
         actions = several if isinstance(envs.num_actions, tuple) else several[0] if several else []
-    if "network" in loaded.document:  # a checkpoint of ours, which has a probe
+    if "network" in loaded.document and not policy.remembers:  # a checkpoint of ours, which has a probe
         seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
     listed, unlisted = [], None
     try:
@@ -83,6 +89,8 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
         listed = layers(policy)
     except InputError as error:
         unlisted = str(error)
+        if policy.remembers:
+            raise InputError(f"{unlisted}, and has a memory: no file is written of it") from error
     shown = np.concatenate(seen).astype(dtype)
     return Actor(policy, listed, shown, actions, bounds, envs.observation_space, space, unlisted)
 
@@ -102,7 +110,8 @@ def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
     if policy.squash is not None and not critic:
         bound = float(policy.squash)
         squash = [nn.Tanh()] if bound == 1.0 else [nn.Tanh(), nn.Hardtanh(-bound, bound)]
-    return [*convs, nn.Flatten(), *linears, head, *squash]
+    memory = [trunk.gru] if trunk.gru is not None else []
+    return [*convs, nn.Flatten(), *linears, *memory, head, *squash]
 
 
 def axes(policy: Policy) -> list[int] | None:
@@ -122,8 +131,9 @@ def axes(policy: Policy) -> list[int] | None:
 class Exported(Policy):
     """A file in the place of the policy it was made from, for the games and the clock that measure policies."""
 
-    def __init__(self, actor: Actor, run: Callable[[Array], Array]) -> None:
-        """`run` takes raw observations (N, *shape) to logits (N, A), or to means (N, d) in units of half the range."""
+    def __init__(self, actor: Actor, run: Callable[..., Any]) -> None:
+        """`run` takes raw observations (N, *shape) to logits (N, A), or to means (N, d) in units of half the range; and
+        a memory (N, H) beside them to the next one, where there is one."""
         policy = actor.policy
         super().__init__(policy.config, **policy.spaces)
         self.size = policy.size  # type: ignore[method-assign]  # of what the file was made from
@@ -137,7 +147,23 @@ class Exported(Policy):
         return observations.to(self.raw)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        return self._with_deviations(torch.from_numpy(self.run(inputs.numpy())))
+        if self.memory is None:
+            return self._with_deviations(torch.from_numpy(self.run(inputs.numpy())))
+        outputs, memory = self.run(inputs.numpy(), self.memory.numpy())
+        self.memory = torch.from_numpy(memory)
+        return self._with_deviations(torch.from_numpy(outputs))
+
+
+def in_order(actor: Actor, run: Callable[..., Any]) -> Array:
+    """What `run`, as `Exported` takes it, tells of all observations: of a memory step by step, as they were played."""
+    if not actor.policy.remembers:
+        told: Array = run(actor.observations)
+        return told
+    memory, outputs = np.zeros((1, actor.policy.actor.in_features), np.float32), []
+    for shown in actor.observations:
+        output, memory = run(shown[None], memory)
+        outputs.append(output)
+    return np.concatenate(outputs)
 
 
 class Versions(NamedTuple):
@@ -168,8 +194,13 @@ def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[flo
         InputError: an output differs by more than 1e-4 and 1e-5 of the largest of its observation, an action is not
             a greedy one of PyTorch's, or lies outside its bounds.
     """
+    policy, shown = actor.policy, torch.from_numpy(actor.observations)
     with torch.no_grad():
-        logits = actor.policy(torch.from_numpy(actor.observations))[0]
+        if policy.remembers:
+            policy.restart(np.ones(1, bool))
+            logits = torch.cat([policy.logits(policy.prepare(each[None])) for each in shown])
+        else:
+            logits = policy(shown)[0]
     expected = logits[:, : actor.policy.actor.out_features].numpy()
     allowed = ABSOLUTE + RELATIVE * np.abs(expected).max(1)
     what = "logits" if actor.bounds is None else "means"

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.export.actor import BITS, Actor, Exported, Versions, actor, verify
-from potstill.networks import FramewiseConv, Policy
+from potstill.export.actor import BITS, Actor, Exported, Versions, actor, in_order, verify
+from potstill.networks import GRU, FramewiseConv, Policy
 from potstill.policies import LoadedPolicy
 from potstill.quantisation import MARGIN, WIDEST, activation_levels, centred, is_on_grid
 from potstill.quantisation import scales as weight_scales
@@ -38,9 +38,9 @@ FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 class Block(NamedTuple):
-    """A convolution or a linear layer with the activation after it."""
+    """A convolution, a linear layer or a memory with the activation after it."""
 
-    layer: nn.Conv2d | nn.Linear
+    layer: nn.Conv2d | nn.Linear | GRU
     activation: type[nn.Module] | None
     shape: tuple[int, ...]  # of its input: (channels, rows, columns) or (features,)
     weight: Tensor  # (outputs, inputs of each), float32
@@ -71,7 +71,8 @@ def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
             files[name] = lambda _, content=content: content
             if name == "float32":
                 seen = deployed.observations
-                difference, tied = verify(deployed, library.outputs(seen), library.actions(seen), "the compiled C")
+                outputs = in_order(deployed, library.outputs)
+                difference, tied = verify(deployed, outputs, library.actions(seen), "the compiled C")
     return Versions(deployed, difference, tied, players, facts, files)
 
 
@@ -101,6 +102,8 @@ def blocks(actor: Actor) -> list[Block]:
                 after: tuple[int, ...] = (layer.out_channels, *(_positions(*each) for each in sides))
             case nn.Linear() if len(shape) == 1:
                 after = (layer.out_features,)
+            case GRU():
+                after = (layer.recall.in_features,)
             case nn.Flatten():
                 shape = (int(np.prod(shape)),)
                 continue
@@ -109,8 +112,9 @@ def blocks(actor: Actor) -> list[Block]:
                 continue
             case _:
                 raise InputError(f"C is written for plain stacks of Conv2d, Linear, ReLU and Tanh: not for {layer}")
-        weight = layer.weight.detach().flatten(1)
-        bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
+        read = layer.read if isinstance(layer, GRU) else layer
+        weight = read.weight.detach().flatten(1)
+        bias = read.bias.detach() if read.bias is not None else torch.zeros(len(weight))
         padding: Any = layer.padding if isinstance(layer, nn.Conv2d) else (0, 0)
         frames = shape[0] if isinstance(layer, FramewiseConv) else 1
         after = (after[0] * frames, *after[1:])
@@ -132,7 +136,9 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         name: of the files, without .c; what is called has it in front, as an identifier.
         bits: of a weight: 32 of a float; 8 or 4 of an integer, and 16 of an activation then.
     """
-    integer = bits < 32
+    integer, remembers = bits < 32, actor.policy.remembers
+    if integer and remembers:
+        raise InputError("a memory is written in float32: leave out --int8 and --int4")
     stack, prefix = blocks(actor), identifier(name)
     if (raw := _TYPES.get(actor.observations.dtype.name)) is None:
         raise InputError(f"C has no {actor.observations.dtype} for these observations")
@@ -163,7 +169,7 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         if not final:
             rooms[number % 2] = max(rooms[number % 2], block.outputs)
         values: Array = block.weight.numpy() if scales is None else scales.weight
-        few = _sparse(values) if bits != 4 else None
+        few = _sparse(values) if bits != 4 and not isinstance(block.layer, GRU) else None
         if few is not None:
             values = few.values
             constants.append((f"place{number}", "uint16_t", few.places))
@@ -171,6 +177,9 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         if scales is None:
             constants.append((f"weight{number}", "float", values))
             constants.append((f"bias{number}", "float", block.bias.numpy()))
+            if isinstance(block.layer, GRU):
+                constants.append((f"recall{number}", "float", block.layer.recall.weight.detach().numpy()))
+                constants.append((f"recalled{number}", "float", block.layer.recall.bias.detach().numpy()))
         else:
             packed = ("uint8_t", _packed(values)) if bits == 4 else ("int8_t", values)
             constants.append((f"weight{number}", *packed))
@@ -182,11 +191,14 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     tanh = any(block.activation is nn.Tanh for block in stack)
     if integer and tanh:
         constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
+    units = [block.layer.recall for block in stack if isinstance(block.layer, GRU)]
+    recalling = sum(parameter.numel() for unit in units for parameter in unit.parameters())
     patches = max((block.weight.shape[1] for block in stack if isinstance(block.layer, nn.Conv2d)), default=0)
     count = actor.policy.actor.out_features
     needed = {"constants": sum(values.nbytes for _, _, values in constants)}
     needed["activations"] = sizes * (sum(rooms) + patches) + 4 * count
     observed = f"const {raw} observation[{prefix.upper()}_OBSERVATION]"
+    observed += f", float memory[{prefix.upper()}_MEMORY]" if remembers else ""
     if actor.bounds is None:
         signature = f"int32_t {prefix}_act({observed})"
         meaning = "logits, less their mean" if integer else "logits"
@@ -199,10 +211,11 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     known = {
         "name": name, "version": __version__, "prefix": prefix, "bits": bits, "integer": integer, "tanh": tanh,
         "what": f"{bits}-bit weights, 16-bit activations" if integer else "float32", "layers": layers, "needed": needed,
-        "parameters": sum(int(block.weight.count_nonzero()) + block.bias.numel() for block in stack), "count": count,
-        "raw": raw, "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature, "meaning": meaning,
-        "own": own, "outputs": f"void {prefix}_outputs({observed}, float output[{count}])", "unit": unit,
-        "value": value, "view": view, "wide": _wide(actor.policy),
+        "parameters": sum(int(block.weight.count_nonzero()) + block.bias.numel() for block in stack) + recalling,
+        "memory": actor.policy.actor.in_features if remembers else 0, "passed": "memory, " if remembers else "",
+        "count": count, "raw": raw, "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature,
+        "meaning": meaning, "own": own, "outputs": f"void {prefix}_outputs({observed}, float output[{count}])",
+        "unit": unit, "value": value, "view": view, "wide": _wide(actor.policy),
         "declared": "\n".join(_declare(*constant) for constant in constants), "steps": steps,
         "total": "int32_t" if integer else "float", "result": "int32_t" if integer else "float",
         "rooms": list(zip("ab", rooms, strict=True)), "bounded": actor.bounds is not None,
@@ -333,6 +346,7 @@ def _layer(number: int, block: Block, scales: _Scales | None, unlike: bool, last
         last: whether an observation's channels come last.
     """
     known: dict[str, Any] = {"number": number, "linear": isinstance(block.layer, nn.Linear), "frames": block.frames}
+    known["gru"] = isinstance(block.layer, GRU)
     known |= {"relu": block.activation is nn.ReLU, "tanh": block.activation is nn.Tanh, "outputs": block.outputs}
     known |= {"inputs": block.weight.shape[1], "filters": len(block.weight)}
     if scales is not None:
@@ -428,26 +442,31 @@ class Library:
             layers = [size for function, size in sizes.items() if function.startswith("layer")]
             self.stack = sum(sizes.values()) - sum(layers) + max(layers, default=0)
 
-    def outputs(self, observations: Array) -> Array:
-        """(N, *shape) raw to (N, A) logits, or (N, d) means in units of half the range, float32."""
+    def outputs(self, observations: Array, *memory: Array) -> Any:
+        """(N, *shape) raw to (N, A) logits, or (N, d) means in units of half the range, float32; of a memory, with it
+        before and after, (N, H)."""
         outputs = np.empty((len(observations), self._actor.policy.actor.out_features), np.float32)
         observations = np.ascontiguousarray(observations, self._actor.observations.dtype)
-        for shown, output in zip(observations, outputs, strict=True):
-            self._outputs(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(output.ctypes.data))
-        return outputs
+        held = [each.copy() for each in memory]
+        for rows in zip(observations, *held, outputs, strict=True):
+            self._outputs(*(ctypes.c_void_p(row.ctypes.data) for row in rows))
+        return (outputs, *held) if held else outputs
 
-    def act(self, observation: Array) -> Any:
-        """One raw observation to the environment's own action."""
+    def act(self, observation: Array, *memory: Array) -> Any:
+        """One raw observation to the environment's own action; a memory (H,) is brought up to date."""
         shown = np.ascontiguousarray(observation, self._actor.observations.dtype)
+        given = [ctypes.c_void_p(each.ctypes.data) for each in (shown, *memory)]
         if self._actor.bounds is None:
-            return self._act(ctypes.c_void_p(shown.ctypes.data))
+            return self._act(*given)
         action = np.empty(self._actor.policy.actor.out_features, self._actor.bounds.dtype)
-        self._act(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(action.ctypes.data))
+        self._act(*given, ctypes.c_void_p(action.ctypes.data))
         return action
 
     def actions(self, observations: Array) -> Array:
         """(N, *shape) raw to what `verify` compares: indices, or actions as the environment counts."""
-        own = [self.act(observation) for observation in observations]
+        policy = self._actor.policy
+        memory = [np.zeros(policy.actor.in_features, np.float32)] if policy.remembers else []
+        own = [self.act(observation, *memory) for observation in observations]
         return np.array(own if self._actor.bounds is not None else [self._actor.actions.index(each) for each in own])
 
 

@@ -91,20 +91,20 @@ def scores(
     }
 
 
-def _blurred(player: Exported, actor: Actor, rng: np.random.Generator) -> Callable[[Array], Array]:
+def _blurred(player: Exported, actor: Actor, rng: np.random.Generator) -> Callable[..., Any]:
     """`player.run` of observations with noise; integers are rounded and stay within what their dtype holds."""
     seen = actor.observations.astype(np.float64)
     deviation = seen.std() if seen.ndim > 2 else seen.std(axis=0)
     dtype = actor.observations.dtype
 
-    def run(observations: Array) -> Array:
+    def run(observations: Array, *memory: Array) -> Any:
         noise = rng.standard_normal(observations.shape) * (NOISE * deviation)
         if dtype.kind == "b":  # no number to add to: as many are turned over as a random action would be
-            return player.run(observations ^ (rng.random(observations.shape) < NOISE * deviation))
+            return player.run(observations ^ (rng.random(observations.shape) < NOISE * deviation), *memory)
         shown = observations + noise
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
             shown = shown.round().clip(limits.min, limits.max)
-        return player.run(shown.astype(dtype))
+        return player.run(shown.astype(dtype), *memory)
 
     return run

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from potstill.errors import InputError, first_line
 from potstill.export.actor import Actor, Exported, Versions, axes, verify
 from potstill.export.raw import check as check_raw
 from potstill.export.raw import wrap
-from potstill.networks import FramewiseConv
+from potstill.networks import GRU, FramewiseConv
 from potstill.policies import LoadedPolicy, recorded_result
 from potstill.views import sensed
 
@@ -33,7 +34,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ELU: "Elu",
     nn.LeakyReLU: "LeakyRelu",
 }
-_LAYERS = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Hardtanh, *_ACTIVATIONS)
+_LAYERS = (nn.Conv2d, nn.Linear, GRU, nn.Flatten, nn.Hardtanh, *_ACTIVATIONS)
 
 
 def check_packages(opset: int | None = None) -> None:
@@ -58,6 +59,8 @@ def versions(
     """
     if raw and ("int8" in paths or not loaded.env.atari or sensed(loaded.env.view)):
         raise InputError("--raw prepares Atari's frames, in float32: leave it out for other tasks and with --int8")
+    if deployed.policy.remembers and (raw or "int8" in paths):
+        raise InputError("--raw and --int8 have no place for a memory: leave them out")
     listed = deployed.layers and all(isinstance(layer, _LAYERS) for layer in deployed.layers)
     model = build(deployed, opset) if listed else trace(deployed, opset)
     plain = model.SerializeToString()
@@ -99,6 +102,9 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
 
     Of continuous actions: outputs `mean` (N, d) float32 as the network gives it and `action` (N, d), the same within
     the bounds, in the dtype of their space; both as the environment counts.
+
+    Of a memory: input `state` (N, H) float32, zeros where a game begins, and output `next_state`, which the next step
+    is given.
 
     Raises:
         InputError: the network has a layer that the graph has no operator for.
@@ -156,6 +162,17 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
                 x = node("Reshape", x, stored(f"{number}.together", torch.tensor([-1, channels, 0, 0])))
         elif isinstance(layer, nn.Linear):
             x = node("Gemm", x, *parameters(number, layer), out=out, transB=1)
+        elif isinstance(layer, GRU):
+            sizes = {"step": layer.read.in_features, "memory": (units := layer.recall.in_features)}
+            x, before = (
+                node("Reshape", each, stored(f"{number}.{name}", torch.tensor([1, -1, size])))
+                for each, (name, size) in zip((x, "state"), sizes.items(), strict=True)
+            )
+            parts = {"read": layer.read, "recall": layer.recall}
+            given = [stored(f"{number}.{name}", _gates(part.weight)) for name, part in parts.items()]
+            bias = stored(f"{number}.bias", torch.cat([_gates(part.bias) for part in parts.values()], 1))
+            x = node("GRU", x, *given, bias, "", before, hidden_size=units, linear_before_reset=1)
+            x = node("Reshape", x, stored(f"{number}.single", torch.tensor([-1, units])), out="next_state")
         elif isinstance(layer, nn.Flatten):
             x = node("Flatten", x)
         elif isinstance(layer, nn.Hardtanh):
@@ -185,10 +202,15 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
             for name, kind in (("mean", TensorProto.FLOAT), ("action", own))
         ]
     kind = helper.np_dtype_to_tensor_dtype(actor.observations.dtype)
+    inputs = [helper.make_tensor_value_info("observation", kind, ["N", *policy.observation_shape])]
+    if policy.remembers:
+        held = ("state", inputs), ("next_state", outputs)
+        for name, infos in held:
+            infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", policy.actor.in_features]))
     graph = helper.make_graph(
         nodes,
         "policy",
-        [helper.make_tensor_value_info("observation", kind, ["N", *policy.observation_shape])],
+        inputs,
         outputs,
         weights,
     )
@@ -199,6 +221,12 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
     )
     checker.check_model(model, full_check=True)
     return model
+
+
+def _gates(parameter: Tensor) -> Tensor:
+    """A GRU's reset gate, update gate and new memory in the order of ONNX, (1, 3 H, ...)."""
+    reset, update, new = parameter.chunk(3)
+    return torch.cat([update, reset, new])[None]
 
 
 class _Deployed(nn.Module):
@@ -254,7 +282,7 @@ def trace(actor: Actor, opset: int = OPSET) -> "ModelProto":
 def check(data: bytes, actor: Actor) -> tuple[float, int]:
     """Runs a model in onnxruntime and holds it against PyTorch, as `actor.verify` says."""
     try:
-        outputs, actions = session(data).run(None, {"observation": actor.observations})
+        outputs, actions = _in_order(session(data), actor)
     except Exception as error:  # of a dozen kinds: a network of the user's own that holds only for some batches, say
         raise InputError(f"onnxruntime cannot run the file of {actor.policy.family}: {first_line(error)}") from error
     if actor.bounds is not None:
@@ -263,16 +291,31 @@ def check(data: bytes, actor: Actor) -> tuple[float, int]:
     return verify(actor, outputs, actions, "onnxruntime")
 
 
+def _in_order(running: Any, actor: Actor) -> tuple[Array, Array]:
+    """Outputs and actions of all observations: of a memory step by step, as it plays them."""
+    if not actor.policy.remembers:
+        outputs, actions = running.run(None, {"observation": actor.observations})
+        return outputs, actions
+    state, told = np.zeros((1, actor.policy.actor.in_features), np.float32), []
+    for shown in actor.observations:
+        *each, state = running.run(None, {"observation": shown[None], "state": state})
+        told.append(each)
+    outputs, actions = (np.concatenate(parts) for parts in zip(*told, strict=True))
+    return outputs, actions
+
+
 def player(data: bytes, actor: Actor) -> Exported:
     """A model in the place of its policy."""
     running = session(data)
 
-    def run(observations: Array) -> Array:
-        outputs: Array = running.run(["logits" if actor.bounds is None else "mean"], {"observation": observations})[0]
-        if actor.bounds is None:
-            return outputs
-        centre, half = actor.units
-        return (outputs - centre) / half
+    def run(observations: Array, *memory: Array) -> Any:
+        names = ["logits" if actor.bounds is None else "mean", *["next_state"] * len(memory)]
+        given = {"observation": observations} | dict(zip(("state",), memory, strict=False))
+        outputs, *after = running.run(names, given)
+        if actor.bounds is not None:
+            centre, half = actor.units
+            outputs = (outputs - centre) / half
+        return (outputs, *after) if memory else outputs
 
     return Exported(actor, run)
 
@@ -320,6 +363,7 @@ def _serialise(model: "ModelProto", loaded: LoadedPolicy, actor: Actor, score: d
             "frame_stack": env.frame_stack if env.atari else 1,
             "resize": "INTER_AREA" if env.atari else None,
         },
+        **({"state": {"shape": [loaded.policy.actor.in_features]}} if loaded.policy.remembers else {}),
         "env": {"id": f"ALE/{rom_id_to_name(env.id)}-v5" if env.atari else env.id, "sticky": env.sticky}
         | ({"noop_max": env.noop_max, "fire_on_reset": env.fire_on_reset} if env.atari else {})
         | {"max_frames": env.max_frames}

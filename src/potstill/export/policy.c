@@ -25,7 +25,7 @@ for (int i = 0; i < {{ layer.inputs }}; i++)
 {% endif %}
 {% endmacro %}
 /* {{ name }}.c: see {{ name }}.h. */
-{% if tanh and not integer %}
+{% if (tanh or memory) and not integer %}
 #include <math.h>
 {% endif %}
 #include "{{ name }}.h"
@@ -71,6 +71,30 @@ static {{ unit }} input(const {{ raw }} *x, int i)
 }
 
 {% for layer in layers %}
+{% if layer.gru %}
+static void layer{{ layer.number }}(const float *x, float *memory, float *y) /* gated recurrent units */
+{
+    for (int o = 0; o < {{ layer.outputs }}; o++) {
+        float read[3], recalled[3], reset, update, fresh;
+        for (int g = 0; g < 3; g++) {
+            const int row = g * {{ layer.outputs }} + o;
+            read[g] = bias{{ layer.number }}[row];
+            recalled[g] = recalled{{ layer.number }}[row];
+            for (int i = 0; i < {{ layer.inputs }}; i++)
+                read[g] += weight{{ layer.number }}[row * {{ layer.inputs }} + i] * x[i];
+            for (int i = 0; i < {{ layer.outputs }}; i++)
+                recalled[g] += recall{{ layer.number }}[row * {{ layer.outputs }} + i] * memory[i];
+        }
+        reset = 1.0f / (1.0f + expf(-read[0] - recalled[0]));
+        update = 1.0f / (1.0f + expf(-read[1] - recalled[1]));
+        fresh = tanhf(read[2] + reset * recalled[2]);
+        y[o] = fresh + update * (memory[o] - fresh);
+    }
+    for (int o = 0; o < {{ layer.outputs }}; o++)
+        memory[o] = y[o];
+}
+
+{% else %}
 static void layer{{ layer.number }}(const {{ layer.reads }} *x, {{ layer.writes }} *y)
 {
 {% if layer.linear %}
@@ -103,8 +127,9 @@ static void layer{{ layer.number }}(const {{ layer.reads }} *x, {{ layer.writes 
 {% endif %}
 }
 
+{% endif %}
 {% endfor %}
-static void network(const {{ raw }} *observation, {{ result }} *outputs)
+static void network(const {{ raw }} *observation, {{ "float *memory, " if memory }}{{ result }} *outputs)
 {
 {% for key, room in rooms if room %}
     {{ unit }} {{ key }}[{{ room }}];
@@ -114,14 +139,14 @@ static void network(const {{ raw }} *observation, {{ result }} *outputs)
         b[i] = input(observation, i);
 {% endif %}
 {% for layer in layers %}
-    layer{{ layer.number }}({{ layer.source }}, {{ layer.target }});
+    layer{{ layer.number }}({{ layer.source }}, {{ "memory, " if layer.gru }}{{ layer.target }});
 {% endfor %}
 }
 
 {{ outputs }}
 {
     {{ result }} value[{{ count }}];
-    network(observation, value);
+    network(observation, {{ passed }}value);
     for (int i = 0; i < {{ count }}; i++)
         output[i] = (float)value[i]{{ unscale }};
 }
@@ -130,7 +155,7 @@ static void network(const {{ raw }} *observation, {{ result }} *outputs)
 {
 {% if bounded %}
     float value[{{ count }}];
-    {{ prefix }}_outputs(observation, value);
+    {{ prefix }}_outputs(observation, {{ passed }}value);
     for (int i = 0; i < {{ count }}; i++) {
         {{ own }} own = ({{ own }})(centre[i] + half[i] * value[i]);
         own = own > low[i] ? own : low[i];
@@ -139,7 +164,7 @@ static void network(const {{ raw }} *observation, {{ result }} *outputs)
 {% else %}
     {{ result }} value[{{ count }}];
     int best = 0;
-    network(observation, value);
+    network(observation, {{ passed }}value);
     for (int i = 1; i < {{ count }}; i++)
         if (value[i] > value[best])
             best = i;

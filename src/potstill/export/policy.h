@@ -8,6 +8,9 @@
 
 #define {{ prefix|upper }}_OBSERVATION {{ size }} /* numbers, {{ shape }} in C order, raw */
 #define {{ prefix|upper }}_ACTIONS {{ count }}
+{% if memory %}
+#define {{ prefix|upper }}_MEMORY {{ memory }} /* numbers that it keeps from call to call: all zero where a game begins */
+{% endif %}
 
 /* The greedy action, as the environment counts. */
 {{ signature }};
