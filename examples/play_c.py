@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import re
 from pathlib import Path
 
 import gymnasium
@@ -11,12 +12,14 @@ import numpy as np
 def play(library: Path, task: str, seed: int) -> float:
     """The score of one game."""
     act = ctypes.CDLL(str(library.resolve()))[f"{library.stem}_act"]
+    remembers = re.search(r"_MEMORY (\d+)", library.with_suffix(".h").read_text())
+    memory = [np.zeros(int(remembers[1]), np.float32)] if remembers else []
     game = gymnasium.make(task)
     observation, _ = game.reset(seed=seed)
     space, score, over = game.action_space, 0.0, False
     while not over:
         shown, action = np.ascontiguousarray(observation), np.zeros(space.shape or (), space.dtype or np.float32)
-        chosen = act(ctypes.c_void_p(shown.ctypes.data), ctypes.c_void_p(action.ctypes.data))
+        chosen = act(*(ctypes.c_void_p(each.ctypes.data) for each in (shown, *memory, action)))
         own = action if isinstance(space, gymnasium.spaces.Box) else chosen
         observation, reward, terminated, truncated, _ = game.step(own)
         score, over = score + float(reward), terminated or truncated

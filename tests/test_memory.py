@@ -24,6 +24,7 @@ from potstill.ppo import PPO, PPOConfig, minibatches, rollout
 from potstill.ppo import start as start_training
 from potstill.rollout import Preparer
 from potstill.storage import checkpoints
+from potstill.study.planfile import read_plan
 
 CPU = torch.device("cpu")
 CUE = EnvConfig("own_tasks:Cue")
@@ -268,6 +269,17 @@ def test_a_branch_goes_on_with_what_its_trunk_remembered():
 
 
 # From end to end
+
+
+def test_a_plan_names_it_as_any_network(tmp_path):
+    text = 'env = "cartpole"\nwidths = ["1/4"]\nseeds = [0]\nteachers = ["cartpole.zip"]\n'
+    text += '[arms.remembers]\nmethod = "distill"\nnetwork = "gru"\nburn-in = 4\n'
+    (tmp_path / "plan.toml").write_text(text)
+    (tmp_path / "cartpole.zip").touch()
+    (spec,) = read_plan(tmp_path / "plan.toml").specs()
+    assert (spec.config.network.family, spec.config.burn_in) == ("gru", 4)
+    same, other = (spec._replace(config=replace(spec.config, burn_in=steps)).identity(None) for steps in (4, 16))
+    assert spec.identity(None) == same != other
 
 
 def test_a_run_is_saved_scored_and_distilled(tmp_path):
