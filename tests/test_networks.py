@@ -85,10 +85,11 @@ def test_the_size_of_a_framewise_network_worked_out_by_hand():
 
 
 def test_the_linear_layer_of_a_nature_cnn_may_be_narrower_than_its_width_says():
-    lean = make(width="1/4", options=("hidden=32",)).size()
-    assert lean.linear == (784 * 8 + 8) + (8 * 3 + 3)
+    lean = make(width="1/4", options=("hidden=32,256",)).size()
+    assert lean.linear == (784 * 8 + 8) + (8 * 64 + 64) + (64 * 3 + 3)
+    assert lean.parameters == 13_491
     assert lean.conv == make(width="1/4").size().conv
-    with pytest.raises(InputError, match="network-option hidden=many: the units of nature's linear layer"):
+    with pytest.raises(InputError, match="network-option hidden=many: units of linear layers"):
         make(options=("hidden=many",))
 
 
@@ -112,7 +113,7 @@ def balls(count, generator):
 
 @pytest.mark.parametrize(
     "config",
-    [{"width": "1/8"}, {"width": "1/4", "options": ("hidden=32",)}, {"family": "framewise", "width": "1/4"}],
+    [{"width": "1/8"}, {"width": "1/4", "options": ("hidden=32,256",)}, {"family": "framewise", "width": "1/4"}],
     ids=str,
 )
 def test_an_image_network_learns_which_way_a_ball_moves(config):

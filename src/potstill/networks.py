@@ -49,8 +49,8 @@ class NetworkConfig:
     """Width of the critic where it is split."""
     options: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="network-option")] = ()
     """key=value, an argument of the network: of mlp `layers` (units at width 1, such as 400,300) and `activation`
-    (tanh, relu, elu, leaky_relu, silu, gelu and more); of nature `hidden`, the units of its linear layer at width 1
-    (32: half the size for as much agreement); of your own network whatever it takes. May be repeated."""
+    (tanh, relu, elu, leaky_relu, silu, gelu and more); of nature `hidden`, units of its linear layers at width 1
+    (32,256 take half the size of 512 for as much agreement); of your own network whatever it takes. Repeatable."""
 
     @staticmethod
     def migrated(data: dict[str, Any]) -> dict[str, Any]:
@@ -241,14 +241,13 @@ def _units(full: int, width: Fraction) -> int:
 
 
 def _nature(shape: tuple[int, ...], width: Fraction, hidden: str = "512") -> nn.Module:
-    if not re.fullmatch(r"\d{1,5}", hidden, re.ASCII):
-        raise InputError(
-            f"network-option hidden={hidden[:20]}: the units of nature's linear layer at width 1, such as 32"
-        )
+    if not re.fullmatch(r"\d{1,5}(,\d{1,5})*", hidden, re.ASCII):
+        raise InputError(f"network-option hidden={hidden[:20]}: units of linear layers at width 1, such as 32,256")
     first, second = _units(32, width), _units(64, width)
     convs = [nn.Conv2d(shape[0], first, 8, stride=4), nn.Conv2d(first, second, 4, stride=2)]
     convs.append(nn.Conv2d(second, second, 3))
-    return Trunk(convs, [nn.Linear(_flat_size(convs, *shape[1:]), _units(int(hidden), width))])
+    sizes = [_flat_size(convs, *shape[1:]), *(_units(int(n), width) for n in hidden.split(","))]
+    return Trunk(convs, [nn.Linear(a, b) for a, b in pairwise(sizes)])
 
 
 def _minatar(shape: tuple[int, ...], width: Fraction) -> nn.Module:

@@ -16,7 +16,7 @@ from potstill.views import chosen, sensed
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
 SPARSE = 0.9  # share of the weights of a pruned network that are zero
-LEAN = ("hidden=32",)  # of a Nature-CNN, whose linear layer holds nine tenths of its weights
+LEAN = ("hidden=32,256",)  # of a Nature-CNN, whose linear layer holds nine tenths of its weights
 LONGER = 3  # times the steps of the first way
 
 
@@ -34,7 +34,7 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     """Networks that cost less than a policy's, the cheapest first, about half an octave apart.
 
     Of an image they are widths of the policy's family, and the same with most weights at zero where parameters are
-    what counts, or with a narrow linear layer where bytes are. Of numbers they are no hidden layer, one, two equal
+    what counts, or with narrow linear layers where bytes are. Of numbers they are no hidden layer, one, two equal
     ones, or two of which the second is half as large.
 
     Raises:
