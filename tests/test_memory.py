@@ -256,6 +256,15 @@ def test_what_was_cut_ends_exactly_as_what_was_not(config, teacher, tmp_path):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.policy.state_dict().items())
 
 
+def test_what_was_not_remembered_of_these_games_is_refused():
+    config = replace(TRAIN, total_timesteps=2_048)
+    made = algorithm(config)
+    next(made.steps())
+    saved = made.state_dict() | {"policy.memory": torch.zeros(31, made.policy.actor.in_features)}
+    with pytest.raises(InputError, match=r"cannot go on with this one: policy remembers \(31, 16\)"):
+        algorithm(config).load_state_dict(saved)
+
+
 def test_a_branch_goes_on_with_what_its_trunk_remembered():
     config = replace(TRAIN, total_timesteps=4_000, num_steps=13, branch=("1/2",))
     trunk, alone = algorithm(config), algorithm(config.of_share("1/2"))

@@ -137,8 +137,10 @@ def unpack(state: Any, saved: dict[str, Any]) -> None:
         for name, value in _fields(state):
             if isinstance(value, nn.Module):
                 own = under(f"{name}.")
-                if isinstance(value, Policy) and value.remembers:
-                    value.memory = own.pop("memory", None)
+                if isinstance(value, Policy) and value.remembers and "memory" in own:
+                    value.memory = own.pop("memory").to(value.scale)
+                    if value.memory.shape != (saved["env.log"].shape[1], value.actor.in_features):
+                        raise ValueError(f"{name} remembers {tuple(value.memory.shape)}")
                 value.load_state_dict(own)
             elif isinstance(value, torch.optim.Optimizer):
                 value.load_state_dict(value.state_dict() | {"state": _slots(value, under(f"{name}."))})
