@@ -2,6 +2,7 @@
 
 python benchmarks/waiting.py games       an evaluation against the emulator alone, same environments and threads
 python benchmarks/waiting.py minatar     PPO on MinAtar, here against an older commit
+python benchmarks/waiting.py overlap     PPO on Pong, on one thread, on two, and playing while it learns
 python benchmarks/waiting.py start       from Enter to a training's first update
 python benchmarks/waiting.py busy        commands with and without --threads 1, while two others keep one core busy
 python benchmarks/waiting.py emulator    what the pieces of an agent step and of a reset cost in ale-py
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -48,12 +49,14 @@ KINDS: dict[str, tuple[EnvConfig, dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
-    for each in (games, minatar, start, busy, emulator, rate):
+    for each in (games, minatar, overlap, start, busy, emulator, rate):
         command = what.add_parser(each.__name__)
         command.set_defaults(run=each)
         command.add_argument("--repeats", type=int, default=5)
         if each is minatar:
             command.add_argument("--against", default="289c481", help="the older commit")
+        if each is overlap:
+            command.add_argument("--widths", nargs="+", default=["1/2", "1/8"])
         if each in (minatar, rate):
             command.add_argument("--tasks", nargs="+", default=["minatar-breakout", "minatar-space-invaders"])
             command.add_argument("--widths", nargs="+", default=["1/32", "1/8", "1/2"])
@@ -153,19 +156,45 @@ def _rate(tree: Path, task: str, width: str) -> Row:
 
 
 def rate(options: argparse.Namespace) -> None:
-    """Agent steps per second of a PPO run, ten updates past its second."""
+    """Agent steps per second of a PPO run."""
     one_thread()
     network = NetworkConfig(width=options.widths[0])
-    config = replace(ppo.PPOConfig.for_task(TASKS[options.tasks[0]].env), network=network, total_timesteps=10**9)
-    with closing(Envs(config.env, config.num_envs)) as envs:
+    config = replace(ppo.PPOConfig.for_task(TASKS[options.tasks[0]].env), network=network)
+    say(**_training(config, 1))
+
+
+def _training(config: ppo.PPOConfig, threads: int) -> Row:
+    """Ten updates, past the second of them."""
+    config = replace(config, total_timesteps=10**9)
+    torch.set_num_threads(threads)
+    with closing(Envs(config.env, config.num_envs, threads=threads)) as envs:
         state = ppo.start(config, envs, torch.device("cpu"))
-        steps = ppo.train(config, state, envs)
-        next(steps), next(steps)
-        begin = time.perf_counter()
-        for _ in range(10):
-            next(steps)
-        taken = time.perf_counter() - begin
-    say(rate=10 * config.batch_size / taken, parameters=state.policy.size().parameters)
+        with closing(cast(Any, ppo.train(config, state, envs))) as steps:  # a thread may play them
+            next(steps), next(steps)
+            begin = time.perf_counter()
+            for _ in range(10):
+                next(steps)
+            taken = time.perf_counter() - begin
+    return {"rate": 10 * config.batch_size / taken, "parameters": state.policy.size().parameters}
+
+
+def overlap(options: argparse.Namespace) -> None:
+    """One run, three ways in turns: a core, two threads for each of its parts, and a core for each of its parts."""
+    one_thread()
+    rows = []
+    for width in options.widths:
+        config = replace(ppo.PPOConfig.for_task(PONG), network=NetworkConfig(width=width))
+        ahead = replace(config, overlap=True)
+        ways = [(config, 1), (config, 2), (ahead, 1)]
+        taken = [[_training(*way)["rate"] for way in ways] for _ in range(options.repeats)]
+        one, two, over = (median(rates) for rates in zip(*taken, strict=True))
+        gains = {
+            "two_over_one": median(b / a for a, b, _ in taken),
+            "overlap_over_one": median(c / a for a, _, c in taken),
+        }
+        rows.append({"width": width, "one": one, "two": two, "overlap": over, **gains, "all": taken})
+    keys = ["width", "one", "two", "overlap", "two_over_one", "overlap_over_one"]
+    publish("overlap", rows, keys, repeats=options.repeats, unit="agent steps per s")
 
 
 def start(options: argparse.Namespace) -> None:
