@@ -15,7 +15,7 @@ from potstill.views import chosen, sensed
 
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
-SPARSE = 0.9  # share of the weights of a pruned network that are zero
+SPARSE = (0.75, 0.88)  # shares of the weights of a pruned network that are zero
 LEAN = ("hidden=32,256",)  # of a Nature-CNN, whose linear layer holds nine tenths of its weights
 LONGER = 3  # times the steps of the first way
 
@@ -23,7 +23,7 @@ LONGER = 3  # times the steps of the first way
 class Shape(NamedTuple):
     """A network that is smaller than the teacher's."""
 
-    name: str  # such as linear, mlp-16-8 (units of hidden layers), width-1_8 or sparse-1_4
+    name: str  # such as linear, mlp-16-8 (units of hidden layers), width-1_8 or sparse-75-1_4
     network: NetworkConfig
     sparsity: float  # share of its weights that are zero
     size: Size
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
 def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     """Networks that cost less than a policy's, the cheapest first, about half an octave apart.
 
-    Of an image they are widths of the policy's family, and the same with most weights at zero where parameters are
+    Of an image they are widths of the policy's family, with most weights at zero where parameters are
     what counts, or with narrow linear layers where bytes are. Of numbers they are no hidden layer, one, two equal
     ones, or two of which the second is half as large.
 
@@ -49,10 +49,16 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     for name, network, sparsity in _networks(policy, config):
         student = Policy(replace(network, critic="shared"), **spaces)
         if sparsity:
-            prune(student, sparsity)
+            try:
+                prune(student, sparsity)
+            except InputError:  # it has nothing to prune
+                continue
         found.setdefault(str(student), Shape(name, network, sparsity, student.size(), cost_of(student, config)))
     teacher = cost_of(policy, config)
-    smaller = sorted((s for s in found.values() if s.cost < teacher), key=lambda s: (s.cost, s.size.parameters))
+    pruned = [shape for shape in found.values() if shape.sparsity]  # which beat others of their size
+    smaller = sorted(
+        (s for s in pruned or found.values() if s.cost < teacher), key=lambda s: (s.cost, s.size.parameters)
+    )
     if not smaller:
         raise InputError("the teacher is the smallest of its family already")
     allowed = [s for s in smaller if config.max_parameters is None or s.size.parameters <= config.max_parameters]
@@ -90,7 +96,7 @@ def _networks(policy: Policy, config: CompressConfig) -> list[tuple[str, Network
         asked = replace(asked, family=policy.family, options=asked.options or policy.config.options)
     kinds = {"width": (sparsity, asked.options)}
     if config.minimise == "parameters" and not sparsity and policy.layout != "flat":
-        kinds["sparse"] = (SPARSE, asked.options)
+        kinds |= {f"sparse-{share:.0%}".rstrip("%"): (share, asked.options) for share in SPARSE}
     if config.minimise == "bytes" and asked.family == "nature" and not asked.options:
         kinds["lean"] = (sparsity, LEAN)
     most = max(Fraction(1), parse_width(policy.config.width))
