@@ -221,6 +221,7 @@ _LATER = (
     ("sparsity", 0.0),
     ("sequence", 16),
     ("burn_in", 16),
+    ("overlap", False),
 )
 
 
