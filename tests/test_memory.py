@@ -9,6 +9,8 @@ import numpy as np
 import own_tasks
 import pytest
 import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 import potstill as ps
@@ -300,6 +302,28 @@ def test_a_run_is_saved_scored_and_distilled(tmp_path):
     assert run.result["score"] == ps.evaluate(run, episodes=40, quiet=True, device="cpu")["mean"]
     student = ps.distill(run, out=tmp_path / "student", total_timesteps=2_048, warmup_steps=512, **common)
     assert student.result["agreement"] > 0.5
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory):
+    """A zip of SB3's RecurrentPPO that has learned `Cue`."""
+    options = {"lstm_hidden_size": 16, "net_arch": [16], "enable_critic_lstm": False, "shared_lstm": True}
+    model = RecurrentPPO(
+        "MlpLstmPolicy", make_vec_env(own_tasks.Cue, n_envs=16, seed=0), n_steps=25, batch_size=100, n_epochs=4,
+        learning_rate=5e-3, seed=0, device="cpu", policy_kwargs=options,
+    )  # fmt: skip
+    model.learn(6_000).save(path := tmp_path_factory.mktemp("recurrent") / "model.zip")
+    return path
+
+
+@pytest.mark.parametrize("network", ["gru", "mlp"])
+def test_from_a_recurrent_zip_only_a_memory_learns_to_recall(network, recurrent, tmp_path):
+    settings = {"num_envs": 32, "total_timesteps": 8_000, "width": "1/4", "episodes": 200, "precision": "float32"}
+    run = ps.distill(
+        recurrent, env=own_tasks.Cue, out=tmp_path / "run", network=network, quiet=True, device="cpu", **settings
+    )
+    assert run.result["teacher_score"] > 0.95
+    assert run.result["score"] > 0.95 if network == "gru" else 0.35 < run.result["score"] < 0.65
 
 
 @pytest.mark.parametrize(
