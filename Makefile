@@ -9,7 +9,7 @@ venv: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
+	.venv/bin/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 STUDENT = study_run/pong/runs/distill-student_width-1_16_teacher-seed-0_seed-0

@@ -23,13 +23,13 @@ from potstill.tasks import TASKS
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
-LONGEST = {f"test_{name}" for name in ("cuts", "ray", "soak", "wheel", "own_code", "cluster", "studies", "road")}
+LONGEST = {"cuts", "ray", "soak", "wheel", "own_code", "cluster", "studies", "road", "compress", "api", "continuous"}
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest begin first, then those of most tests: else one worker waits for the other."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.stem not in LONGEST, -tests[item.path]))
+    items.sort(key=lambda item: (item.path.stem.removeprefix("test_") not in LONGEST, -tests[item.path]))
 
 
 @contextmanager
