@@ -21,6 +21,7 @@ from potstill.study import local
 from potstill.tasks import TASKS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # else Ray's workers hardly run beside other tests
 torch.set_num_threads(1)
 
 LONGEST = {"cuts", "ray", "soak", "wheel", "own_code", "cluster", "studies", "road", "compress", "api", "continuous"}

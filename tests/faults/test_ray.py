@@ -1,4 +1,4 @@
-"""A machine of a real Ray cluster is lost. Ray's workers run at the least priority: on a busy machine this is slow."""
+"""A machine of a real Ray cluster is lost."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""On a real Ray, started here. Its workers run at the least priority: on a busy machine these tests are slow."""
+"""On a real Ray, started here."""
 
 import json
 import os

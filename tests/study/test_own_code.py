@@ -13,7 +13,7 @@ from potstill import imports
 from potstill.cli import main
 from potstill.results import runs_table
 
-pytestmark = pytest.mark.timeout(600)  # Ray's workers run at the least priority
+pytestmark = pytest.mark.timeout(600)
 
 MINE = '''
 import gymnasium, numpy as np, torch
