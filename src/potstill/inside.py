@@ -221,8 +221,8 @@ class _Row:
         self.spacing = min(PASSED[1] / first.size, 44 if names is None else 110)
         self.names, self.turned = names if self.spacing >= 15 else None, False  # else there is no room for them
         if self.names is not None:
-            self.turned = max(_mask(name, 13).width for name in (*self.names, "-00.0")) + 4 > self.spacing
-            self.foot = max(_mask(f"{name}  -00.0", 12).width for name in self.names) + 4 if self.turned else 38
+            self.turned = max(_mask(name, 13).width for name in (*self.names, "-00.00")) + 4 > self.spacing
+            self.foot = max(_mask(f"{name}  -00.00", 12).width for name in self.names) + 4 if self.turned else 38
         self.height = LEAST_ROW + self.foot
         count = np.arange(first.size) - (first.size - 1) / 2
         self.places: Array = PASSED[0] + PASSED[1] / 2 + count * self.spacing  # of the dots, from the left
@@ -273,7 +273,7 @@ class _Row:
             if self.names is None:
                 continue
             top = self.middle + 16
-            name, value = self.names[number], f"{values[number]:+.1f}"
+            name, value = self.names[number], f"{values[number]:+.2f}"
             for words in [f"{name}  {value}"] if self.turned else [name, value]:
                 mask = _mask(words, 12 if self.turned else 13, self.turned)
                 _paste(panel, YELLOW if strong else PALE, x, top + mask.height / 2, mask)
