@@ -343,6 +343,14 @@ def test_the_first_that_will_do_is_confirmed_at_once_and_the_search_bisects_belo
     assert state.answer == "e_way-1"
 
 
+def test_what_a_confirmation_would_show_is_foreseen_by_its_own_number_of_games():
+    state = Synthetic(WON)
+    state.play("screen g_way-1", 128)
+    whole, half = (state._sample("screen g_way-1", count) for count in (0, 64))
+    assert half.error == pytest.approx(whole.error * math.sqrt(2))
+    assert (half.value, half.df) == (whole.value, 63)
+
+
 def test_it_goes_on_downward_until_the_budget_is_spent_nearest_and_least_tried_first():
     state = Synthetic(WON, budget=40.0)
     news = list(search.steps(state))
@@ -694,7 +702,8 @@ def test_other_settings_in_the_same_folder_are_refused(found, teacher, call):
     other = call(teacher, "--out", found.out, "--keep", "0.5")
     assert other.code == 2
     assert other.err == (
-        f"potstill: {found.out} is a compression with other settings or another teacher: choose another --out\n"
+        f"potstill: {found.out} is a compression with other settings, by another potstill or of another teacher:"
+        " choose another --out\n"
     )
 
 

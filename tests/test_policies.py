@@ -112,7 +112,7 @@ def test_what_is_no_policy_is_refused_in_one_line(tmp_path, saved):
         ({"probe.logits": None}, {}, "probe.logits"),
         ({"probe.observations": torch.zeros(16, 5)}, {}, "does not hold the policy"),
         ({}, {"num_actions": "many"}, "many"),
-        ({}, {"observation_shape": [9]}, "size mismatch"),
+        ({}, {"observation_shape": [9]}, "it is proved by 1 to 256 observations of"),
         ({}, {"env": None}, "does not hold the policy"),
         ({}, {"env": asdict(TASKS["cartpole"].env) | {"colour": True}}, "EnvConfig has no field 'colour'"),
         ({}, {"network": {"width": "wide"}}, "width 'wide' is not a number"),

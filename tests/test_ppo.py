@@ -27,6 +27,7 @@ from potstill.ppo import (
     train,
     update,
 )
+from potstill.quantisation import prune
 from potstill.rollout import Preparer, input_statistics
 from potstill.tasks import TASKS
 
@@ -405,16 +406,30 @@ def test_training_goes_on_from_given_weights_with_their_normalisation_and_value_
     assert torch.equal(state.policy.mean, initial.mean)
 
 
+def test_what_was_pruned_stays_so_when_reward_goes_on():
+    initial = sharp(TINY)
+    prune(initial, 0.75)
+    envs = Envs(TINY.env, TINY.num_envs)
+    state = start(TINY, envs, CPU, initial=initial)
+    list(train(TINY, state, envs))
+    for before, after in zip(initial.trunk.linears, state.policy.trunk.linears, strict=True):
+        assert not torch.equal(before.weight, after.weight)
+        assert torch.equal(before.weight == 0, after.weight == 0)
+    assert state.average.size() == initial.size()
+
+
 def test_weights_of_another_shape_are_refused():
     envs = Envs(TINY.env, TINY.num_envs)
-    with pytest.raises(InputError, match="the policy to start from is of another shape: use --width 1 --critic shared"):
+    with pytest.raises(
+        InputError, match="the policy to start from is of another shape: use --width 1 --critic shared --network mlp"
+    ):
         start(replace(TINY, network=NetworkConfig(width="1/2")), envs, CPU, initial=sharp(TINY))
 
 
 def test_a_teacher_that_sees_the_task_otherwise_than_the_policy_to_start_from_is_refused():
     envs, teacher = Envs(TINY.env, TINY.num_envs), sharp(TINY)
     start(TINY, envs, CPU, initial=sharp(TINY), teacher=teacher)
-    teacher.hide(1)
+    teacher.scale[0] = 0.0
     with pytest.raises(InputError, match="the teacher normalises its inputs otherwise than the policy to start from"):
         start(TINY, envs, CPU, initial=sharp(TINY), teacher=teacher)
 

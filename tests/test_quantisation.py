@@ -140,6 +140,13 @@ def test_a_student_pruned_while_it_learns_loses_less_than_one_that_is_pruned_aft
     assert losses[0.75] < losses[0.0] / 2
 
 
+def test_zeros_that_rounding_makes_count():
+    network, before = policy(), policy().size()
+    round_weights(network, 4)
+    assert sum(int((layer.weight == 0).sum()) for layer in network.trunk.linears) > 10
+    assert network.size() == before
+
+
 def test_a_network_without_hidden_weights_has_none_to_prune():
     config = DistillConfig(network=NetworkConfig(family="linear"), sparsity=0.5)
     with pytest.raises(InputError, match="the linear network has no weights before its last layer"):

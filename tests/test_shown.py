@@ -3,6 +3,7 @@
 import signal
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 
 import gymnasium
 import numpy as np
@@ -12,7 +13,7 @@ from own_tasks import Copy
 from small_runs import CONFIGS, RUNTIME, small_run
 
 import potstill
-from potstill import telemetry
+from potstill import imports, telemetry
 from potstill.buffer import Dataset
 from potstill.distill import DistillConfig, distill, distill_from, record, start
 from potstill.envs import EnvConfig, Envs
@@ -22,7 +23,7 @@ from potstill.export import export
 from potstill.imports import allow
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
-from potstill.rollout import input_statistics
+from potstill.rollout import Preparer, collect, input_statistics
 from potstill.storage.runs import Run
 from potstill.tasks import TASKS
 from potstill.training.trainer import Interrupted, execute
@@ -73,6 +74,51 @@ class Greedy(gymnasium.Wrapper):
     def step(self, action):
         self.env.step(action)
         return self.env.step(action)
+
+
+class Divided(gymnasium.ObservationWrapper):
+    """Divides by 255, and keeps the space of bytes."""
+
+    def observation(self, observation):
+        return observation / 255
+
+
+class One(gymnasium.ObservationWrapper):
+    """Shows one number where its space says as many as there were."""
+
+    def observation(self, observation):
+        return observation[:1]
+
+
+class Rows(gymnasium.ObservationWrapper):
+    """A picture's means, row by row."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (84,), np.float32)
+
+    def observation(self, observation):
+        return observation.mean(axis=1, dtype=np.float32)
+
+
+class Stack(gymnasium.Env):
+    """Shows two frames of a counter."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 4), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.age = 0
+        return np.full((4, 4), 100, np.uint8), {}
+
+    def step(self, action):
+        self.age += 1
+        return np.full((4, 4), 100 + self.age, np.uint8), 1.0, self.age == 8, False, {}
+
+
+def stacked():
+    return gymnasium.wrappers.FrameStackObservation(Stack(), 2)
 
 
 def shown_in(config, steps, beside=None, num_envs=2):
@@ -163,6 +209,32 @@ def test_a_game_played_alone_is_the_game_of_the_vector_environment():
     assert np.abs(np.median(alone[:, -1], 0) - np.median(together[:, -1], 0)).max() <= 1
 
 
+def test_rows_are_hidden_of_pictures_alone():
+    with closing(Envs(replace(SHORT, view=(allow(Rows),)), 2)) as envs:
+        policy = Policy(NetworkConfig(), **envs.spaces)
+    policy.hide(10)
+    assert (policy.scale == 1).all()
+
+
+def test_what_changes_older_frames_is_read_whole():
+    with closing(Envs(EnvConfig(allow(stacked), view=("noise=3",)), 2)) as envs:
+        policy = Policy(NetworkConfig(family="mlp", width="1/8"), **envs.spaces)
+        preparer = Preparer(policy)
+        for transition in islice(collect(envs, preparer, envs.reset(0), lambda x: torch.zeros(len(x)).long()), 5):
+            assert torch.equal(transition.next_inputs, preparer.first(transition.step.observations))
+
+
+def test_play_through_a_wrapper_is_recorded_anew_when_its_code_changed(tmp_path, monkeypatch):
+    code = "import gymnasium\nclass W(gymnasium.ObservationWrapper):\n    def observation(self, x): return x * {}\n"
+    digests = set()
+    for factor in (1, 2):
+        (tmp_path / "wrapped.py").write_text(code.format(factor))
+        imports.import_modules([str(tmp_path / "wrapped.py")])
+        digests.add(imports.code_of("wrapped:W"))
+    assert len(digests) == 2
+    assert imports.code_of(allow(lambda: None)) == imports.code_of("python:lambda")
+
+
 # Refusals
 
 
@@ -177,6 +249,8 @@ def test_a_game_played_alone_is_the_game_of_the_vector_environment():
         (CARTPOLE, ("somewhere:Wrapper",), "--view somewhere:Wrapper is code of module somewhere: allow it"),
         (CARTPOLE, (allow(Counter),), "cannot be made: TypeError"),
         (COUNTER, (allow(Greedy),), "a view asked for a second step"),
+        (TASKS["minatar-breakout"].env, (allow(Divided),), r"shows float64 \(10, 10, 4\), and its space says bool"),
+        (CARTPOLE, (allow(One),), r"shows float32 \(1,\), and its space says float32 \(4,\)"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(env, view, complaint):

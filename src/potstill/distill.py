@@ -511,6 +511,8 @@ class Distillation:
     def costs(self) -> list[Cost]:
         batch = self.config.num_envs if self.config.mode == "stepwise" else self.config.batch_size
         acted = 0 if self.data is not None else self.total
+        if self.state.student.remembers:
+            acted += self.gradient_steps * max(1, batch // self.config.sequence) * self.config.burn_in
         own = Cost(self.state.student, acted, self.gradient_steps * batch, batch)
         costs = [own, Cost(self.teacher, self.total, 0, self.config.num_envs)]
         return [cost for cost in costs if not cost.policy.sees_raw]  # what the user's own code computes is unknown

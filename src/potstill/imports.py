@@ -7,9 +7,11 @@ checkpoint, a config or a record names as `module:name` is looked up among these
 import importlib.util
 import os
 import re
+import secrets
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,7 @@ VARIABLE = "POTSTILL_IMPORT"
 HANDED = "python:"
 """Begins the name of what was handed over in Python and no other process could import."""
 
+_PROCESS = secrets.token_bytes(8)
 _named: dict[str, str] = {}  # by the module's name, how to name it from any folder
 _handed: dict[str, Any] = {}  # by a name that begins with HANDED
 _makers: dict[str, tuple[str, ...]] = {}  # by the id of a task, the modules that a run or a policy of it was made with
@@ -95,6 +98,13 @@ def allow(thing: Callable[..., Any]) -> str:
     while _handed.setdefault(known, thing) is not thing:
         known = f"{stem}-{(number := number + 1)}"
     return known
+
+
+def code_of(reference: str) -> str:
+    """A digest of the file in which `module:name` is; what was handed over in Python is known in this process alone."""
+    file = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
+    code = _PROCESS + reference.encode() if file is None or reference.startswith(HANDED) else Path(file).read_bytes()
+    return sha256(code).hexdigest()[:12]
 
 
 def check_shared(*references: str) -> None:

@@ -29,7 +29,7 @@ or a stack of frames, the newest last."""
 Critic = Literal["shared", "split"]
 Precision = Literal["auto", "float32", "bfloat16"]
 THREAD_WORK = 300_000_000  # multiply-adds: a Nature-CNN of 32 observations, some 10 ms of one core
-OPTIONAL = ("input_clip", "squash", "seen_mean", "seen_deviation")  # buffers of a policy that most have not
+OPTIONAL = ("input_clip", "squash", "seen_mean", "seen_deviation", "sparsity")  # buffers of a policy that most have not
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,8 @@ class Policy(nn.Module):
     of zero hides what is there); `return_scale`, the unit of the value head in units of reward. Others are there only
     in policies from elsewhere, the first two in their students too: `input_clip`, the bound of a normalised input where
     it is not the family's own; `squash`: means of continuous actions go through tanh, and then not beyond this bound;
-    `seen_mean` and `seen_deviation` of observations, where they are not normalised, which students are to do.
+    `seen_mean` and `seen_deviation` of observations, where they are not normalised, which students are to do. A pruned
+    one has its `sparsity`, the share of weights that are zero for good and do not count.
 
     `distribution` says what the logits mean. Those of continuous actions are means, then log standard deviations: the
     deviations are parameters of the policy (`log_std`), the same in every state.
@@ -378,6 +379,7 @@ class Policy(nn.Module):
     squash: Tensor | None
     seen_mean: Tensor | None
     seen_deviation: Tensor | None
+    sparsity: Tensor | None
     sees_raw = False
     """Whether this is code of the user's own, whose `prepare` hands raw observations on: the normalisation is for
     students then, and of its network nothing is known."""
@@ -537,7 +539,9 @@ class Policy(nn.Module):
 
     def restart(self, begun: Any) -> None:
         """Told before each step which of N games begin, (N,) bool array, so that what has a memory may drop it."""
-        if self.remembers and (self.memory is None or len(self.memory) != len(begun)):
+        if self.remembers and (
+            self.memory is None or len(self.memory) != len(begun) or self.memory.device != self.mean.device
+        ):
             self.memory = torch.zeros(len(begun), self.actor.in_features, device=self.mean.device)
         elif self.memory is not None and begun.any():
             self.memory = self.memory * torch.from_numpy(~begun).to(self.memory)[:, None]
@@ -545,7 +549,7 @@ class Policy(nn.Module):
     def hide(self, rows: int) -> None:
         """Sets the first `rows` rows of every normalised frame to zero, whatever they show, and whatever the view makes
         of them."""
-        if not rows or rows >= self.observation_shape[1]:  # a frame of fewer is no picture
+        if not rows or self.layout != "stack" or rows >= self.observation_shape[1]:  # it is no picture
             return
         if self.look is None:
             self.scale[:rows] = 0.0
@@ -628,15 +632,19 @@ class Policy(nn.Module):
         """Counts the deployed actor, as one observation passes through it."""
         conv, linear, macs = 0, 0, 0
 
+        def counted(parameter: Tensor) -> int:
+            pruned = self.sparsity is not None and parameter.dim() > 1
+            return int(parameter.count_nonzero()) if pruned else parameter.numel()
+
         def count(layer: nn.Module, _: Any, output: Tensor) -> None:
             nonlocal conv, linear, macs
             weight: Any = layer.weight
-            own = sum(_counted(p) for p in layer.parameters(recurse=False))
+            own = sum(counted(p) for p in layer.parameters(recurse=False))
             macs += weight[0].numel() * output.numel()
             conv, linear = (conv + own, linear) if isinstance(layer, CONVS) else (conv, linear + own)
 
         layers = [layer for part in (self.trunk, self.actor) for layer in part.modules()]
-        parameters = sum(_counted(p) for part in (self.trunk, self.actor) for p in part.parameters())
+        parameters = sum(counted(p) for part in (self.trunk, self.actor) for p in part.parameters())
         stored = sum(p.numel() for part in (self.trunk, self.actor) for p in part.parameters())
         hooks = [each.register_forward_hook(count) for each in layers if isinstance(each, (*CONVS, nn.Linear))]
         try:
@@ -660,11 +668,6 @@ class Policy(nn.Module):
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def _counted(parameter: Tensor) -> int:
-    """How many numbers of it there are, of a weight those that are not zero."""
-    return int(parameter.count_nonzero()) if parameter.dim() > 1 else parameter.numel()
 
 
 def num_logits(num_actions: int | tuple[int, ...], continuous: bool) -> int:

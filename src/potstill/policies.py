@@ -128,6 +128,10 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor], view: tuple[str
         raise TypeError(f"dtype is {dtype!r}, actions {actions!r}")
     spaces = tuple(shape), tuple(actions) if isinstance(actions, list) else actions, continuous, layout, dtype, view
 
+    probe = tensors["probe.observations"]  # before what views of such a shape would take
+    if tuple(probe.shape[1:]) != tuple(shape) or not 0 < len(probe) <= MAX_PROBES:
+        raise ValueError(f"it is proved by 1 to {MAX_PROBES} observations of {tuple(shape)}, not {tuple(probe.shape)}")
+
     def empty() -> Policy:
         policy = Policy(network, *spaces)
         like = {"seen_mean": policy.mean, "seen_deviation": policy.scale}
@@ -146,9 +150,6 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor], view: tuple[str
         if (given.shape, given.dtype) != (wanted.shape, wanted.dtype):
             was, should = (f"{tuple(each.shape)} {each.dtype}" for each in (given, wanted))
             raise ValueError(f"{name} has a size mismatch: it is {was}, and should be {should}")
-    probe = tensors["probe.observations"]
-    if tuple(probe.shape[1:]) != tuple(shape) or not 0 < len(probe) <= MAX_PROBES:
-        raise ValueError(f"it is proved by 1 to {MAX_PROBES} observations of {tuple(shape)}, not {tuple(probe.shape)}")
     if tensors["probe.logits"].dtype != torch.float32:
         raise ValueError(f"probe.logits are {tensors['probe.logits'].dtype}")
     return empty()

@@ -24,6 +24,7 @@ from potstill.configs import MOST, MOST_ENVS, bounded, normalise
 from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, parse_width, resolve_precision
+from potstill.quantisation import keep_pruned
 from potstill.rollout import Preparer, collect, normalise_by_play
 from potstill.tasks import TASKS, task_of
 
@@ -231,12 +232,13 @@ def start(
         )
     returns = ReturnScale()
     if initial is not None:
+        policy.sparsity = initial.sparsity
         try:
             policy.load_state_dict(initial.state_dict())
         except RuntimeError as error:
             raise InputError(
                 "the policy to start from is of another shape: use"
-                f" --width {initial.config.width} --critic {initial.config.critic}"
+                f" --width {initial.config.width} --critic {initial.config.critic} --network {initial.family}"
             ) from error
         if teacher is not None and teacher.view == policy.view and not policy.sees_as(teacher):
             raise InputError(
@@ -253,6 +255,8 @@ def start(
     averages = nn.ModuleList(deepcopy(policy) for _ in config.branch)
     players = nn.ModuleList([deepcopy(policy)] if config.overlap else [])
     rates = config.learning_rate, config.max_learning_rate
+    if policy.sparsity is not None:
+        keep_pruned(policy)
     return TrainState(
         policy, deepcopy(policy), optimizer, generator, *rates, returns, averages=averages, players=players
     )
@@ -317,6 +321,8 @@ def _ahead(
 ) -> Iterator[tuple[Rollout, list[float]]]:
     """The same, each played in a thread while the one before is learned from. Which of the two is faster changes
     nothing: a rollout has a generator of its own, and a policy that nobody else touches."""
+    if state.update == config.updates:  # saved, and stopped before it said so
+        return
     player = cast(Policy, state.players[0])
     preparer = Preparer(player, resolve_precision(config.precision, player.mean.device))
     storages: list[Tensor | None] = [None, None]

@@ -7,6 +7,7 @@ Gradients Through Stochastic Neurons" (gradients go straight through the roundin
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,11 +80,19 @@ def prune(policy: Policy, share: float) -> None:
     weights = [layer.weight for layer in deployed_layers(policy) if layer is not policy.actor]
     if not weights:
         raise InputError(f"the {policy.family} network has no weights before its last layer: leave sparsity at 0")
+    policy.sparsity = torch.tensor(share, device=policy.mean.device)
     sizes = torch.cat([weight.abs().flatten() for weight in weights])
     if gone := int(share * len(sizes)):
         bound = sizes.kthvalue(gone).values
         for weight in weights:
             weight.masked_fill_(weight.abs() <= bound, 0.0)
+
+
+def keep_pruned(policy: Policy) -> None:
+    """Sees to it that an optimiser, which is new, leaves weights that are zero where they are. For good."""
+    for layer in deployed_layers(policy):
+        if layer is not policy.actor:
+            layer.weight.register_hook(partial(torch.Tensor.masked_fill, mask=layer.weight == 0.0, value=0.0))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from potstill.envs import Array, Envs, Step
 from potstill.networks import Policy
-from potstill.views import part
+from potstill.views import part, sensed
 
 
 class Transition(NamedTuple):
@@ -33,7 +33,7 @@ class Preparer:
     def __init__(self, policy: Policy, dtype: torch.dtype = torch.float32) -> None:
         self.policy = policy
         self.dtype = dtype
-        self._stacked = policy.layout == "stack" and not policy.sees_raw
+        self._stacked = policy.layout == "stack" and not policy.sees_raw and not sensed(policy.view)
 
     @torch.no_grad()
     def first(self, observations: Array) -> Tensor:

@@ -21,6 +21,7 @@ from potstill.errors import InputError, first_line, meant
 from potstill.imports import find
 
 Array = NDArray[Any]
+MOST_WEIGHTS = 1 << 24  # of one axis, that means are taken with
 Env = gymnasium.Env[Any, Any]
 Steps = Mapping[int, Array]
 """By axis of an observation, (k,) int64, the places kept; or (k, n) float32, whose rows weigh all n places."""
@@ -80,6 +81,8 @@ def _numbers(value: str, pattern: str) -> list[int]:
 def _size(value: str, seen: Observed) -> Steps:
     wanted = dict(zip(seen.image, _numbers(value, r"\d{1,5}x\d{1,5}"), strict=True))
     for axis, size in wanted.items():
+        if size * seen.shape[axis] > MOST_WEIGHTS:
+            raise InputError("the image is too large")
         if not 0 < size <= seen.shape[axis]:
             raise InputError(f"the image has {seen.shape[axis]} {'rows' if axis == seen.image[0] else 'columns'}")
     return {axis: area(seen.shape[axis], size) for axis, size in wanted.items()}
@@ -342,7 +345,12 @@ class Shown(gymnasium.Wrapper[Any, Any, Any, Any]):
         record = np.empty((), self._kind)
         for name, view in self.views.items():
             self._told[name].told = (deepcopy(told[0]), *told[1:])  # no view may change what another sees
-            record[name] = ask(view)[0]
+            shown, kind = np.asarray(ask(view)[0]), self._kind[name]
+            if shown.shape != kind.shape or not np.can_cast(shown.dtype, kind.base, "same_kind"):
+                raise InputError(
+                    f"--view {name} shows {shown.dtype} {shown.shape}, and its space says {kind.base} {kind.shape}"
+                )
+            record[name] = shown
         return record if self._alone is None else np.asarray(record[self._alone])
 
 

@@ -86,6 +86,37 @@ def test_what_one_study_imports_the_next_does_not_know(server, tmp_path, monkeyp
     assert local.check(EnvConfig("Mine/Cart-v0")).startswith("no task is registered as 'Mine/Cart-v0'")
 
 
+def test_each_worker_has_chances_of_its_own(server, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        f"{MINE}\nimport numpy as np\nopen('drawn', 'a').write(f'{{np.random.rand()}}\\n')"
+    )
+    monkeypatch.setattr(imports, "_named", {"mine": str(tmp_path / "mine.py")})
+    monkeypatch.chdir(tmp_path)
+    assert [local.check(EnvConfig("Mine/Cart-v0")) for _ in range(2)] == [None, None]
+    first, second = (tmp_path / "drawn").read_text().split()
+    assert first != second
+
+
+@forked
+def test_a_worker_whose_task_is_never_made_ends_when_the_study_is_stopped(server, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import os, time\nopen('pid', 'w').write(f'{os.getpid()}\\n')\ntime.sleep(60)")
+    monkeypatch.setattr(imports, "_named", {"mine": str(tmp_path / "mine.py")})
+    monkeypatch.chdir(tmp_path)
+    pid, waited, wait = tmp_path / "pid", [], local.Forked.wait
+
+    def stop(self, *timeout):
+        waited.append(self)
+        if len(waited) > 1:
+            return wait(self, *timeout)
+        until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.Forked, "wait", stop)
+    with pytest.raises(KeyboardInterrupt):
+        local.check(EnvConfig("Mine/Cart-v0"))
+    until(lambda: not alive(int(pid.read_text())))
+
+
 @forked
 def test_a_server_ends_with_the_process_that_started_it(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:

@@ -40,9 +40,10 @@ def training_seconds(config: DistillConfig, teacher: LoadedPolicy, runtime: Runt
     device = resolve_device(runtime.device)
     try:
         policy = teacher.policy.to(device)
-        state = start(first, policy, device)
-        first = replace(first, precision=fitting_precision(first.precision, state.student.layout))
-        with torch_threads(1), closing(Envs(teacher.env, first.num_envs)) as envs:
+        task, beside = first.task_of(teacher.env), teacher.env.view
+        with torch_threads(1), closing(Envs(task, first.num_envs, beside=beside)) as envs:
+            state = start(first, policy, device, envs, observations=0)
+            first = replace(first, precision=fitting_precision(first.precision, state.student.layout))
             began, counted, most = time.perf_counter(), 0, first.vector_steps - first.warmup_vector_steps - 1
             for _ in distill(first, state, policy, envs, every=1):
                 if state.vector_steps <= first.warmup_vector_steps:

@@ -59,7 +59,10 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
         if run.config.get("kind") != "compress":
             raise InputError(f"{out} exists and is no compression: choose another --out")
         if {key: run.config.get(key) for key in document} != json.loads(json.dumps(document)):
-            raise InputError(f"{out} is a compression with other settings or another teacher: choose another --out")
+            raise InputError(
+                f"{out} is a compression with other settings, by another potstill or of another teacher: choose another"
+                " --out"
+            )
     else:
         minutes = training_seconds(replace(config.base, network=smallest.network), loaded, runtime) / 60
         if minutes > config.budget:

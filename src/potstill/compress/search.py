@@ -181,7 +181,9 @@ class Search:
                 rest = [t for t in small if seconds[t] <= soon] or rest
             picked = [rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest))]
             if picked and self.shapes[picked[0].place].size.conv:
-                picked = self.halving(rest)[:cores]
+                known = [Trial(place, 0) for place in range(bound) if self.tried(place)]  # of this round, on one core
+                row = self.halving(sorted({*known, *rest}, key=lambda t: t.place))
+                picked = [trial for trial in row if trial in rest][:cores]
             if first := [*simplest, *picked]:
                 return first, True
         if bound == every:
@@ -335,7 +337,8 @@ class Search:
         if key not in self._samples:  # the search asks again and again
             self._samples[key] = measure(played, self.points)
         known = self._samples[key]
-        if known.df + 1 < key[1] or count <= key[1]:
+        fewer = name.startswith("screen") and 0 < count < key[1]  # of a confirmation, which counts its own games
+        if known.df + 1 < key[1] or (count <= key[1] and not fewer):
             return known
         return Sample(known.value, known.error * math.sqrt(key[1] / count), count - 1.0)
 

@@ -46,12 +46,14 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
         told = " ".join(sensed(view))
         raise InputError(f"compress looks for students that are shown what their teacher is: --view {told}")
     spaces = policy.spaces | {"view": view}
+    why = InputError("the teacher is the smallest of its family already")
     for name, network, sparsity in _networks(policy, config):
         student = Policy(replace(network, critic="shared"), **spaces)
         if sparsity:
             try:
                 prune(student, sparsity)
-            except InputError:  # it has nothing to prune
+            except InputError as error:  # it has nothing to prune
+                why = why if found else error
                 continue
         found.setdefault(str(student), Shape(name, network, sparsity, student.size(), cost_of(student, config)))
     teacher = cost_of(policy, config)
@@ -60,7 +62,7 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
         (s for s in pruned or found.values() if s.cost < teacher), key=lambda s: (s.cost, s.size.parameters)
     )
     if not smaller:
-        raise InputError("the teacher is the smallest of its family already")
+        raise why
     allowed = [s for s in smaller if config.max_parameters is None or s.size.parameters <= config.max_parameters]
     if not allowed:
         least = min(shape.size.parameters for shape in smaller)

@@ -191,8 +191,6 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     tanh = any(block.activation is nn.Tanh for block in stack)
     if integer and tanh:
         constants.append(("tanh_table", "int16_t", np.round(32_767 * np.tanh(np.arange(257) / 32)).astype(np.int16)))
-    units = [block.layer.recall for block in stack if isinstance(block.layer, GRU)]
-    recalling = sum(parameter.numel() for unit in units for parameter in unit.parameters())
     patches = max((block.weight.shape[1] for block in stack if isinstance(block.layer, nn.Conv2d)), default=0)
     count = actor.policy.actor.out_features
     needed = {"constants": sum(values.nbytes for _, _, values in constants)}
@@ -211,7 +209,7 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     known = {
         "name": name, "version": __version__, "prefix": prefix, "bits": bits, "integer": integer, "tanh": tanh,
         "what": f"{bits}-bit weights, 16-bit activations" if integer else "float32", "layers": layers, "needed": needed,
-        "parameters": sum(int(block.weight.count_nonzero()) + block.bias.numel() for block in stack) + recalling,
+        "parameters": actor.policy.size().parameters,
         "memory": actor.policy.actor.in_features if remembers else 0, "passed": "memory, " if remembers else "",
         "count": count, "raw": raw, "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature,
         "meaning": meaning, "own": own, "outputs": f"void {prefix}_outputs({observed}, float output[{count}])",
@@ -292,7 +290,7 @@ def _input(
     mean, scale = policy.mean.flatten(), policy.scale.flatten()
     whole, wide = int(np.prod(policy.seen_shape)), _wide(policy)
     at = "i" if len(mean) == whole else f"i / {whole // len(mean)}" if policy.layout == "first" else f"i % {len(mean)}"
-    value = "seen(x, i)" if policy.view else "x[i]" if raw == wide else f"({wide})x[i]"
+    value = "seen(x, i)" if policy.look is not None else "x[i]" if raw == wide else f"({wide})x[i]"
     if mean.any():
         constants.append(("mean", wide, mean.numpy()))
         value = f"({value} - mean[{at}])"

@@ -142,11 +142,15 @@ def _start(log: IO[bytes], environment: Mapping[str, str]) -> Worker:
         return subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=log, stderr=log, env=whole, start_new_session=True
         )
+    why: Exception | None = None
     for _ in range(2):
-        with suppress(EOFError, OSError):  # the server was killed, or ended because nobody had asked for long
+        try:
             return Forked(_server(whole).asked, log.fileno())
+        except (EOFError, OSError) as error:  # the server was killed, or ended because nobody had asked for long
+            why = error
         _close_servers()
-    raise InputError(f"no worker can be started: {' '.join(COMMAND)} failed")
+    told = f", {reason(why)}" if isinstance(why, OSError) else ""
+    raise InputError(f"no worker can be started: {' '.join(COMMAND)} failed{told}")
 
 
 def launch(
@@ -187,7 +191,12 @@ def check(env: "EnvConfig") -> str | None:
         assert worker.stdin is not None
         with worker.stdin, suppress(BrokenPipeError):
             worker.stdin.write(json.dumps({"check": asdict(env)}).encode() + b"\n")
-        code = worker.wait()
+        try:
+            code = worker.wait()
+        except BaseException:  # asked to stop, and a task may never be made
+            worker.kill()
+            worker.wait()
+            raise
         log.seek(0)
         said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     return (said or ["no reason given"])[-1].removeprefix("potstill: ") if code else None

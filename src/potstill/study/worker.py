@@ -19,6 +19,8 @@ import time
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import numpy as np
+
 from potstill.envs import EnvConfig, check_task
 from potstill.errors import Terminated, failure
 from potstill.evaluation import EvalConfig
@@ -67,6 +69,7 @@ def serve() -> None:
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
+    np.random.seed()  # noqa: NPY002, else all workers would have the chances of the process they were forked from
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from potstill.buffer import Dataset, DatasetWriter, open_dataset
 from potstill.distill import DistillConfig, record
 from potstill.envs import Envs
 from potstill.errors import InputError, reason
+from potstill.imports import code_of
 from potstill.policies import LoadedPolicy
 from potstill.storage.runs import InUseError, Run, config_hash, hold, sweep, touch
 from potstill.views import sensed
@@ -25,6 +26,7 @@ def teacher_data(
     played = {key: value for key, value in asdict(teacher.env).items() if key != "view"}  # whole observations
     description = {"teacher_hash": teacher.hash, "env": played, "states": states, "seed": seed}
     description |= {"view": seen} if (seen := sensed(config.task_of(teacher.env).view)) else {}
+    description |= {"code": code} if (code := [code_of(each) for each in seen if ":" in each]) else {}
     description |= {name: getattr(config, name) for name in ("num_envs", "noise", "precision")}
     folder = root / f"{re.sub('[/:]', '-', teacher.env.id)}-{config_hash(description)}"
     lock = root / f".{folder.name}.lock"

@@ -400,11 +400,14 @@ def _probe(envs: Envs) -> Array:
 def _training_macs(cost: Cost) -> int:
     """Multiply-adds of a network in a training."""
     policy = cost.policy
-    x = torch.zeros((1, *policy.observation_shape), device=policy.mean.device)
+    device = policy.mean.device
+    inputs = policy.prepare(torch.zeros((1, *policy.observation_shape), device=device))
+    memory = torch.zeros((1, policy.actor.in_features), device=device) if policy.remembers else None
     with FlopCounterMode(display=False) as forward:
-        logits, value = policy(x)
+        logits, value = policy.heads(inputs, memory)
     with FlopCounterMode(display=False) as backward:
         (logits.sum() + value.sum()).backward()
     policy.zero_grad()
     once, back = (int(counter.get_total_flops()) // 2 for counter in (forward, backward))
+    once += policy.look.macs if policy.look is not None else 0
     return cost.seen * once + cost.learned * (once + back)
