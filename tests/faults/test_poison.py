@@ -12,6 +12,7 @@ import struct
 import tracemalloc
 import zipfile
 from contextlib import closing
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
@@ -228,11 +229,31 @@ def test_a_data_set_that_lies_about_its_arrays_is_refused(data, spoil):
 # Lies about sizes
 
 
-def test_a_network_that_a_file_describes_but_does_not_hold_is_refused_before_it_is_made(policy):
-    """1.6 GB of weights, which no tensor of the file is, by its width alone or by its width and its observations."""
-    rewrite(policy, network={"width": "16"}, observation_shape=[400_000])
+def seen(view):
+    return asdict(replace(CARTPOLE, view=(view,)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "document", "words"),
+    [
+        ({}, {}, r"it is proved by 1 to 256 observations of \(400000,\), not \(4, 4\)"),
+        ({"probe.observations": torch.zeros(1, 400_000)}, {}, "has a size mismatch: it is .*, and should be "),
+        ({}, {"observation_shape": [5_000_000_000], "env": seen("mask=0")}, "it is proved by"),
+        (
+            {"probe.observations": torch.zeros(1, 400_000, 1)},
+            {"observation_shape": [400_000, 1], "layout": "first", "env": seen("99999x1")},
+            "the image is too large",
+        ),
+    ],
+    ids=["unproved", "weights", "places of a view", "weights of a view"],
+)
+def test_a_network_that_a_file_describes_but_does_not_hold_is_refused_before_it_is_made(
+    policy, tensors, document, words
+):
+    """1.6 GB of weights, which no tensor of the file is, or the tables of a view of as much."""
+    rewrite(policy, tensors, **{"network": {"width": "16"}, "observation_shape": [400_000]} | document)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError, match=r"has a size mismatch: it is .*, and should be ") as error:
+    with pytest.raises(InputError, match=words) as error:
         load_policy(policy)
     assert one_line(error)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
