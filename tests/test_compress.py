@@ -731,7 +731,10 @@ def test_a_search_that_the_budget_ended_goes_on_with_a_larger_one(teacher, call,
         patch.setattr(search, "training_seconds", lambda *_: 14 * 60.0)
         ended = call(teacher, "--out", out)
     assert ended.code == 1
-    assert "Stopped: the budget of 15 minutes is spent; the same command with more goes on." in ended.out
+    assert (
+        "Stopped: what is left of 15 minutes is too short for another student; the same command with more goes on."
+        in ended.out
+    )
     assert not (out / "runs").exists()
     assert call(teacher, "--out", out).out == ended.out
     assert (out / "report.html").exists()

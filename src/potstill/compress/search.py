@@ -245,7 +245,7 @@ class Search:
     def reason(self) -> str:
         """Why the search ended."""
         if self.stopped == "budget":
-            return f"stopped: the budget of {self.config.budget:g} minutes is spent"
+            return f"stopped: what is left of {self.config.budget:g} minutes is too short for another student"
         if self.chosen is not None and self.chosen.place == 0:
             return "stopped: the smallest shape of all will do"
         return f"stopped: every shape that is left was tried in {len(self.ways)} ways"
