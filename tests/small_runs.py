@@ -1,7 +1,10 @@
 """Runs of a second or two, of each kind there is."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from potstill import telemetry
 from potstill.distill import DistillConfig
@@ -11,7 +14,7 @@ from potstill.storage import checkpoints
 from potstill.storage.runs import Run
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import new_run
+from potstill.training.trainer import Interrupted, execute, new_run
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 TRAIN = PPOConfig(
@@ -64,3 +67,14 @@ def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
     records = telemetry.read(run.metrics_path)
     assert all(record.pop("seconds") > 0 for record in records)
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
+
+
+def cut(run, monkeypatch):
+    """Stops a run after its first line of metrics, and goes on with it in another."""
+    write = telemetry.Metrics.write
+    with monkeypatch.context() as patch:
+        stop = lambda self, line: (write(self, line), signal.raise_signal(signal.SIGINT))  # noqa: E731
+        patch.setattr(telemetry.Metrics, "write", stop)
+        with pytest.raises(Interrupted):
+            execute(run, RUNTIME)
+    return execute(Run.open(run.path), RUNTIME)

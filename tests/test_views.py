@@ -1,6 +1,5 @@
 """What a policy sees: from the same state as its teacher, in what it costs, and in its files."""
 
-import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,10 @@ import onnxruntime
 import own_tasks
 import pytest
 import torch
-from small_runs import CONFIGS, RUNTIME, small_run
+from small_runs import CONFIGS, RUNTIME, cut, small_run
 
 import potstill
-from potstill import results, telemetry, views
+from potstill import imports, results, telemetry, views
 from potstill.buffer import Dataset
 from potstill.cli import main
 from potstill.distill import DistillConfig, distill, distill_from, fitted, record, start
@@ -28,10 +27,9 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.rollout import Preparer, collect, input_statistics
 from potstill.storage import checkpoints
-from potstill.storage.runs import Run
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
-from potstill.training.trainer import Interrupted, execute
+from potstill.training.trainer import execute
 from potstill.views import Look, chosen
 
 CARTPOLE, PONG = TASKS["cartpole"].env, TASKS["pong"].env
@@ -292,15 +290,13 @@ def test_a_teacher_s_play_is_recorded_once_for_all_views(expert, tmp_path):
     assert len([*(tmp_path / "data").glob("CartPole*")]) == 1
 
 
-def cut(run, monkeypatch):
-    """Stops a run after its first line of metrics, and goes on with it in another."""
-    write = telemetry.Metrics.write
-    with monkeypatch.context() as patch:
-        stop = lambda self, line: (write(self, line), signal.raise_signal(signal.SIGINT))  # noqa: E731
-        patch.setattr(telemetry.Metrics, "write", stop)
-        with pytest.raises(Interrupted):
-            execute(run, RUNTIME)
-    return execute(Run.open(run.path), RUNTIME)
+def test_play_through_a_wrapper_is_recorded_anew_when_its_code_changed(expert, tmp_path):
+    code = "import gymnasium\nclass W(gymnasium.ObservationWrapper):\n    def observation(self, x): return x * {}\n"
+    for number, factor in enumerate((1, 1, 2)):
+        (tmp_path / "wrapped.py").write_text(code.format(factor))
+        imports.import_modules([str(tmp_path / "wrapped.py")])
+        potstill.distill(expert, view=("wrapped:W",), lead="teacher", out=tmp_path / f"{number}", **QUICK)
+    assert len([*(tmp_path / "data").glob("CartPole*")]) == 2
 
 
 @pytest.mark.parametrize("name", ["pong", "student", "mixed", "ppd"])

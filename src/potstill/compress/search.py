@@ -38,7 +38,7 @@ SCREENING = (
     0.25,
     1,
     4,
-)  # times its games: what is far too little plays no more, and most play so many where few are dear
+)  # times its games: what is far too little plays no more, and most play on where it costs little
 CHEAP = 0.02  # share of the budget for games that are no more than welcome
 AMPLE = 15  # times smaller than a teacher, students mostly keep its score (Rusu et al. 2015, "Policy Distillation")
 PROMPT = 2  # times as long as the quickest training, those of a first round may take

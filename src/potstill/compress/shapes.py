@@ -57,7 +57,7 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
                 continue
         found.setdefault(str(student), Shape(name, network, sparsity, student.size(), cost_of(student, config)))
     teacher = cost_of(policy, config)
-    pruned = [shape for shape in found.values() if shape.sparsity]  # which beat others of their size
+    pruned = [shape for shape in found.values() if shape.sparsity]  # at first they agree more than others of their size
     smaller = sorted(
         (s for s in pruned or found.values() if s.cost < teacher), key=lambda s: (s.cost, s.size.parameters)
     )
