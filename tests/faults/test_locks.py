@@ -77,7 +77,7 @@ def test_of_two_comparisons_in_one_folder_the_second_is_refused(tmp_path, teache
 def take(lock: Path, told: list) -> None:
     """Puts another's lock in the place of one, as who has removed it as stale would."""
     lock.unlink()
-    told.append(runs._try_lock(lock, 0.0))
+    told.append(runs._try_lock(lock))
     lock.write_text(lock.read_text().replace(runs._NONCE, "another's"))
 
 

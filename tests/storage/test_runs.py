@@ -319,7 +319,7 @@ def test_of_many_that_find_the_lock_of_the_dead_one_gets_it(run):
         def attempt(_: int, barrier: threading.Barrier = barrier) -> object:
             barrier.wait()
             try:
-                return runs._try_lock(run.lock_path, 600.0)
+                return runs._try_lock(run.lock_path)
             except InputError:
                 return None
 

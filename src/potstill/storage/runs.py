@@ -134,13 +134,12 @@ class Run:
         return "interrupted" if self.resume_path.exists() else "new"
 
     @contextmanager
-    def lock(self, grace: float = GRACE) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """`hold` run.lock, so that no second process writes into this directory; sweeps what a dead one left half made.
 
-        Raises:
-            InputError: as `hold`.
+        Raises InputError as `hold`.
         """
-        with hold(self.lock_path, grace):
+        with hold(self.lock_path):
             sweep(self.path)
             yield
 
@@ -192,18 +191,18 @@ def working_in(folder: Path) -> Iterator[Run]:
 
 
 @contextmanager
-def hold(path: Path, grace: float = GRACE) -> Iterator[None]:
+def hold(path: Path) -> Iterator[None]:
     """Hold the lock file at `path`: a kernel lock (flock) on it, which ends with the process, however that ends.
 
     Where the file system has none, what the file says counts: a process of this machine holds it while it lives, one
-    of another, where we cannot look, until `grace` seconds without a `touch` have passed.
+    of another, where we cannot look, until `GRACE` seconds without a `touch` have passed.
 
     Raises:
         InUseError: a live process holds it (named by pid and host).
         InputError: the file cannot be written.
     """
     try:
-        while (file := _try_lock(path, grace)) is None:
+        while (file := _try_lock(path)) is None:
             pass
     except OSError as error:
         raise InputError(f"cannot lock {path.parent}: {reason(error)}") from error
@@ -244,7 +243,7 @@ def touch(path: Path) -> None:
 
 def _is_mine(path: Path) -> bool:
     try:
-        holder = _parse_holder(_lock_text(path))
+        holder = _parse_holder(read_bytes(path, LOCK_LIMIT).decode(errors="replace"))
     except InputError:
         return False
     return holder is not None and (holder["pid"], holder["nonce"]) == (os.getpid(), _NONCE)
@@ -256,7 +255,7 @@ def _holder(path: Path) -> str | None:
         with open_regular(path) as file:
             free = _flock(file, shared=True)
             text = file.read(LOCK_LIMIT).decode(errors="replace")
-            if free or (free is None and not _is_held(text, os.fstat(file.fileno()).st_mtime, GRACE)):
+            if free or (free is None and not _is_held(text, os.fstat(file.fileno()).st_mtime)):
                 return None
     except InputError:  # there is none, or it is no file
         return None
@@ -352,10 +351,6 @@ def _to_json(document: dict[str, Any]) -> bytes:
     return (json.dumps({"format": FORMAT_VERSION} | document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _lock_text(path: Path) -> str:
-    return read_bytes(path, LOCK_LIMIT).decode(errors="replace")
-
-
 def read_document(path: Path) -> dict[str, Any]:
     """A config.json, a result.json or a study's record.
 
@@ -373,7 +368,7 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _try_lock(path: Path, grace: float) -> BinaryIO | None:
+def _try_lock(path: Path) -> BinaryIO | None:
     """The lock file, new or of the dead, locked and saying who we are. None: it went away meanwhile, try again."""
     try:
         descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CAREFUL, 0o666), True
@@ -388,7 +383,7 @@ def _try_lock(path: Path, grace: float) -> BinaryIO | None:
             raise OSError("it is not a file")
         locked = _flock(file)
         text = file.read(LOCK_LIMIT).decode(errors="replace")
-        if locked is False or (locked is None and not fresh and _is_held(text, os.fstat(descriptor).st_mtime, grace)):
+        if locked is False or (locked is None and not fresh and _is_held(text, os.fstat(descriptor).st_mtime)):
             raise InUseError(f"{path.parent} is in use by {_named(text)}: wait for it, or choose another --out")
         try:
             if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -427,14 +422,14 @@ def _flock(file: BinaryIO, shared: bool = False) -> bool | None:
     return False
 
 
-def _is_held(text: str, modified: float, grace: float) -> bool:
+def _is_held(text: str, modified: float) -> bool:
     """Whether a lock file that the kernel does not guard, with this text, last modified at `modified` (seconds since
     1970), has a live holder."""
     holder = _parse_holder(text)
     if holder is None:  # half a text is a lock being written, by a process that may have been killed at it
-        return time.time() - modified < min(grace, WRITING)
+        return time.time() - modified < WRITING
     if holder["machine"] is None or holder["machine"] != _machine():
-        return time.time() - modified < grace
+        return time.time() - modified < GRACE
     born = _born(holder["pid"])
     return is_alive(holder["pid"]) and born == holder["born"]  # another process may have got the pid since
 
