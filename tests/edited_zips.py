@@ -1,10 +1,20 @@
-"""Stable-Baselines3 zips with other content than they were saved with."""
+"""Stable-Baselines3 zips with other content than they were saved with, and as policies of ours."""
 
 import io
 import json
 import zipfile
 
 import torch
+
+from potstill.load.sb3 import load_sb3
+from potstill.load.weights import save_import
+
+
+def imported(file, env, out, **options):
+    """The policy of a zip, saved as one of ours in a new directory `out`."""
+    loaded = load_sb3(file, env, **options)
+    save_import(loaded, out)
+    return loaded
 
 
 def rewrite(source, target, change, compression=zipfile.ZIP_STORED):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edited_zips import imported
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -18,7 +19,7 @@ import potstill as ps
 from potstill.distill import DistillConfig, start
 from potstill.errors import InputError
 from potstill.load.pickles import array, read_pickle
-from potstill.load.sb3 import NO_STATISTICS, import_sb3, load_sb3
+from potstill.load.sb3 import NO_STATISTICS, load_sb3
 from potstill.load.statistics import read_statistics
 from potstill.policies import load_policy
 from potstill.tasks import TASKS
@@ -74,7 +75,7 @@ def test_an_import_keeps_the_clip_and_a_student_takes_it_over(trained, tmp_path)
     file = beside(trained, tmp_path / "zip", "vecnormalize.pkl")
     seen = torch.from_numpy(observations())
     expected = load_sb3(file, CARTPOLE).policy
-    import_sb3(file, CARTPOLE, tmp_path / "imported")
+    imported(file, CARTPOLE, tmp_path / "imported")
     kept = load_policy(tmp_path / "imported").policy
     assert kept.clip == np.float32(0.7)
     assert torch.equal(kept(seen)[0], expected(seen)[0])
@@ -154,7 +155,7 @@ def test_statistics_of_rewards_only_leave_the_observations_alone(trained, tmp_pa
 
 def test_a_student_of_one_that_normalises_nothing_is_normalised_by_its_play(trained, tmp_path):
     _, _, folder = trained
-    loaded = import_sb3(folder / "model.zip", CARTPOLE, tmp_path / "out", statistics=NO_STATISTICS)
+    loaded = imported(folder / "model.zip", CARTPOLE, tmp_path / "out", statistics=NO_STATISTICS)
     assert torch.equal(loaded.policy.scale, torch.ones(4))
     for teacher in (loaded.policy, load_policy(tmp_path / "out").policy):
         student = start(DistillConfig(), teacher, torch.device("cpu")).student

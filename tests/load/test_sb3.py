@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from edited_zips import rewrite, with_data, with_state
+from edited_zips import imported, rewrite, with_data, with_state
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv, NoopResetEnv, WarpFrame
 from stable_baselines3.common.env_util import make_atari_env
@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTran
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.load import weights
-from potstill.load.sb3 import as_sb3, import_sb3, load_sb3
+from potstill.load.sb3 import as_sb3, load_sb3
 from potstill.policies import load_policy
 from potstill.tasks import TASKS
 
@@ -222,7 +222,7 @@ def test_a_zip_of_an_older_layout_without_second_copies_is_the_same_policy(model
 @pytest.mark.parametrize("name", ["ppo", "dqn", "pong-ppo"])
 def test_an_imported_policy_loads_as_any_other_and_tells_where_it_comes_from(models, zips, frames, tmp_path, name):
     file = zips / f"{name}.zip"
-    import_sb3(file, task(name), tmp_path / "new" / "run")
+    imported(file, task(name), tmp_path / "new" / "run")
     loaded = load_policy(tmp_path / "new" / "run")  # compares the probe
     assert loaded.env == task(name)
     provenance = loaded.document["provenance"]
@@ -238,20 +238,20 @@ def test_an_imported_policy_loads_as_any_other_and_tells_where_it_comes_from(mod
 
 def test_an_import_leaves_nothing_where_it_fails(zips, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"reads|chooses"):
-        import_sb3(zips / "ppo.zip", PONG, tmp_path / "new" / "out")
+        imported(zips / "ppo.zip", PONG, tmp_path / "new" / "out")
     (tmp_path / "full").mkdir()
     with pytest.raises(InputError, match="full exists: choose another --out"):
-        import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "full")
+        imported(zips / "ppo.zip", CARTPOLE, tmp_path / "full")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot make .*; choose another --out"):
-        import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "file" / "out")
+        imported(zips / "ppo.zip", CARTPOLE, tmp_path / "file" / "out")
 
     def fail(*arguments):
         raise InputError("cannot write: no space left on device")
 
     monkeypatch.setattr(weights, "save_policy", fail)
     with pytest.raises(InputError, match="no space left"):
-        import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "out")
+        imported(zips / "ppo.zip", CARTPOLE, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
@@ -401,7 +401,7 @@ def test_export_and_watch_take_a_zip_and_its_task(call, zips, models, tmp_path):
     np.testing.assert_allclose(logits, heads(models["ppo"], observations)[0], atol=1e-4)
 
     film = tmp_path / "game.gif"
-    import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "imported")
+    imported(zips / "ppo.zip", CARTPOLE, tmp_path / "imported")
     code, out, _ = call("watch", zips / "ppo.zip", tmp_path / "imported", *words[1:], "--out", film, "--max-steps", 3)
     assert (code, out) == (0, f"{film}\n")
     assert film.read_bytes().startswith(b"GIF89a")
@@ -445,7 +445,7 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
 def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(call, zips, tmp_path, monkeypatch, words, expected):
     for name in ("ppo.zip", "dqn.zip"):
         shutil.copy(zips / name, tmp_path)
-    import_sb3(zips / "ppo.zip", CARTPOLE, tmp_path / "imported")
+    imported(zips / "ppo.zip", CARTPOLE, tmp_path / "imported")
     monkeypatch.chdir(tmp_path)
     code, out, err = call(*words)
     assert (code, out) == (2, "")

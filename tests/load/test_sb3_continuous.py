@@ -10,12 +10,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from edited_zips import imported
 from stable_baselines3 import A2C, PPO
 
 from potstill.distributions import gaussian_greedy, gaussian_sample
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.load.sb3 import import_sb3, load_sb3
+from potstill.load.sb3 import load_sb3
 from potstill.policies import load_policy
 from potstill.tasks import TASKS
 
@@ -132,7 +133,7 @@ def test_sampled_actions_have_the_means_and_deviations_of_sb3s(models, zips):
 
 
 def test_an_imported_policy_loads_as_any_other(zips, tmp_path):
-    import_sb3(zips / "aim.zip", ENVS["aim"], tmp_path / "aim")
+    imported(zips / "aim.zip", ENVS["aim"], tmp_path / "aim")
     loaded = load_policy(tmp_path / "aim")  # compares the probe
     assert loaded.policy.continuous
     seen = torch.from_numpy(observations("aim"))

@@ -41,14 +41,11 @@ def import_sb3(arguments: Sequence[str]) -> None:
     """`potstill import-sb3`."""
     options = parse(_ImportSb3, arguments, "import-sb3")
     task = sb3.as_sb3(find_env(options.env))
-    checked = ""
-    if options.check:
-        loaded = sb3.load_sb3(options.model, task, temperature=options.temperature, statistics=options.statistics)
-        checked = check_sb3(loaded)
-    loaded = sb3.import_sb3(options.model, task, options.out, options.temperature, options.statistics)
+    loaded = sb3.load_sb3(options.model, task, temperature=options.temperature, statistics=options.statistics)
+    checked = {"checked": check_sb3(loaded)} if options.check else {}
+    save_import(loaded, options.out)
     print(options.out)
-    facts: dict[str, object] = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family}
-    facts |= {"checked": checked} if checked else {}
+    facts = {"parameters": loaded.policy.size().parameters, "family": loaded.policy.family} | checked
     print(Record({key: loaded.document["provenance"][key] for key in ("algorithm", "sb3_version")} | facts))
 
 

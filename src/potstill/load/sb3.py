@@ -10,7 +10,6 @@ import re
 import struct
 import zlib
 from contextlib import closing
-from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -31,14 +30,16 @@ from potstill.load.statistics import Statistics, find_statistics, read_statistic
 from potstill.load.weights import (
     DETERMINISTIC,
     Q_TEMPERATURE,
+    chain,
     check_finite,
     check_layers,
+    half_ranges,
+    in_half_ranges,
     lay,
     mlp_of,
     observe,
     random_play,
     read_tensors,
-    save_import,
     sharpen,
 )
 from potstill.networks import NetworkConfig, Policy
@@ -199,28 +200,6 @@ def open_zip(content: bytes) -> Opened:
     if name in archive.namelist():
         version = _read(archive, name, 100).decode(errors="replace").strip()
     return Opened(kind, algorithm, data, state, version)
-
-
-def import_sb3(
-    path: Path,
-    env: EnvConfig,
-    out: Path,
-    temperature: float = Q_TEMPERATURE,
-    statistics: Path | None = None,
-) -> LoadedPolicy:
-    """Reads a zip as `load_sb3` does and saves it as a policy of ours, `policy.safetensors` in a new directory `out`.
-
-    Raises:
-        InputError: as `load_sb3`; or `out` exists, or cannot be written: nothing is left there.
-    """
-    loaded = load_sb3(path, env, temperature=temperature, statistics=statistics)
-    if loaded.policy.sees_raw:
-        raise InputError(
-            f"{path} is no network of potstill's families ({loaded.document['provenance']['algorithm']}): it plays and"
-            " teaches as the zip it is; distil it"
-        )
-    save_import(loaded, Path(out))
-    return loaded
 
 
 def _unzip(content: bytes) -> ZipFile:
@@ -385,12 +364,10 @@ def _build(
     if cnn:
         config = NetworkConfig(family="nature", critic="split" if critic else "shared")
     elif not stacked:
-        config = mlp_of(state, [theirs for ours, theirs in names.items() if ours != "actor"], activation)
-        beside = mlp_of(state, critic.values(), activation) if critic else config
-        if (beside.family, beside.options) != (config.family, config.options):  # what is not deployed may differ
+        hidden = [theirs for ours, theirs in names.items() if ours != "actor"]
+        config = mlp_of(state, hidden, activation, critic.values() if critic else None)
+        if critic and config.critic == "shared":  # what is not deployed may be of another kind
             critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.")
-        elif critic:
-            config = replace(config, critic="split", critic_width=beside.width)
     if stacked:
         critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.", "vf_features_extractor.")
     names |= critic
@@ -438,9 +415,6 @@ def _build(
     with torch.no_grad():
         if algorithm in ("DQN", "QRDQN"):
             sharpen(policy, temperature)
-        elif "critic" not in names:
-            policy.critic.weight.zero_()
-            policy.critic.bias.zero_()
         exact = algorithm != "ARS"
         if envs.continuous:
             exact = _act_continuously(policy, {name: state[name] for name in deviations}, algorithm, data, envs)
@@ -464,7 +438,7 @@ def _stacked(
     centre, half = torch.zeros(1), torch.ones(1)
     squash = None
     if envs.continuous and (squash := _squash(algorithm, data, "actor.log_std" in state)) is not None:
-        centre, half = (each.float() for each in _range(envs))
+        centre, half = (each.float() for each in half_ranges(envs))
     if squash not in (None, 1.0):
         raise InputError("gSDE's bound on the mean is not read of a CnnPolicy with layers behind its convolutions")
     if algorithm in ("DQN", "QRDQN"):
@@ -489,13 +463,6 @@ def _stacked(
         return Foreign(path.name, Network(module), games)
 
 
-def _range(envs: Envs) -> tuple[Tensor, Tensor]:
-    """Centre and half range of each continuous action, float64."""
-    assert envs.bounds is not None
-    low, high = (torch.from_numpy(bound).double() for bound in envs.bounds)
-    return (low + high) / 2, (high - low) / 2
-
-
 def _squash(algorithm: str, data: dict[str, Any], gsde: bool) -> float | None:
     """The bound of the tanh of a mean; None where means are in the environment's units."""
     options = _options(data)
@@ -518,16 +485,8 @@ def _act_continuously(
 
     SB3 squashes a mean by tanh into the range, or leaves it in the environment's units and clips it to the bounds.
     """
-    assert envs.bounds is not None
     assert policy.log_std is not None
-    options = _options(data)
-    centre, half = _range(envs)
-    if (bound := _squash(algorithm, data, "actor.log_std" in deviations)) is not None:
-        policy.squash = torch.tensor(bound)
-        half = torch.ones_like(half)
-    else:
-        policy.actor.weight.copy_(policy.actor.weight.double() / half[:, None])
-        policy.actor.bias.copy_((policy.actor.bias.double() - centre) / half)
+    half = in_half_ranges(policy, envs, _squash(algorithm, data, "actor.log_std" in deviations))
     if algorithm in ("TD3", "DDPG", "ARS"):
         policy.log_std.fill_(math.log(DETERMINISTIC))
         return False
@@ -539,7 +498,7 @@ def _act_continuously(
     heads = deviations.get("actor.log_std.weight"), deviations.get("actor.log_std.bias")
     if log_std is not None and tuple(log_std.shape) in [(latents.shape[1], n) for n in (1, len(half))]:
         std = log_std.double().exp()
-        if options.get("use_expln") is True:
+        if _options(data).get("use_expln") is True:
             std = torch.where(log_std > 0, (log_std.double() + 1e-6).clamp(min=0).log1p() + 1, std)
         spread = (latents.square() @ std.square().expand(-1, len(half)) + 1e-6).sqrt()
     elif heads[0] is not None and heads[1] is not None and heads[0].shape == policy.actor.weight.shape:
@@ -570,11 +529,6 @@ def _layout(state: dict[str, Tensor], kind: Kind, cnn: bool) -> tuple[dict[str, 
     """SB3's name for each layer of our actor, for each hidden layer of a critic of its own, and those of ours that come
     behind convolutions or a memory."""
 
-    def chain(prefix: str) -> list[str]:
-        """The linear layers under a prefix, in order."""
-        found = [re.fullmatch(re.escape(prefix) + r"\.(\d{1,3})\.weight", name) for name in state]
-        return [f"{prefix}.{number}" for number in sorted(int(match[1]) for match in found if match)]
-
     def under(ours: str, layers: list[str]) -> dict[str, str]:
         return {f"{ours}.linears.{number}": layer for number, layer in enumerate(layers)}
 
@@ -582,8 +536,8 @@ def _layout(state: dict[str, Tensor], kind: Kind, cnn: bool) -> tuple[dict[str, 
         parts = {"convs.0": "cnn.0", "convs.1": "cnn.2", "convs.2": "cnn.4", "linears.0": "linear.0"}
         return {f"{ours}.{mine}": f"{prefix}.{theirs}" for mine, theirs in parts.items()}
 
-    shared = chain("mlp_extractor.shared_net")  # of net_arch before SB3 1.8
-    hidden, head = shared + chain(kind.trunk), kind.head
+    shared = chain(state, "mlp_extractor.shared_net")  # of net_arch before SB3 1.8
+    hidden, head = shared + chain(state, kind.trunk), kind.head
     if head is None:
         head = hidden.pop() if hidden else f"{kind.trunk}.0"
     elif f"{head}.0.weight" in state:  # gSDE's mean, with its bound behind it
@@ -596,7 +550,7 @@ def _layout(state: dict[str, Tensor], kind: Kind, cnn: bool) -> tuple[dict[str, 
         return names, critic if actor_critic and own else {}, hidden
     if kind.lstm:
         return {"actor": head}, {}, hidden
-    critic = under("critic_trunk", shared + chain("mlp_extractor.value_net")) if actor_critic else {}
+    critic = under("critic_trunk", shared + chain(state, "mlp_extractor.value_net")) if actor_critic else {}
     return under("trunk", hidden) | {"actor": head}, critic, []
 
 

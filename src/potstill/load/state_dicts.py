@@ -8,13 +8,11 @@ environment's units.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +21,10 @@ from potstill.errors import InputError
 from potstill.load.weights import (
     DETERMINISTIC,
     Q_TEMPERATURE,
+    chain,
     check_finite,
     check_layers,
+    in_half_ranges,
     lay,
     mlp_of,
     observe,
@@ -100,24 +100,18 @@ def load_weights(
     return LoadedPolicy(policy.to(device).eval(), env, document, path)
 
 
-def _chain(state: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """The layers `prefix.0`, `prefix.2`, ... in order."""
-    found = [re.fullmatch(re.escape(prefix) + r"\.(\d{1,3})\.weight", name) for name in state]
-    return [f"{prefix}.{number}" for number in sorted(int(match[1]) for match in found if match)]
-
-
 def _found(state: Mapping[str, Tensor]) -> _Found:
     """Which of CleanRL's files wrote it."""
-    critic = _chain(state, "critic")
+    critic = chain(state, "critic")
     own = {"critic": tuple(critic[:-1]), "value": critic[-1]} if critic else {}
     for prefix in ("actor", "actor_mean"):
-        if layers := _chain(state, prefix):
+        if layers := chain(state, prefix):
             return _Found("PPO", layers[:-1], layers[-1], "tanh", aside=("actor_logstd",), **own)  # type: ignore[arg-type]
-    if (layers := _chain(state, "network")) and "actor.weight" in state:
+    if (layers := chain(state, "network")) and "actor.weight" in state:
         return _Found("PPO", layers, "actor", value="critic")
     if layers:
         return _Found("DQN", layers[:-1], layers[-1])
-    hidden = [*_chain(state, "conv"), *(name for name in ("fc1", "fc2") if f"{name}.weight" in state)]
+    hidden = [*chain(state, "conv"), *(name for name in ("fc1", "fc2") if f"{name}.weight" in state)]
     for head, algorithm in (("fc_mean", "SAC"), ("fc_mu", "TD3"), ("fc_logits", "SAC")):
         if f"{head}.weight" in state:
             aside = ("fc_logstd.", "action_scale", "action_bias")
@@ -151,10 +145,8 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
         config = NetworkConfig(str(width), "nature")
         names |= {"critic": found.value} if found.value else {}
     else:
-        config = mlp_of(state, linears, found.activation)
-        beside = mlp_of(state, found.critic, found.activation) if found.value else None
-        if beside is not None and (beside.family, beside.options) == (config.family, config.options):
-            config = replace(config, critic="split", critic_width=beside.width)
+        config = mlp_of(state, linears, found.activation, found.critic if found.value else None)
+        if config.critic == "split":
             names |= {f"critic_trunk.linears.{number}": name for number, name in enumerate(found.critic)}
             names["critic"] = found.value
     actions = envs.num_actions if isinstance(envs.num_actions, int) else sum(envs.num_actions)
@@ -168,12 +160,9 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
     with torch.no_grad():
         if found.algorithm == "DQN":
             sharpen(policy, Q_TEMPERATURE)
-        elif "critic" not in names:
-            policy.critic.weight.zero_()
-            policy.critic.bias.zero_()
         if policy.log_std is not None:
             log_std = state.get("actor_logstd", torch.full((actions,), math.log(DETERMINISTIC)))
-            _in_half_ranges(policy, envs, found.squashed, log_std)
+            _act_continuously(policy, envs, 1.0 if found.squashed else None, log_std)
     return policy
 
 
@@ -194,22 +183,14 @@ def _own(state: dict[str, Tensor], network: NetworkConfig, envs: Envs, what: str
         for part in (policy.actor.bias, policy.critic.weight, policy.critic.bias):
             part.zero_()
         if policy.log_std is not None:
-            _in_half_ranges(policy, envs, False, torch.full_like(policy.log_std, math.log(DETERMINISTIC)))
+            _act_continuously(policy, envs, None, torch.full_like(policy.log_std, math.log(DETERMINISTIC)))
     return policy
 
 
-def _in_half_ranges(policy: Policy, envs: Envs, squashed: bool, log_std: Tensor) -> None:
-    """Means in the environment's units, and deviations (d,) or (1, d), become those of half the range; a squashed one
-    has that unit."""
-    assert envs.bounds is not None
+def _act_continuously(policy: Policy, envs: Envs, squash: float | None, log_std: Tensor) -> None:
+    """As `in_half_ranges`; deviations (1, d) are in the same units as the means, and those (d,) in half ranges."""
     assert policy.log_std is not None
-    low, high = (torch.from_numpy(bound.astype(np.float64)) for bound in envs.bounds)
-    half = (high - low) / 2
-    if log_std.numel() != len(half):
-        raise InputError(f"its {log_std.numel()} deviations are not those of {len(half)} actions")
-    if squashed:
-        policy.squash = torch.tensor(1.0)
-    else:
-        policy.actor.weight.copy_(policy.actor.weight.double() / half[:, None])
-        policy.actor.bias.copy_((policy.actor.bias.double() - (low + high) / 2) / half)
-    policy.log_std.copy_(log_std.reshape(-1).double() - (0 if squashed or log_std.dim() == 1 else half.log()))
+    if log_std.numel() != len(policy.log_std):
+        raise InputError(f"its {log_std.numel()} deviations are not those of {len(policy.log_std)} actions")
+    half = in_half_ranges(policy, envs, squash)
+    policy.log_std.copy_(log_std.reshape(-1).double() - (half.log() if log_std.dim() > 1 else 0))

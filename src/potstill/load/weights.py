@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -78,19 +79,34 @@ def check_finite(state: Mapping[str, Tensor], what: str) -> None:
         raise InputError(f"{infinite[0]} in {what} is not finite")
 
 
-def mlp_of(state: Mapping[str, Tensor], layers: Iterable[str], activation: str) -> NetworkConfig:
-    """The multilayer perceptron that has these layers; of two equal ones, 64 units are width 1."""
+def chain(state: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """The layers `prefix.0`, `prefix.2`, ... in order."""
+    found = [re.fullmatch(re.escape(prefix) + r"\.(\d{1,3})\.weight", name) for name in state]
+    return [f"{prefix}.{number}" for number in sorted(int(match[1]) for match in found if match)]
+
+
+def mlp_of(
+    state: Mapping[str, Tensor], layers: Iterable[str], activation: str, critic: Iterable[str] | None = None
+) -> NetworkConfig:
+    """The multilayer perceptron that has these layers; of two equal ones, 64 units are width 1. It is split where the
+    layers of a `critic` make one of the same kind."""
     units = [size for layer in layers for size in state[f"{layer}.weight"].shape[:1]]
-    if not units:
-        return NetworkConfig(family="linear")
     options = () if activation == "tanh" else (f"activation={activation}",)
-    if len(units) == 2 and units[0] == units[1]:
-        return NetworkConfig(str(Fraction(units[0], 64)), "mlp", options=options)
-    return NetworkConfig(family="mlp", options=(f"layers={','.join(map(str, units))}", *options))
+    if not units:
+        config = NetworkConfig(family="linear")
+    elif len(units) == 2 and units[0] == units[1]:
+        config = NetworkConfig(str(Fraction(units[0], 64)), "mlp", options=options)
+    else:
+        config = NetworkConfig(family="mlp", options=(f"layers={','.join(map(str, units))}", *options))
+    beside = mlp_of(state, critic, activation) if critic is not None else None
+    if beside is None or (beside.family, beside.options) != (config.family, config.options):
+        return config
+    return replace(config, critic="split", critic_width=beside.width)
 
 
 def lay(policy: Policy, state: Mapping[str, Tensor], names: Mapping[str, str], task: str, what: str) -> None:
-    """Copies weights and biases into the policy's layers, `names` from its own name of a layer to theirs.
+    """Copies weights and biases into the policy's layers, `names` from its own name of a layer to theirs. A critic that
+    is not among them says 0.
 
     Raises:
         InputError: a layer is missing or has another shape, or the policy's answers are not finite.
@@ -108,8 +124,31 @@ def lay(policy: Policy, state: Mapping[str, Tensor], names: Mapping[str, str], t
                         f" {task} and the {policy.family} family it would be {tuple(target.shape)}"
                     )
                 target.copy_(given)
+        if "critic" not in names:
+            policy.critic.weight.zero_()
+            policy.critic.bias.zero_()
         if not policy(torch.zeros(1, *policy.observation_shape))[0].isfinite().all():
             raise InputError(f"{what} holds weights so large that what the policy answers is not finite")
+
+
+def half_ranges(envs: Envs) -> tuple[Tensor, Tensor]:
+    """Centre and half the range of each continuous action, float64."""
+    assert envs.bounds is not None
+    low, high = (torch.from_numpy(bound).double() for bound in envs.bounds)
+    return (low + high) / 2, (high - low) / 2
+
+
+@torch.no_grad()
+def in_half_ranges(policy: Policy, envs: Envs, squash: float | None) -> Tensor:
+    """Means in the environment's units become those of half the range; those that go through tanh, and then not beyond
+    `squash`, have that unit. Returns what deviations are divided by, (d,) float64."""
+    centre, half = half_ranges(envs)
+    if squash is not None:
+        policy.squash = torch.tensor(squash)
+        return torch.ones_like(half)
+    policy.actor.weight.copy_(policy.actor.weight.double() / half[:, None])
+    policy.actor.bias.copy_((policy.actor.bias.double() - centre) / half)
+    return half
 
 
 @torch.no_grad()
@@ -154,7 +193,7 @@ def save_import(loaded: LoadedPolicy, out: Path) -> None:
     """Saves a policy of others as one of ours, `policy.safetensors` in a new directory `out`.
 
     Raises:
-        InputError: `out` exists, or cannot be written: nothing is left there.
+        InputError: `out` exists, or cannot be written, or no family of ours has such a network: nothing is left there.
     """
     with new_folder(out) as folder:
         write_import(loaded, folder)
@@ -162,5 +201,10 @@ def save_import(loaded: LoadedPolicy, out: Path) -> None:
 
 def write_import(loaded: LoadedPolicy, folder: Path) -> None:
     """As `save_import`, into a folder that is there."""
+    if loaded.policy.sees_raw:
+        raise InputError(
+            f"{loaded.path} is no network of potstill's families ({loaded.document['provenance']['algorithm']}): it"
+            " plays and teaches as the zip it is; distil it"
+        )
     probe = random_play(loaded.env)[::10]
     save_policy(folder / "policy.safetensors", loaded.policy, loaded.env, probe, loaded.document["provenance"])
