@@ -154,16 +154,17 @@ class Exported(Policy):
         return self._with_deviations(torch.from_numpy(outputs))
 
 
-def in_order(actor: Actor, run: Callable[..., Any]) -> Array:
-    """What `run`, as `Exported` takes it, tells of all observations: of a memory step by step, as they were played."""
+def in_order(actor: Actor, run: Callable[..., Any]) -> Any:
+    """What `run`, as `Exported` takes it, tells of all observations: of a memory step by step, as they were played. One
+    that tells more than outputs, such as actions, gives an array of each."""
     if not actor.policy.remembers:
-        told: Array = run(actor.observations)
-        return told
-    memory, outputs = np.zeros((1, actor.policy.actor.in_features), np.float32), []
+        return run(actor.observations)
+    memory, told = np.zeros((1, actor.policy.actor.in_features), np.float32), []
     for shown in actor.observations:
-        output, memory = run(shown[None], memory)
-        outputs.append(output)
-    return np.concatenate(outputs)
+        *each, memory = run(shown[None], memory)
+        told.append(each)
+    parts = [np.concatenate(part) for part in zip(*told, strict=True)]
+    return parts if len(parts) > 1 else parts[0]
 
 
 class Versions(NamedTuple):
@@ -184,7 +185,7 @@ def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[flo
 
     Args:
         outputs: (B, A) logits, or (B, d) means in units of half the range.
-        actions: (B,) indices, (B, K) of several choices, or (B, d) as the environment counts.
+        actions: (B,) indices, (B, K) of several choices, or (B, *shape) as the environment counts.
         name: who computed, for the message.
 
     Returns:
@@ -204,12 +205,12 @@ def verify(actor: Actor, outputs: Array, actions: Array, name: str) -> tuple[flo
     expected = logits[:, : actor.policy.actor.out_features].numpy()
     allowed = ABSOLUTE + RELATIVE * np.abs(expected).max(1)
     what = "logits" if actor.bounds is None else "means"
-    difference = np.abs(outputs - expected).max(1)
+    difference, actions = np.abs(outputs - expected).max(1), actions.reshape(len(expected), -1)
     _refuse(difference, allowed, f"{name} computes other {what} than PyTorch")
     if actor.bounds is None:
         counts = actor.policy.num_actions if isinstance(actor.policy.num_actions, tuple) else (expected.shape[1],)
-        chosen, tied = actions.reshape(len(expected), -1).T, np.zeros(len(expected), bool)
-        for own, logit in zip(chosen, np.split(expected, np.cumsum(counts)[:-1], 1), strict=True):
+        tied = np.zeros(len(expected), bool)
+        for own, logit in zip(actions.T, np.split(expected, np.cumsum(counts)[:-1], 1), strict=True):
             short = logit.max(1) - np.take_along_axis(logit, own[:, None], 1)[:, 0]
             _refuse(short, 2 * allowed, f"{name} chooses an action that is not PyTorch's greedy one")
             tied |= own != logit.argmax(1)

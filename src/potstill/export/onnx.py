@@ -3,23 +3,23 @@
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from potstill import __version__
 from potstill.envs import Array, emulator
 from potstill.errors import InputError, first_line
-from potstill.export.actor import Actor, Exported, Versions, axes, verify
+from potstill.export.actor import Actor, Exported, Versions, axes, in_order, verify
 from potstill.export.raw import check as check_raw
 from potstill.export.raw import wrap
+from potstill.load.callables import onnx_session
 from potstill.networks import GRU, FramewiseConv
 from potstill.policies import LoadedPolicy, recorded_result
 from potstill.views import sensed
@@ -69,7 +69,7 @@ def versions(
     facts: dict[str, dict[str, Any]] = {name: {"opset": opset} for name in paths}
     if raw:
         models["float32"] = whole = wrap(model, emulator(loaded.env).observation_space.shape[:2])
-        proved = check_raw(session(whole.SerializeToString()), session(plain), loaded.env, deployed.actions)
+        proved = check_raw(onnx_session(whole.SerializeToString()), onnx_session(plain), loaded.env, deployed.actions)
         facts["float32"]["raw"] = proved
     if "int8" in paths:
         models["int8"] = _quantise(model)
@@ -78,20 +78,9 @@ def versions(
     score = {"mean": known["score"], "ci95": known["ci95"], "episodes": known["episodes"]} if known else None
     files = {}
     for name, path in paths.items():
-        files[name] = partial(_file, path, models[name], loaded, deployed, score if name == "float32" else None)
+        files[name] = partial(_written, path, models[name], loaded, deployed, score if name == "float32" else None)
         facts[name]["bytes"] = len(files[name](None)[path])
     return Versions(deployed, difference, tied, players, facts, files)
-
-
-def _file(
-    path: Path,
-    model: "ModelProto",
-    loaded: LoadedPolicy,
-    deployed: Actor,
-    known: dict[str, Any] | None,
-    played: dict[str, Any] | None,
-) -> dict[Path, bytes]:
-    return {path: _serialise(model, loaded, deployed, known or played)}
 
 
 def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
@@ -207,13 +196,7 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         held = ("state", inputs), ("next_state", outputs)
         for name, infos in held:
             infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", policy.actor.in_features]))
-    graph = helper.make_graph(
-        nodes,
-        "policy",
-        inputs,
-        outputs,
-        weights,
-    )
+    graph = helper.make_graph(nodes, "policy", inputs, outputs, weights)
     imports = [helper.make_opsetid("", opset)]
     version = helper.find_min_ir_version_for(imports)  # the newest would shut out runtimes that know the opset
     model = helper.make_model(
@@ -282,50 +265,38 @@ def trace(actor: Actor, opset: int = OPSET) -> "ModelProto":
 def check(data: bytes, actor: Actor) -> tuple[float, int]:
     """Runs a model in onnxruntime and holds it against PyTorch, as `actor.verify` says."""
     try:
-        outputs, actions = _in_order(session(data), actor)
+        outputs, actions = in_order(actor, _runs(data, actor))
     except Exception as error:  # of a dozen kinds: a network of the user's own that holds only for some batches, say
         raise InputError(f"onnxruntime cannot run the file of {actor.policy.family}: {first_line(error)}") from error
-    if actor.bounds is not None:
-        centre, half = actor.units
-        outputs, actions = (outputs - centre) / half, actions.reshape(len(actions), -1)
     return verify(actor, outputs, actions, "onnxruntime")
-
-
-def _in_order(running: Any, actor: Actor) -> tuple[Array, Array]:
-    """Outputs and actions of all observations: of a memory step by step, as it plays them."""
-    if not actor.policy.remembers:
-        outputs, actions = running.run(None, {"observation": actor.observations})
-        return outputs, actions
-    state, told = np.zeros((1, actor.policy.actor.in_features), np.float32), []
-    for shown in actor.observations:
-        *each, state = running.run(None, {"observation": shown[None], "state": state})
-        told.append(each)
-    outputs, actions = (np.concatenate(parts) for parts in zip(*told, strict=True))
-    return outputs, actions
 
 
 def player(data: bytes, actor: Actor) -> Exported:
     """A model in the place of its policy."""
-    running = session(data)
+    names = ["logits" if actor.bounds is None else "mean", *["next_state"] * actor.policy.remembers]
+    running = _runs(data, actor, names)
 
     def run(observations: Array, *memory: Array) -> Any:
-        names = ["logits" if actor.bounds is None else "mean", *["next_state"] * len(memory)]
-        given = {"observation": observations} | dict(zip(("state",), memory, strict=False))
-        outputs, *after = running.run(names, given)
-        if actor.bounds is not None:
-            centre, half = actor.units
-            outputs = (outputs - centre) / half
+        outputs, *after = running(observations, *memory)
         return (outputs, *after) if memory else outputs
 
     return Exported(actor, run)
 
 
-def session(data: bytes) -> Any:
-    import onnxruntime
+def _runs(data: bytes, actor: Actor, names: list[str] | None = None) -> Callable[..., Any]:
+    """A model as a function of raw observations, and of a memory: its outputs of these names, or all. Its means are in
+    units of half the range."""
+    running = onnx_session(data)
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    def run(observations: Array, *memory: Array) -> Any:
+        given = {"observation": observations} | dict(zip(("state",), memory, strict=False))
+        outputs, *others = running.run(names, given)
+        if actor.bounds is not None:
+            centre, half = actor.units
+            outputs = (outputs - centre) / half
+        return outputs, *others
+
+    return run
 
 
 def _quantise(model: "ModelProto") -> "ModelProto":
@@ -344,8 +315,11 @@ def _quantise(model: "ModelProto") -> "ModelProto":
         return onnx.load(quantised)
 
 
-def _serialise(model: "ModelProto", loaded: LoadedPolicy, actor: Actor, score: dict[str, Any] | None) -> bytes:
-    """The file's bytes, with all that a program needs to know to play with it; docs/howto/export.md lists the keys."""
+def _written(
+    path: Path, model: "ModelProto", loaded: LoadedPolicy, actor: Actor, known: Any, played: Any
+) -> dict[Path, bytes]:
+    """The file's bytes, with all that a program needs to know to play with it; docs/howto/export.md lists the keys. The
+    score is the one that is `known`, or else what the file `played`."""
     from ale_py.registration import rom_id_to_name
     from onnx import helper
 
@@ -369,9 +343,8 @@ def _serialise(model: "ModelProto", loaded: LoadedPolicy, actor: Actor, score: d
         | {"max_frames": env.max_frames}
         | ({"view": sensed(env.view)} if sensed(env.view) else {}),
     }
-    if score:
+    if score := known or played:
         metadata["score"] = score
     texts = {name: json.dumps(value, allow_nan=False) for name, value in metadata.items()}
     helper.set_model_props(model, texts | {"potstill": __version__})
-    data: bytes = model.SerializeToString()
-    return data
+    return {path: model.SerializeToString()}

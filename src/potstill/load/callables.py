@@ -217,18 +217,23 @@ class Network:
         return self.module(torch.from_numpy(observations).to(at))
 
 
-def _onnx(path: Path) -> Answer:
-    """An ONNX model of one input, on one thread: its output `logits`, or `action` of a continuous one, or its first."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError("an ONNX teacher needs onnxruntime: pip install 'potstill[onnx]'") from error
-    content = read_bytes(path, MAX_ONNX_BYTES, follow=True)
+def onnx_session(content: bytes) -> Any:
+    """A model that runs on one thread."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _onnx(path: Path) -> Answer:
+    """An ONNX model of one input, on one thread: its output `logits`, or `action` of a continuous one, or its first."""
+    content = read_bytes(path, MAX_ONNX_BYTES, follow=True)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnx_session(content)
+    except ImportError as error:
+        raise InputError("an ONNX teacher needs onnxruntime: pip install 'potstill[onnx]'") from error
     except Exception as error:  # onnxruntime has a dozen kinds
         raise InputError(f"{path} cannot be read as ONNX: {first_line(error)}") from error
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
