@@ -58,7 +58,7 @@ def test_the_first_answer_tells_every_score_whose_ratio_has_a_bound_greedy_and_s
     for target in (0, 10, 15, 18):
         for text, ratio in ((greedy, ratios(known)[target]), (sampled, soft[target])):
             ends = span(*ratio.size.interval)
-            told = f"{ratio_text(ratio)} times at {target} points ({ends})"
+            told = f"{ratio_text(ratio.size)} times at {target} points ({ends})"
             assert (told in text) == (ratio.size.interval != (0.0, math.inf))
     assert soft[10].size.low > ratios(known)[10].size.low * 0.5
 
@@ -141,7 +141,7 @@ def test_both_answers_say_what_is_left_of_them_where_rl_has_twice_the_budget():
     first, second, _ = replies(answers)
     assert first.verdict == "The budget"
     note = next(note for note in first.notes if "With 3.0M agent steps for RL" in note)
-    assert f"{ratio_text(ratio)} times at 10 points ({span(*ratio.size.interval)})" in note
+    assert f"{ratio_text(ratio.size)} times at 10 points ({span(*ratio.size.interval)})" in note
     assert any("higher at 0 of 6 sizes" in note for note in second.notes)
 
 
@@ -204,7 +204,7 @@ def test_the_table_calls_those_runs_converged_that_the_report_does(tmp_path, poi
 def test_a_score_that_rl_never_reaches_bounds_the_ratio_from_below_and_is_reported_as_censored():
     answers = ask(settled(study(RL_AND_STUDENT, widths=("1/32", "1/16", "1/8"))))
     ratio = ratios(answers)[10]
-    assert ratio_text(ratio).startswith("more than ")
+    assert ratio_text(ratio.size).startswith("more than ")
     assert ratio.size.high == math.inf
     assert any("The ratio of sizes at 10, 15, 18, 20 is censored" in line for line in unknown(answers))
 

@@ -38,13 +38,6 @@ class Bounded:
     unknown: float
     """Shares of the resamples, of sum 1: known exactly; from below only (> x); from above only (<= x); not at all."""
 
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:.4g}"
-        if self.low == 0:
-            return f"<= {self.high:.4g}" if math.isfinite(self.high) else "unknown"
-        return f"> {self.low:.4g}"
-
 
 @dataclass(frozen=True)
 class Convergence:

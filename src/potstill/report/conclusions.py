@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from potstill.analysis.scaling import Bounded
 from potstill.arms import REWARD, STUDENTS
 from potstill.report.answers import Answers
 from potstill.report.budgets import PLAYS
@@ -93,14 +94,16 @@ def headline(answers: Answers) -> str:
 def replies(answers: Answers) -> tuple[Reply, ...]:
     """The three questions and their answers, by rules that were fixed before the runs (docs/howto/report.md)."""
     bigger, equal, scaling = QUESTIONS
-    if missing := _missing(answers):
+    lacking = [] if answers.of("rl") else ["RL from scratch"]
+    lacking += [] if answers.student else ["a distilled network"]
+    if lacking:
+        missing = f"The study has no finished run of {' or of '.join(lacking)}."
         return tuple(Reply(question, "Cannot be said", missing) for question in QUESTIONS)
     return _overhead(bigger, answers), _equal_size(equal, answers), _growth(scaling, answers)
 
 
-def ratio_text(ratio: Ratio) -> str:
+def ratio_text(size: Bounded) -> str:
     """2.3, more than 4.0, at most 0.50, unknown."""
-    size = ratio.size
     if size.low == size.high:
         return times(size.low)
     if size.low == 0:
@@ -186,8 +189,8 @@ def _overhead(question: str, answers: Answers) -> Reply:
     notes += [_wanted(answers)] * (len(told) < len(ours))
     best = max(told, key=lambda each: (each.size.interval[0] > 0 and each.size.interval[1] < math.inf, each.target))
     short_sentence = (
-        f"To reach {_score(answers, best.target)}, RL from scratch needs {ratio_text(best)} times the parameters of a"
-        f" student (95 % interval: {span(*best.size.interval)}).{STILL_LEARNING * (verdict == 'Open')}"
+        f"To reach {_score(answers, best.target)}, RL from scratch needs {ratio_text(best.size)} times the parameters"
+        f" of a student (95 % interval: {span(*best.size.interval)}).{STILL_LEARNING * (verdict == 'Open')}"
     )
     return Reply(question, verdict, sentence, tuple(notes), short_sentence)
 
@@ -308,7 +311,7 @@ def _level(plays: list[list[Ratio]]) -> bool:
 
 def _ratios(found: Iterable[Ratio], at: str, answers: Answers) -> str:
     """'7.7 times at a score of 22.4 (from 3.5, no upper end), ...'"""
-    return ", ".join(f"{ratio_text(r)}{at}{_score(answers, r.target)} ({span(*r.size.interval)})" for r in found)
+    return ", ".join(f"{ratio_text(r.size)}{at}{_score(answers, r.target)} ({span(*r.size.interval)})" for r in found)
 
 
 def _growth(question: str, answers: Answers) -> Reply:
@@ -399,13 +402,6 @@ def task(answers: Answers) -> str:
     if answers.task.startswith("MinAtar/"):
         return "MinAtar " + re.sub(r"(?<=[a-z])(?=[A-Z])", " ", answers.task[8:].removesuffix("-v1"))
     return answers.task.replace("_", " ").title() if answers.task.islower() else answers.task
-
-
-def _missing(answers: Answers) -> str:
-    """Why a comparison of RL with distillation is out of the question; empty where it is not."""
-    lacking = [] if answers.of("rl") else ["RL from scratch"]
-    lacking += [] if answers.student else ["a distilled network"]
-    return f"The study has no finished run of {' or of '.join(lacking)}." * bool(lacking)
 
 
 def _significant(each: Difference) -> bool:

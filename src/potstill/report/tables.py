@@ -128,7 +128,7 @@ def ratios(answers: Answers) -> Table:
     columns: Columns = {
         "size of": lambda ratio: f"{name(ratio.reward)} / {name(ratio.student)}",
         "score": lambda ratio: f"{ratio.target:g}",
-        "ratio": conclusions.ratio_text,
+        "ratio": lambda ratio: conclusions.ratio_text(ratio.size),
         "95 % interval": lambda ratio: conclusions.span(*ratio.size.interval),
         "resamples not censored": lambda ratio: f"{ratio.size.exact:.0%}",
     }
@@ -152,11 +152,11 @@ def ratios_by_budget(answers: Answers) -> Table:
     """RL's size over the student's at each score, and over RL's own at the budget before."""
 
     def told(at: AtBudget, target: float) -> str:
-        size = next(ratio for ratio in at.ratios if ratio.target == target)
-        if size.size.interval == (0.0, math.inf):
+        size = next(ratio.size for ratio in at.ratios if ratio.target == target)
+        if size.interval == (0.0, math.inf):
             return "not bounded"
-        before = next((f" [x {bounded}]" for score, bounded in at.shrunk if score == target), "")
-        return f"{conclusions.ratio_text(size)} ({conclusions.span(*size.size.interval)}){before}"
+        before = next((f" [x {conclusions.ratio_text(bounded)}]" for s, bounded in at.shrunk if s == target), "")
+        return f"{conclusions.ratio_text(size)} ({conclusions.span(*size.interval)}){before}"
 
     columns: Columns = {"RL": _critic, "play": attrgetter("play"), "agent steps": lambda at: _cost(at.steps)}
     columns |= {f"{target:g}": partial(told, target=target) for target in answers.scale.targets}
