@@ -421,15 +421,17 @@ def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
 
 def _curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
     whose = ("run", "arm", "env", "width", "parameters", "seed")
-    points = [{key: record.get(key) for key in whose} | point for record in records for point in _points(record)]
+    points = [{key: record.get(key) for key in whose} | point for record in records for point in curve_of(record)]
     return _frame(points, CURVES)
 
 
-def _points(record: dict[str, Any]) -> list[dict[str, Any]]:
+def curve_of(record: dict[str, Any], most: int | None = None) -> Sequence[dict[str, Any]]:
+    """The learning curve of a record that was read; of a run's own metrics so many points at most. One that cannot be
+    read is named on stderr."""
     if "curve" in record:
-        return list(record["curve"] or [])
+        return record["curve"] or []
     try:
-        return _curve(record["path"] / "metrics.jsonl", record)
+        return _curve(record["path"] / "metrics.jsonl", record, most)
     except InputError as error:  # the other runs have curves
         _tell(f"left out: {error}")
         return []

@@ -22,7 +22,7 @@ from potstill.report import scaling_figures as drawn
 from potstill.report.answers import Answers, answer
 from potstill.report.figures import WIDTH, svg, template
 from potstill.report.groups import Record
-from potstill.results import CURVE_POINTS, check_labels, curves_table, read_runs
+from potstill.results import CURVE_POINTS, check_labels, curve_of, read_runs
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_bytes, read_json
 
@@ -96,12 +96,8 @@ def read_study(folder: Path) -> Study:
     folder = Path(folder)
     records = read_runs(folder)
     check_labels(records)
-    if any("curve" not in record for record in records):
-        curves = curves_table(folder).select("run", "step", "seconds", "score").drop_nulls("step")
-        by_run = {run: frame.drop("run").to_dicts() for (run,), frame in curves.group_by("run", maintain_order=True)}
-        for record in (record for record in records if record["run"] in by_run):
-            points = by_run[record["run"]]
-            record.setdefault("curve", points[::-1][:: math.ceil(len(points) / CURVE_POINTS)][::-1])
+    for record in records:
+        record["curve"] = curve_of(record, CURVE_POINTS)
     document = read_json(folder / "study.json") if (folder / "study.json").is_file() else {}
     films = []
     for path in sorted(folder.glob("*.mp4")):
