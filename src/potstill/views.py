@@ -6,7 +6,7 @@ its speed and its files. The others are the environment's, which shows student a
 
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -173,19 +174,6 @@ class _Delayed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._waiting.popleft(), *rest
 
 
-class _Memory(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """The console's RAM, or some bytes of it, in place of the picture: a frame of one row."""
-
-    def __init__(self, env: Env, places: tuple[int, ...] | None) -> None:
-        super().__init__(env)
-        self._places = list(range(128) if places is None else places)
-        self.observation_space = gymnasium.spaces.Box(0, 255, (1, len(self._places)), np.uint8)
-
-    def observation(self, observation: Any) -> Array:
-        emulator: Any = self.unwrapped
-        return np.asarray(emulator.ale.getRAM()[None, self._places])
-
-
 def _noise(game: Env, value: str, deviation: Callable[[], Array]) -> Env:
     if not re.fullmatch(r"\d{1,3}(\.\d{1,9})?|\.\d{1,9}", value, re.ASCII):
         raise InputError("")
@@ -197,10 +185,13 @@ def _delay(game: Env, value: str, _: Callable[[], Array]) -> Env:
     return _Delayed(game, steps)
 
 
-def _ram(game: Env, value: str, _: Callable[[], Array], places: tuple[int, ...] | None = None) -> Env:
-    if value or not hasattr(game.unwrapped, "ale"):
+def _ram(game: Env, value: str, _: Callable[[], Array], places: Sequence[int] = range(128)) -> Env:
+    """The console's RAM, or some bytes of it, in place of the picture: a frame of one row."""
+    emulator: Any = game.unwrapped
+    if value or not hasattr(emulator, "ale"):
         raise InputError("it is for Atari games")
-    return _Memory(game, places)
+    space = gymnasium.spaces.Box(0, 255, (1, len(places)), np.uint8)
+    return TransformObservation(game, lambda _: emulator.ale.getRAM()[None, list(places)], space)
 
 
 def _objects(game: Env, value: str, _: Callable[[], Array]) -> Env:
