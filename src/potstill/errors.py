@@ -74,10 +74,7 @@ class Failure(NamedTuple):
 
 def failure(error: BaseException) -> Failure | None:
     """Exit code and the one line that is due; None for what is a fault of ours, and deserves its traceback."""
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None:  # a library, or code of the user's, may have other words for it
-        chain.append(cause)
-    if lacking := [each for each in chain if _lacks(each)]:
+    if lacking := [each for each in causes(error) if _lacks(each)]:
         return Failure(1, f"out of memory: {printable(lacking[-1]) or 'no more to be had'}")
     match error:
         case InputError():
@@ -91,6 +88,11 @@ def failure(error: BaseException) -> Failure | None:
         case OSError():
             return Failure(2, printable(reason(error) + (f": {error.filename}" if error.filename else "")))
     return None
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what it came from: a library, or code of the user's, may have other words for it."""
+    return [error, *(causes(error.__cause__) if error.__cause__ is not None else [])]
 
 
 def _lacks(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ files that `push` writes, by name, and nothing else of a repository.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from potstill import __version__
 from potstill.envs import EnvConfig
-from potstill.errors import InputError, printable, reason
+from potstill.errors import InputError, causes, printable, reason
 from potstill.load import load
 from potstill.load.pickles import MAX_BYTES as MAX_STATISTICS_BYTES
 from potstill.load.statistics import NAMES as STATISTICS
@@ -317,21 +317,14 @@ def _one_line(api: "HfApi", repo_id: str, revision: str = "main") -> Iterator[No
     except InputError:
         raise
     except Exception as error:  # it raises its own, httpx2's, hf_xet's and plain ones, and what a wrong server provokes
-        raise InputError(_explain(_causes(error), api.endpoint, repo_id, revision)) from error
+        raise InputError(_explain(causes(error), api.endpoint, repo_id, revision)) from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _explain(causes: Iterable[BaseException], endpoint: str, repo_id: str, revision: str) -> str:
+def _explain(chain: list[BaseException], endpoint: str, repo_id: str, revision: str) -> str:
     from httpx2 import TransportError
     from huggingface_hub import errors
 
-    causes = list(causes)
-    for error in causes:
+    for error in chain:
         match error:
             case errors.HFValidationError():
                 return f"{repo_id!r} is no name of a repository: {error}"
@@ -360,5 +353,5 @@ def _explain(causes: Iterable[BaseException], endpoint: str, repo_id: str, revis
                 )
             case OSError(errno=int()):
                 return reason(error) + (f": {error.filename}" if error.filename else "")
-    root = causes[-1]
+    root = chain[-1]
     return f"{endpoint} did not answer as the Hub does ({type(root).__name__}: {' '.join(str(root).split())[:200]})"
