@@ -53,11 +53,8 @@ def wrap(model: "ModelProto", screen: tuple[int, int]) -> "ModelProto":
 
     x = node("Cast", "frames", to=TensorProto.FLOAT)
     x = node("Round", node("MatMul", x, "raw.grey"))
-    x = (
-        node("ReduceMax", x, axes=[0], keepdims=1)
-        if _opset(whole) < 18
-        else node("ReduceMax", x, "raw.zero", keepdims=1)
-    )
+    old = whole.opset_import[0].version < 18  # when axes were attributes
+    x = node("ReduceMax", x, axes=[0], keepdims=1) if old else node("ReduceMax", x, "raw.zero", keepdims=1)
     x = node("Round", node("MatMul", node("MatMul", "raw.rows", x), "raw.columns"))
     before = node("Slice", node("Cast", "state", to=TensorProto.FLOAT), "raw.one", "raw.end", "raw.zero")
     x = node("Where", "first", node("Expand", x, "raw.stack"), node("Concat", before, x, axis=0))
@@ -72,10 +69,6 @@ def wrap(model: "ModelProto", screen: tuple[int, int]) -> "ModelProto":
     graph.output.append(helper.make_tensor_value_info("state_out", TensorProto.UINT8, [stack, rows, columns]))
     checker.check_model(whole, full_check=True)
     return whole
-
-
-def _opset(model: "ModelProto") -> int:
-    return int(model.opset_import[0].version)
 
 
 def check(raw: Any, plain: Any, env: EnvConfig, actions: list[int], seed: int = 0) -> dict[str, Any]:
@@ -110,11 +103,8 @@ def check(raw: Any, plain: Any, env: EnvConfig, actions: list[int], seed: int = 
         action, state = raw.run(["action", "state_out"], inputs)
         off = np.abs(state.astype(int) - seen)
         (wanted,) = plain.run(["action"], {"observation": seen[None]})
-        steps, pixels_off, other_actions = (
-            steps + 1,
-            pixels_off + int((off > 0).sum()),
-            other_actions + int(action[0] != wanted[0]),
-        )
+        steps, pixels_off = steps + 1, pixels_off + int((off > 0).sum())
+        other_actions += int(action[0] != wanted[0])
         if off.max() > 1:
             raise InputError(f"--raw: a pixel differs by {off.max()} levels at step {steps}: no file is left")
         own, frames = actions[int(wanted[0])], []

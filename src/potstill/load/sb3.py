@@ -193,7 +193,12 @@ class Opened(NamedTuple):
 def open_zip(content: bytes) -> Opened:
     """Raises InputError where it is no zip of SB3's, damaged or too large, or where a pickle is instead of tensors."""
     archive = _unzip(content)
-    data = _read_data(archive)
+    try:  # what SB3 could not write as JSON is an object with a pickle, and beside it plain text to read
+        data = parse_json(_read(archive, "data", MAX_DATA_BYTES))
+    except ValueError as error:
+        raise InputError("its member 'data' is not JSON") from error
+    if not isinstance(data, dict):
+        raise InputError("its member 'data' is not a JSON object")
     kind, algorithm = _algorithm(data)
     state = read_tensors(_read(archive, "policy.pth", MAX_MEMBER_BYTES), "policy.pth")
     name, version = "_stable_baselines3_version", None
@@ -236,17 +241,6 @@ def _read(archive: ZipFile, name: str, limit: int) -> bytes:
             return member.read(info.file_size)  # never read(): a size that lies would unpack without bound
     except _DAMAGE as error:
         raise InputError(f"its member {name!r} is damaged") from error
-
-
-def _read_data(archive: ZipFile) -> dict[str, Any]:
-    """SB3's JSON. What it could not write as JSON is an object with a pickle, and beside it plain text to read."""
-    try:
-        data = parse_json(_read(archive, "data", MAX_DATA_BYTES))
-    except ValueError as error:
-        raise InputError("its member 'data' is not JSON") from error
-    if not isinstance(data, dict):
-        raise InputError("its member 'data' is not a JSON object")
-    return data
 
 
 def _algorithm(data: dict[str, Any]) -> tuple[Kind, str]:

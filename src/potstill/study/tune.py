@@ -10,6 +10,7 @@ total-timesteps = [500_000]               # one value is no choice: the trials h
 """
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ def as_toml(choices: Sequence[Choice]) -> str:
         else:
             lines.append("# interpolated between the tuned widths")
         lines += [f"# at the edge of its grid, which should grow: {name}" for name in choice.edges]
-        lines += [f"{name} = {_toml(value)}" for name, value in choice.setting.items()]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in choice.setting.items()]  # TOML writes them so, too
         lines.append("")
     return "\n".join(lines)
 
@@ -158,7 +159,3 @@ def _between(arm: str, width: str, found: Mapping[str, Choice]) -> Choice:
             value = float(f"{math.exp(float(np.interp(at, x, np.log(values)))):.3g}")
         setting[name] = value
     return Choice(arm, width, setting, {}, 0, ())
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if type(value) is bool else f'"{value}"' if type(value) is str else repr(value)
