@@ -118,14 +118,12 @@ def _empty(document: dict[str, Any], tensors: dict[str, Tensor], view: tuple[str
         raise ValueError(f"observations of shape {shape}, {actions} actions")
     # The oldest know of none of these.
     continuous, layout, dtype = document.get("continuous", False), document.get("layout"), document.get("dtype", "")
-    if type(continuous) is not bool:
-        raise TypeError(f"continuous is {continuous!r}")
-    if layout not in (None, *get_args(Layout)) or (layout == "last" and len(shape) != 3):
-        raise ValueError(f"layout is {layout!r} of observations {shape}")
-    if layout in ("first", "stack") and len(shape) not in (2, 3):
-        raise ValueError(f"layout is {layout!r} of observations {shape}")
-    if not isinstance(dtype, str) or (continuous and isinstance(actions, list)):
-        raise TypeError(f"dtype is {dtype!r}, actions {actions!r}")
+    axes = {"last": (3,), "first": (2, 3), "stack": (2, 3)}.get(str(layout), (len(shape),))
+    known = type(continuous) is bool and isinstance(dtype, str) and layout in (None, *get_args(Layout))
+    if not known or len(shape) not in axes or (continuous and isinstance(actions, list)):
+        raise ValueError(
+            f"continuous is {continuous!r}, layout {layout!r} of {shape}, dtype {dtype!r}, actions {actions}"
+        )
     spaces = tuple(shape), tuple(actions) if isinstance(actions, list) else actions, continuous, layout, dtype, view
 
     probe = tensors["probe.observations"]  # before what views of such a shape would take
