@@ -3,7 +3,7 @@
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -569,16 +569,23 @@ def _deviation(config: EnvConfig) -> Array:
     return np.asarray(seen.std(dtype=np.float64) if seen.ndim > 2 else seen.std(0, dtype=np.float64))
 
 
-def _make_gymnasium(config: EnvConfig, num_envs: int, views: Sequence[tuple[str, ...]]) -> VectorEnv[Any, Any, Any]:
-    # Gymnasium would import the module that such an id names, which is to run it: here the user must have named it.
-    own: Any = find(config.id, "--env") if ":" in config.id else partial(played_alone, config) if config.atari else None
+def maker(config: EnvConfig) -> Callable[..., Any]:
+    """What makes a game as Gymnasium shows it, with options of Gymnasium's own."""
+    if ":" in config.id:  # Gymnasium would import its module, which is to run it: here the user must have named it
+        return cast(Callable[..., Any], find(config.id, "--env"))
+    if config.atari:
+        return partial(played_alone, config)
     register_minatar(config.id)
-    made: list[gymnasium.Env[Any, Any]] = []
+    options: dict[str, Any] = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
+    # The checker looks at the first step alone, and warns of what does no harm here.
+    return partial(gymnasium.make, config.id, disable_env_checker=True, **options)
+
+
+def _make_gymnasium(config: EnvConfig, num_envs: int, views: Sequence[tuple[str, ...]]) -> VectorEnv[Any, Any, Any]:
+    new, made = maker(config), list[gymnasium.Env[Any, Any]]()
 
     def make() -> gymnasium.Env[Any, Any]:
-        options: dict[str, Any] = {"sticky_action_prob": config.sticky} if config.has_sticky_actions else {}
-        # The checker looks at the first step alone, and warns of what does no harm here.
-        env = own() if own is not None else gymnasium.make(config.id, disable_env_checker=True, **options)
+        env = new()
         if not isinstance(env, gymnasium.Env) or any(env is other for other in made):
             what = "the same environment twice" if isinstance(env, gymnasium.Env) else f"a {type(env).__name__}"
             raise InputError(

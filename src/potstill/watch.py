@@ -11,11 +11,11 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import lru_cache, partial
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import imageio_ffmpeg  # type: ignore[import-untyped]
@@ -26,10 +26,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from potstill import telemetry
-from potstill.envs import Array, EnvConfig, Envs, make_atari, played_alone
+from potstill.envs import Array, EnvConfig, Envs, make_atari, maker
 from potstill.errors import InputError, first_line, reason
 from potstill.evaluation import Actions, check_fit
-from potstill.imports import find
 from potstill.inside import BACKGROUND, GAME, Inside, cut
 from potstill.networks import torch_threads
 from potstill.policies import LoadedPolicy
@@ -185,42 +184,35 @@ def _play(
                 return
 
 
-class _Screen(Protocol):
+def _screen(config: EnvConfig, seed: int) -> "_Screen":
     """A game drawn in colour, in step with the one that is played."""
-
-    rate: float  # pictures per second of play
-    names: Sequence[str]  # of the environment's own actions; empty where nothing tells them
-
-    def first(self) -> Array: ...  # (H, W, 3) uint8
-
-    # The environment's own action -> the pictures of one agent step, its reward
-    def step(self, action: Any) -> tuple[list[Array], float]: ...
-
-
-def _screen(config: EnvConfig, seed: int) -> _Screen:
     own = int(np.random.SeedSequence(seed).generate_state(1)[0] & 0x7FFFFFFF)  # as Envs seeds its first environment
     if config.atari and not sensed(config.view):
         return _AtariScreen(config, own)
-    return _MinAtarScreen(config, own) if config.id.startswith("MinAtar/") else _GymnasiumScreen(config, own)
+    if config.id.startswith("MinAtar/"):
+        return _MinAtarScreen(config, own)
+    return _GymnasiumScreen(config, own, render_mode="rgb_array")
 
 
 class _AtariScreen:
     """The emulator's own 160x210 pictures, each of its 60 a second: the frames a policy's frame skip hides are here."""
 
-    rate = 60.0
+    rate = 60.0  # pictures per second of play
 
     def __init__(self, config: EnvConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         shown = {"frameskip": 1, "stack_num": 1, "img_height": 210, "img_width": 160, "grayscale": False}
         self._venv = make_atari(config, 1, 1, **shown, maxpool=False, autoreset_mode=AutoresetMode.NEXT_STEP)
         ale = self._venv.ale  # type: ignore[attr-defined]  # as an AtariVectorEnv has
-        self.names: Sequence[str] = [action.name for action in ale.get_action_set()]
+        self.names: Sequence[str] = [action.name for action in ale.get_action_set()]  # the environment's own
 
     def first(self) -> Array:
+        """(H, W, 3) uint8."""
         observations, _ = self._venv.reset(seed=np.array([self._seed]))  # type: ignore[arg-type]  # ALE takes arrays
         return np.asarray(observations[0, 0])
 
     def step(self, action: Any) -> tuple[list[Array], float]:
+        """One of the environment's own actions: the pictures of that agent step, and its reward."""
         own = np.array([action])
         pictures, total = [], 0.0
         for _ in range(self._config.frame_skip):
@@ -233,15 +225,12 @@ class _AtariScreen:
 
 
 class _GymnasiumScreen:
-    """What the task itself draws."""
+    """What the task itself draws; its names are empty where nothing tells them."""
 
     def __init__(self, config: EnvConfig, seed: int, **options: Any) -> None:
         self._config, self._seed = config, seed
-        own = ":" in config.id  # Gymnasium would take it for a module and an id
-        make: Any = find(config.id, "--env") if own else partial(gymnasium.make, config.id, disable_env_checker=True)
-        make = partial(played_alone, config) if config.atari else make
         try:
-            self._env = make(**options or {"render_mode": "rgb_array"})
+            self._env = maker(config)(**options)
         except (gymnasium.error.Error, TypeError) as error:  # it takes no render_mode, say
             raise InputError(f"{config.id} cannot be drawn: {first_line(error)}") from error
         told = self._env.metadata.get("render_fps", 30)
@@ -275,7 +264,7 @@ class _MinAtarScreen(_GymnasiumScreen):
     palette = bytes.fromhex("000000 56b4e9 e69f00 009e73 d55e00 f0e442 cc79a7 0072b2 ffffff bbbbbb 777777")
 
     def __init__(self, config: EnvConfig, seed: int) -> None:
-        super().__init__(config, seed, sticky_action_prob=config.sticky)
+        super().__init__(config, seed)
         self.rate = 10.0
         words = {"n": "nothing", "l": "left", "u": "up", "r": "right", "d": "down", "f": "fire"}
         game: Any = self._env.unwrapped
@@ -285,6 +274,9 @@ class _MinAtarScreen(_GymnasiumScreen):
         state = self._env.get_wrapper_attr("game").state()
         top = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1)
         return np.asarray(np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[top])
+
+
+_Screen = _AtariScreen | _GymnasiumScreen
 
 
 def _names(envs: Envs, screen: _Screen) -> list[str]:
