@@ -10,7 +10,7 @@ import torch
 from potstill import evaluation as module
 from potstill.envs import Envs, Episode
 from potstill.errors import InputError
-from potstill.evaluation import EvalConfig, Evaluation, Start, check_fit, compare, latency, play
+from potstill.evaluation import EvalConfig, Evaluation, Start, check_fit, compare, latency, play, steps_beside
 from potstill.networks import NetworkConfig, Policy
 from potstill.objectives import forward_kl
 from potstill.rollout import input_statistics
@@ -286,6 +286,10 @@ def test_networks_of_different_families_may_be_compared():
     expected = forward_kl(policies[0](raw)[0], policies[1](raw)[0]).mean().item()
     assert compare(*policies, env, steps=16)["kl"] == pytest.approx(expected, rel=1e-3)
     assert 0 <= figures["agreement"] <= 1
+
+
+def test_the_fewer_games_are_played_the_shorter_is_the_comparison_with_the_teacher():
+    assert [steps_beside(games) for games in (1, 4, 32, 100)] == [512, 2_048, 16_384, 16_384]
 
 
 # Speed

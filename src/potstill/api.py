@@ -289,7 +289,7 @@ def evaluate(
     compared = {}  # first: a teacher of another task is refused before the games
     how: dict[str, Any] = {"seed": seed, "threads": runtime.cores, "alone": loaded.alone}
     for other in others:
-        compared = games.compare(loaded.policy, other.policy, task, **how)
+        compared = games.compare(loaded.policy, other.policy, task, steps=games.steps_beside(episodes), **how)
     title = f"evaluate {task.id}, width {loaded.policy.config.width}"
     with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
         for so_far in games.play(loaded.policy, task, episodes=episodes, actions=actions, start=start, **how):

@@ -51,6 +51,11 @@ class EvalConfig:
 NOT_EVALUATED = EvalConfig(episodes=0)
 
 
+def steps_beside(games: int) -> int:
+    """Agent steps over which a policy is compared with its teacher where so many games are played."""
+    return min(512 * games, 16_384)
+
+
 @dataclass(frozen=True)
 class Start:
     """Who plays the first steps of each game: an off-distribution start. The score counts from the first step."""
@@ -210,7 +215,7 @@ def compare(
     teacher: Policy,
     env: EnvConfig,
     *,
-    steps: int = 16_384,
+    steps: int,
     seed: int = 0,
     threads: int = 1,
     alone: bool = False,

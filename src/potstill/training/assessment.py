@@ -63,7 +63,8 @@ def assess(
         record |= {"teacher_score": score, "teacher_point_win_rate": theirs["point_win_rate"]}
         known_size = not teacher.policy.sees_raw  # of the user's own code nothing is known but how it plays
         record["teacher_parameters"] = teacher.policy.size().parameters if known_size else None
-        record |= evaluation.compare(policy, teacher.policy, env, threads=runtime.cores, alone=loaded.alone)
+        how: dict[str, Any] = {"threads": runtime.cores, "alone": loaded.alone}
+        record |= evaluation.compare(policy, teacher.policy, env, steps=evaluation.steps_beside(count), **how)
     return record
 
 
