@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def processor() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
+@cache  # what was imported does not change
 def commit() -> str | None:
     """The commit of the checkout this code runs from, with a + where it was changed; None for an installed package."""
     folder = Path(__file__).parent
