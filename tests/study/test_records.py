@@ -43,9 +43,9 @@ start-games = 3
 secondary-games = 2
 
 [arms.rl]
-total-timesteps = 20480
-num-steps = 64
-minibatch-size = 512
+total-timesteps = 5120
+num-steps = 16
+minibatch-size = 128
 
 [arms.student]
 method = "distill"
@@ -108,7 +108,7 @@ def test_a_study_ends_with_a_record_of_every_run_and_says_so(done):
 
 def test_a_record_tells_what_was_run_what_it_cost_and_how_it_scored(done):
     rl, student, tuned = (json.loads((done.out / f"{name}.json").read_bytes()) for name in NAMES)
-    assert (rl["arm"], rl["method"], rl["teacher"], rl["env_steps"]) == ("rl", "rl", None, 20480)
+    assert (rl["arm"], rl["method"], rl["teacher"], rl["env_steps"]) == ("rl", "rl", None, 5120)
     assert (student["arm"], student["method"], student["teacher"]) == ("student", "distill", "expert")
     assert (student["teacher_env_steps"], student["teacher_gradient_steps"]) == (77, None)
     assert (tuned["arm"], tuned["method"], tuned["teacher_env_steps"]) == ("finetune", "finetune", 77)
@@ -128,7 +128,7 @@ def test_training_macs_are_counted_by_hand_for_the_smallest_network(done):
     rl = json.loads((done.out / f"{NAMES[0]}.json").read_bytes())
     forward = 4 * 2 + 2 * 2 + 2 * 2 + 2 * 1  # two layers of two units, two logits, a value
     backward = 2 * forward - 4 * 2  # no gradient of the inputs is asked for
-    assert rl["training_macs"] == rl["env_steps"] * forward + rl["gradient_steps"] * 512 * (forward + backward)
+    assert rl["training_macs"] == rl["env_steps"] * forward + rl["gradient_steps"] * 128 * (forward + backward)
 
 
 def test_running_a_finished_study_again_does_nothing(done):
