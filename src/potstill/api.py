@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -33,7 +33,7 @@ from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
 from potstill.ppo import PPOConfig
 from potstill.storage import runs
-from potstill.study.plan import WHOLE, Part, Plan
+from potstill.study.plan import WHOLE, Part, Plan, Pool
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, EnvLike, find_env
 from potstill.training.runtime import Runtime, check_number
@@ -433,14 +433,10 @@ def study(
     env: EnvLike | None = None,
     out: str | Path | None = None,
     part: Part = WHOLE,
-    executor: Literal["local", "ray"] = "local",
-    ray_address: str | None = None,
-    gpus_per_run: float = 0.0,
-    workers: int = 0,
+    pool: Pool | None = None,
     threads: int = 1,
-    retries: int = 1,
-    patience: float = 900.0,
     runtime: Runtime | None = None,
+    **settings: Any,
 ) -> Study:
     """Runs what a plan asks for and its folder does not hold yet, each run in a process of its own.
 
@@ -449,12 +445,9 @@ def study(
         env: the task, in place of the plan's. Workers import it: a class or function at the top of a module.
         out: folder of the records. Default: results/<name of the plan>.
         part: the arms, widths and seeds alone to do.
-        executor: the cores of this machine, or a Ray cluster at `ray_address`.
-        gpus_per_run: GPUs that Ray keeps for each run; 0.25 puts four on one.
-        workers: runs at a time; 0 takes as many as fill the cores.
         threads: CPU threads of each run.
-        retries: how often a run whose process died is started again, from its last save.
-        patience: seconds without a sign of life after which a run counts as hung.
+        settings: fields of `Pool` and `Runtime` by name: `workers` at a time, `retries`, `patience`, `executor` (local
+            or ray), `ray_address` and `gpus_per_run`, as `potstill study run` has them.
 
     Raises:
         InputError: the plan is wrong, by its line; or the folder holds runs of other settings.
@@ -462,25 +455,20 @@ def study(
     """
     from potstill.study import records
 
+    pool, runtime = _filled(settings, pool or Pool(), runtime or Runtime())
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     if env is not None:
         plan = replace(plan, env=env if isinstance(env, str) else find_env(env).id)
     out = Path(out) if out is not None else Path("results") / plan.name
-    limits: dict[str, Any] = {"workers": workers, "threads": threads, "retries": retries, "patience": patience}
-    if executor == "ray":
+    limits: dict[str, Any] = {name: getattr(pool, name) for name in ("workers", "retries", "patience")}
+    if pool.executor == "ray":
         from potstill.study import cluster
 
-        if not gpus_per_run >= 0:
-            raise InputError(f"gpus-per-run must be 0 or more, not {gpus_per_run}")
-        cores = cluster.connect(ray_address)
-        check_number("workers", workers, cores, "cluster")
-        start = partial(cluster.RemoteProcess, gpus=gpus_per_run)
-        limits |= {"workers": workers or max(1, cores // max(1, threads)), "start": start}
-    elif ray_address is not None:
-        raise InputError("--ray-address goes with --executor ray")
-    elif gpus_per_run:
-        raise InputError("--gpus-per-run goes with --executor ray: elsewhere every run takes --device")
-    ended = list(records.run_study(plan, out, runtime or Runtime(), part=part, **limits))
+        cores = cluster.connect(pool.ray_address)
+        check_number("workers", pool.workers, cores, "cluster")
+        start = partial(cluster.RemoteProcess, gpus=pool.gpus_per_run)
+        limits |= {"workers": pool.workers or max(1, cores // max(1, threads)), "start": start}
+    ended = list(records.run_study(plan, out, runtime, part=part, threads=threads, **limits))
     return Study(out, plan, {each.spec.name: each.error for each in ended if each.error is not None}, len(ended))
 
 

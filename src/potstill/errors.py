@@ -25,6 +25,12 @@ class TaskError(Exception):
     """A task's own code raised while it was played. Says which task, where, and what was raised, in one line."""
 
 
+class Stopped(Exception):
+    """Somebody asked for it, and what there is is saved. A command exits with `code`."""
+
+    code: int
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, where no loop waits for it to save first: unwinds what is open, as Ctrl-C does."""
 
@@ -81,6 +87,8 @@ def failure(error: BaseException) -> Failure | None:
             return Failure(2, str(error))
         case DivergedError() | TaskError():
             return Failure(1, printable(error))
+        case Stopped():
+            return Failure(error.code, str(error))
         case KeyboardInterrupt():
             return Failure(143 if isinstance(error, Terminated) else 130, "stopped")
         case ImportError():

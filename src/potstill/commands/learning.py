@@ -19,7 +19,6 @@ from potstill.ppo import PPOConfig
 from potstill.storage.runs import next_directory
 from potstill.study.execute import StudyInterrupted
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import Interrupted
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,7 @@ def _make(make: Callable[..., api.Run], options: dict[str, Any]) -> None:
             )
         kept = [name for name in ("runtime", "evaluation", "data") if name in options]
         make, options = api.resume, {"path": path} | {name: options[name] for name in kept}
-    try:
-        run = make(**options)
-    except Interrupted as stop:
-        print(f"potstill: {stop}", file=sys.stderr)
-        sys.exit(stop.code)
+    run = make(**options)
     for each in (run, *run.branches):
         print(each.path)
         if "score" in each.result:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +25,7 @@ from potstill.storage.runs import next_directory, working_in
 from potstill.study import records, tune
 from potstill.study.execute import StudyInterrupted, execute
 from potstill.study.grid import Grid
-from potstill.study.plan import WHOLE, Part, Plan
+from potstill.study.plan import WHOLE, Part, Plan, Pool
 from potstill.study.planfile import read_plan
 from potstill.training.runtime import Runtime
 
@@ -78,18 +77,7 @@ class _StudyTune:
     """The plan, a TOML file: see docs/reference/plan.md."""
     out: Path | None = None
     """Folder of the study's records, with the run directories under `runs`. Default: results/<name of the plan>."""
-    workers: int = 0
-    """Runs at a time; 0 takes as many as fill the cores."""
-    retries: int = 1
-    """How often a run whose process died is started again, from its last save."""
-    patience: float = 900.0
-    """Seconds without a sign of life after which a run counts as hung."""
-    executor: Literal["local", "ray"] = "local"
-    """Where runs go: the cores of this machine, or a Ray cluster."""
-    ray_address: str | None = None
-    """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
-    gpus_per_run: float = 0.0
-    """GPUs that Ray keeps for each run; 0.25 puts four on one."""
+    pool: OmitArgPrefixes[Pool] = field(default_factory=Pool)
     runtime: OmitArgPrefixes[Runtime] = field(default_factory=lambda: Runtime(threads=1))  # of each run
 
 
@@ -139,13 +127,8 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> dict[str, str]:
     """Runs a plan and prints its table; the runs that failed, with the reason."""
-    names = ("executor", "ray_address", "gpus_per_run", "workers", "retries", "patience")
-    limits: dict[str, Any] = {name: getattr(options, name) for name in names} | {"threads": options.runtime.threads}
-    try:
-        done = api.study(plan, out=out, part=part, runtime=replace(options.runtime, threads=0), **limits)
-    except StudyInterrupted as stop:
-        print(f"potstill: {stop}", file=sys.stderr)
-        sys.exit(stop.code)
+    whole, threads = replace(options.runtime, threads=0), options.runtime.threads
+    done = api.study(plan, out=out, part=part, pool=options.pool, threads=threads, runtime=whole)
     if done.ran:
         _print(done.__rich__())
     else:

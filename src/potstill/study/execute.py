@@ -19,7 +19,7 @@ from rich.text import Text
 from potstill import telemetry
 from potstill.distill import DistillConfig, fitted
 from potstill.envs import check_task, is_builtin
-from potstill.errors import InputError, printable
+from potstill.errors import InputError, Stopped, printable
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import check_shared, imported
 from potstill.load import Origin, load
@@ -40,7 +40,7 @@ SIGN = 30.0  # seconds between two signs of life on the claims
 LOG_TAIL = 1 << 16  # bytes of a log that are searched for its last line
 
 
-class StudyInterrupted(Exception):
+class StudyInterrupted(Stopped):
     """The study was asked to stop; its runs are saved."""
 
     def __init__(self, stop: StopRequested) -> None:

@@ -95,6 +95,32 @@ WHOLE = Part()
 
 
 @dataclass(frozen=True)
+class Pool:
+    """How many runs go on at once, and where."""
+
+    workers: int = 0
+    """Runs at a time; 0 takes as many as fill the cores."""
+    retries: int = 1
+    """How often a run whose process died is started again, from its last save."""
+    patience: float = 900.0
+    """Seconds without a sign of life after which a run counts as hung."""
+    executor: Literal["local", "ray"] = "local"
+    """Where runs go: the cores of this machine, or a Ray cluster."""
+    ray_address: str | None = None
+    """Address of the cluster, such as 10.0.0.1:6379 or auto; default: one made of this machine's cores."""
+    gpus_per_run: float = 0.0
+    """GPUs that Ray keeps for each run; 0.25 puts four on one."""
+
+    def __post_init__(self) -> None:
+        if not self.gpus_per_run >= 0:
+            raise InputError(f"gpus-per-run must be 0 or more, not {self.gpus_per_run}")
+        if self.executor == "local" and self.ray_address is not None:
+            raise InputError("--ray-address goes with --executor ray")
+        if self.executor == "local" and self.gpus_per_run:
+            raise InputError("--gpus-per-run goes with --executor ray: elsewhere every run takes --device")
+
+
+@dataclass(frozen=True)
 class Plan:
     """A study: arms x widths x seeds x teachers."""
 

@@ -23,7 +23,7 @@ from potstill.arms import arm_of
 from potstill.distill import Distillation, DistillConfig, fitted
 from potstill.distill import start as start_distillation
 from potstill.envs import Array, Envs
-from potstill.errors import DivergedError, InputError, TaskError, Terminated
+from potstill.errors import DivergedError, InputError, Stopped, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
 from potstill.load import Place, load, nameless, origin_in, origin_of, path_of
@@ -39,7 +39,7 @@ from potstill.views import part
 KEEP_EVERY = 1.0  # seconds between two copies of the state, kept in case that the task raises
 
 
-class Interrupted(Exception):
+class Interrupted(Stopped):
     """The run was asked to stop, and is saved."""
 
     def __init__(self, run: Run, number: signal.Signals) -> None:
