@@ -11,7 +11,7 @@ import torch
 
 from potstill import telemetry
 from potstill.errors import InputError
-from potstill.telemetry import Metrics, Progress, last, read, sinks, until
+from potstill.telemetry import Metrics, Progress, last, read, sinks
 
 
 @pytest.fixture
@@ -97,7 +97,6 @@ def test_a_resumed_run_keeps_what_was_saved_and_drops_what_it_will_write_again(t
         metrics.write({"step": 2})
         assert metrics.written == all_of_it
     assert telemetry.digest(path) == all_of_it["digest"]
-    assert until(path, 1)["bytes"] == kept["bytes"]  # as the first resume states, which did not say
     with Metrics(path):
         assert path.read_text() == ""
 
@@ -111,12 +110,6 @@ def test_a_resumed_run_does_not_write_on_in_another_file(tmp_path, content):
     with pytest.raises(InputError, match=r"m is not the one that this run had written when it was saved: restore"):
         Metrics(tmp_path / "m", kept)
     assert (tmp_path / "m").read_bytes() == content
-
-
-def test_the_first_resume_states_do_not_go_on_amid_a_line(tmp_path):
-    (tmp_path / "m").write_bytes(b'{"step": 1}')
-    with pytest.raises(InputError, match=r"m is not the one that this run had written when it was saved: restore"):
-        Metrics(tmp_path / "m", until(tmp_path / "m", 1))
 
 
 def test_the_last_record_is_read_from_the_end_however_long_the_file(tmp_path):

@@ -166,12 +166,6 @@ def last(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def until(path: Path, step: int) -> dict[str, Any]:
-    """What `Metrics` is to keep of a file up to an agent step. Raises InputError as `read`."""
-    records = stream(path) if path.exists() else ()
-    return {"bytes": sum(len(_line(record)) for record in records if record["step"] <= step), "digest": ""}
-
-
 def digest(path: Path) -> str:
     """What `Metrics.written` calls the digest of a whole metrics.jsonl. Raises InputError where it cannot be read."""
     return str(_hash_of(path, sys.maxsize).hexdigest())

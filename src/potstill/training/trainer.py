@@ -244,12 +244,12 @@ def _saved(run: Run, path: Path) -> dict[str, Any]:
     except checkpoints.DamagedError as error:
         print(f"potstill: {error}; without a copy, the run is begun again", file=sys.stderr)
         return {}
-    if document.get("run", run.identity) != run.identity:  # the first resume states did not say whose they are
+    if document.get("run") != run.identity:
         raise InputError(
             f"{path} was saved by a run with another config.json than the one beside it: put back the file"
             " that was changed, or begin again with another --out"
         )
-    kept = document.get("metrics", {"bytes": 0, "digest": ""})
+    kept = document.get("metrics")
     if not (isinstance(kept, dict) and type(kept.get("bytes")) is int and isinstance(kept.get("digest"), str)):
         raise InputError(f"{path} does not say what it keeps of metrics.jsonl")
     return tensors | document
@@ -264,13 +264,10 @@ def _drive(run: Run, runtime: Runtime, algorithm: Algorithm, title: str, before:
     done, total = algorithm.done, algorithm.total
     began: float = time.perf_counter() - before.get("seconds", 0.0)
     saved = time.perf_counter()
-    kept = before.get("metrics")
-    if done and kept is None:  # the first resume states did not say
-        kept = telemetry.until(run.metrics_path, done)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         bar = stack.enter_context(telemetry.Progress(title, total, done, runtime.quiet))
-        metrics = stack.enter_context(telemetry.Metrics(run.metrics_path, kept))
+        metrics = stack.enter_context(telemetry.Metrics(run.metrics_path, before.get("metrics")))
         others = telemetry.sinks(runtime.track, run.path, run.config, done)
         outputs: list[telemetry.Sink] = [metrics, *(stack.enter_context(closing(sink)) for sink in others)]
 
