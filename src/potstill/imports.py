@@ -11,7 +11,6 @@ import secrets
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -100,11 +99,10 @@ def allow(thing: Callable[..., Any]) -> str:
     return known
 
 
-def code_of(reference: str) -> str:
-    """A digest of the file in which `module:name` is; what was handed over in Python is known in this process alone."""
+def source_of(reference: str) -> bytes:
+    """The file in which `module:name` is; what was handed over in Python is known in this process alone."""
     file = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
-    code = _PROCESS + reference.encode() if file is None or reference.startswith(HANDED) else Path(file).read_bytes()
-    return sha256(code).hexdigest()[:12]
+    return _PROCESS + reference.encode() if file is None or reference.startswith(HANDED) else Path(file).read_bytes()
 
 
 def check_shared(*references: str) -> None:

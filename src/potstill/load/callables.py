@@ -9,8 +9,6 @@ a script. What has none must answer an observation alike whatever stands beside 
 
 import inspect
 import re
-import secrets
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 
 from potstill.envs import Array, EnvConfig, Envs
 from potstill.errors import InputError, first_line
-from potstill.imports import HANDED, allow, find
+from potstill.imports import allow, find, source_of
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
 from potstill.rollout import normalise_by_play
@@ -34,7 +32,6 @@ LOG_STD = -3.0  # of continuous actions that come without: a student that starts
 STATISTICS = 2_000  # observations of random play for the students' normalisation
 MAX_ONNX_BYTES = 1 << 30
 Answer = Callable[[Array], Any]
-_PROCESS = secrets.token_bytes(8)  # tells what was handed over to this process from what another was
 
 
 class Foreign(Policy):
@@ -154,14 +151,10 @@ class LoadedForeign(LoadedPolicy):
     @property
     def hash(self) -> str:
         """Of the file that holds the code, and of a module's weights; what was handed over is of this process alone."""
-        name, module = str(self.path), sys.modules.get(str(self.path).partition(":")[0])
-        if name.startswith(HANDED):
-            digest = sha256(_PROCESS + name.encode())
-        else:
-            own = [Path(getattr(module, "__file__", None) or "")] if is_reference(self.path) else [self.path]
-            files = own + ([self.statistics] if self.statistics is not None else [])
-            digest = sha256(b"".join(file.read_bytes() for file in files))
-        if isinstance(self.policy.answer, Network) and is_reference(self.path):
+        if not is_reference(self.path):
+            return super().hash
+        digest = sha256(source_of(str(self.path)))
+        if isinstance(self.policy.answer, Network):
             for key, tensor in self.policy.answer.module.state_dict().items():
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]

@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 from potstill import telemetry
@@ -11,7 +12,7 @@ from potstill.buffer import Dataset, DatasetWriter, open_dataset
 from potstill.distill import DistillConfig, record
 from potstill.envs import Envs
 from potstill.errors import InputError, reason
-from potstill.imports import code_of
+from potstill.imports import source_of
 from potstill.policies import LoadedPolicy
 from potstill.storage.runs import InUseError, Run, config_hash, hold, sweep, touch
 from potstill.views import sensed
@@ -26,7 +27,8 @@ def teacher_data(
     played = {key: value for key, value in asdict(teacher.env).items() if key != "view"}  # whole observations
     description = {"teacher_hash": teacher.hash, "env": played, "states": states, "seed": seed}
     description |= {"view": seen} if (seen := sensed(config.task_of(teacher.env).view)) else {}
-    description |= {"code": code} if (code := [code_of(each) for each in seen if ":" in each]) else {}
+    code = [sha256(source_of(each)).hexdigest()[:12] for each in seen if ":" in each]
+    description |= {"code": code} if code else {}
     description |= {name: getattr(config, name) for name in ("num_envs", "noise", "precision")}
     folder = root / f"{re.sub('[/:]', '-', teacher.env.id)}-{config_hash(description)}"
     lock = root / f".{folder.name}.lock"
