@@ -45,7 +45,7 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page
 from potstill.results import curves_table, episodes_table, runs_table
-from potstill.storage import checkpoints
+from potstill.storage import checkpoints, runs
 from potstill.storage.runs import Run
 from potstill.study import execute
 from potstill.study.planfile import read_plan
@@ -373,8 +373,7 @@ def readers(seeds: Seeds) -> list[Reader]:
         return data.batch(positions, seeds.loaded.policy, torch.float32)
 
     def card(folder: Path) -> Any:
-        result = hub._document(folder / "result.json", "result.json")
-        config = hub._document(folder / "config.json", "config.json")
+        result, config = runs.read_document(folder / "result.json"), runs.read_document(folder / "config.json")
         return hub._card(seeds.loaded, result, config, "user/name", "mit", film=False)
 
     def listing(folder: Path) -> Any:

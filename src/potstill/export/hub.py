@@ -80,7 +80,7 @@ def push(
     loaded = load_policy(path)
     # Beside a checkpoint of another name, they would be of another policy.
     companions = [loaded.path.with_name(name) for name in (RESULT, CONFIG) if loaded.path.name == POLICY]
-    documents = {file.name: _document(file, file) for file in companions if file.exists()}
+    documents = {file.name: read_document(file) for file in companions if file.exists()}
     files: dict[str, Path | bytes] = {POLICY: loaded.path}
     files |= {file.name: file for file in companions if file.name in documents}
     if film is not None:
@@ -150,9 +150,9 @@ def pull(repo_id: str, out: Path, revision: str = "main", env: EnvConfig | None 
                 size = _within(TIMEOUT + sizes[name] / SLOWEST, partial(download, name))
             if size != sizes[name]:
                 raise InputError(f"{repo_id}: {name} came with {size:,} bytes instead of {sizes[name]:,}: try again")
-        for name in {RESULT, CONFIG} & set(names):
-            _document(temporary / name, f"{repo_id}/{name}")
         try:
+            for name in {RESULT, CONFIG} & set(names):
+                read_document(temporary / name)
             loaded = load(temporary / (zipped or ""), env)
             if zipped is not None:
                 loaded.document["provenance"] |= {"repository": repo_id, "commit": commit}
@@ -258,14 +258,6 @@ def _expected(repo_id: str, sizes: Mapping[str, Any], zipped: str | None) -> lis
             told = f"{size:,}" if type(size) is int else "an unknown number of"
             raise InputError(f"{repo_id}: {name} has {told} bytes; at most {limits[name]:,} are downloaded")
     return names
-
-
-def _document(file: Path, shown: Path | str) -> dict[str, Any]:
-    """A JSON object from `file`, which messages call `shown`."""
-    try:
-        return read_document(file)
-    except InputError as error:
-        raise InputError(str(error).replace(str(file), str(shown))) from error
 
 
 def _card(
