@@ -20,6 +20,7 @@ from potstill.tasks import TASKS
 CPU = torch.device("cpu")
 CARTPOLE = TASKS["cartpole"].env
 PONG = replace(TASKS["pong"].env, max_frames=40)  # games of 10 agent steps
+NUMBER = {CARTPOLE: 8, PONG: 2}  # of environments: each emulator takes a tenth of a second to begin
 CONFIG = DistillConfig(
     network=NetworkConfig(width="1/2"),
     total_timesteps=4_000,
@@ -34,7 +35,7 @@ TINY = replace(CONFIG, total_timesteps=240, buffer_size=80, batch_size=16, warmu
 
 def make_teacher(env=CARTPOLE, seed=0, sharpness=10.0):
     """An untrained network whose preferences are strong, and differ from state to state."""
-    envs = Envs(env, 8)
+    envs = Envs(env, NUMBER[env])
     generator = torch.Generator().manual_seed(seed)
     network = NetworkConfig(width="1" if env is CARTPOLE else "1/16")
     teacher = Policy(network, envs.observation_shape, envs.num_actions).initialise(generator)
@@ -248,8 +249,8 @@ def test_recorded_play_is_the_teachers_with_noise_and_its_labels_without(noise, 
 
 @pytest.mark.parametrize("env", [CARTPOLE, PONG], ids=["cartpole", "pong"])
 def test_recorded_labels_are_what_the_teacher_says_of_the_recorded_states(env):
-    config = replace(TINY, total_timesteps=200, lead="teacher")
-    teacher, envs = make_teacher(env), Envs(env, 8)
+    config = replace(TINY, total_timesteps=200, lead="teacher", num_envs=NUMBER[env])
+    teacher, envs = make_teacher(env), Envs(env, config.num_envs)
     data = Dataset(envs, 200)
     list(record(config, teacher, envs, data, seed=0))
     batch = data.batch(torch.arange(200), teacher, torch.float32)
@@ -278,7 +279,16 @@ EVERY_WAY = pytest.mark.parametrize(
         ({"lead": "mixed"}, CARTPOLE),
         ({"lead": "teacher"}, CARTPOLE),
         ({"mode": "stepwise", "act": "after"}, CARTPOLE),
-        ({"lead": "mixed", "network": NetworkConfig(width="1/32"), "precision": "bfloat16"}, PONG),
+        (
+            {
+                "lead": "mixed",
+                "network": NetworkConfig(width="1/32"),
+                "precision": "bfloat16",
+                "num_envs": NUMBER[PONG],
+                "total_timesteps": 30 * NUMBER[PONG],
+            },
+            PONG,
+        ),
     ],
     ids=["student", "mixed", "teacher", "stepwise", "pong"],
 )
@@ -297,7 +307,7 @@ def test_a_run_that_is_interrupted_ends_exactly_as_one_that_is_not(settings, env
     config, teacher = replace(TINY, **settings), make_teacher(env)
     whole, progress, whole_envs = run(config, teacher, env, every=6)
 
-    envs, fresh_envs = Envs(env, 8), Envs(env, 8)
+    envs, fresh_envs = (Envs(env, config.num_envs) for _ in range(2))
     state = start(config, teacher, CPU)
     data = Dataset(fresh_envs, 240)
     if config.lead == "teacher":

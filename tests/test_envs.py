@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_games_and_another_seed_others(name):
 @pytest.mark.parametrize("name", ["pong", "cartpole", "minatar-breakout"])
 def test_a_seeded_reset_leaves_nothing_of_what_was_played_before(name):
     used = Envs(TASKS[name].env, 3)
-    for _ in range(3):  # MinAtar's sticky last action differs in one row of ten
+    for _ in range(3 if name.startswith("minatar") else 1):  # its sticky last action differs in one row of ten
         play(used, 20, seed=1, act=1)
         assert np.array_equal(everything(used, 20), everything(Envs(TASKS[name].env, 3), 20))
 
@@ -142,7 +142,7 @@ def test_with_stickiness_the_seed_decides_too():
 
 
 def test_more_threads_play_the_same_games():
-    assert np.array_equal(everything(Envs(SHORT, 4), 50), everything(Envs(SHORT, 4, threads=2), 50))
+    assert np.array_equal(everything(Envs(SHORT, 2), 50), everything(Envs(SHORT, 2, threads=2), 50))
 
 
 # Resets

@@ -56,6 +56,8 @@ TINY_PONG = replace(
     network=NetworkConfig(width="1/32"),
     precision="bfloat16",
     normalise_inputs=60,
+    num_envs=2,  # each emulator takes a tenth of a second to begin
+    num_steps=32,
 )
 TINY_PENDULUM = replace(TINY, env=TASKS["pendulum"].env)
 BOTH = pytest.mark.parametrize("config", [TINY, TINY_PONG], ids=["cartpole", "pong"])

@@ -342,7 +342,7 @@ def test_files_hold_the_view_and_play_the_same(env, network, tmp_path):
     save_policy(tmp_path / "policy.safetensors", policy, env, shown, {})
     loaded = load_policy(tmp_path / "policy.safetensors")
     assert (loaded.env, loaded.policy.view) == (env, env.view)
-    told = export(loaded, tmp_path / "policy.onnx", int8=True, episodes=2)
+    told = export(loaded, tmp_path / "policy.onnx", int8=True, episodes=0 if env.atari else 2)
     code = export(loaded, tmp_path / "policy.c", int8=True)
     assert max(told["max_difference"], code["max_difference"]) <= 1e-3
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])

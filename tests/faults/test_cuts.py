@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from processes import at
-from small_runs import CONFIGS, PONG, RUNTIME, TRAIN, outcome, small_run
+from small_runs import CONFIGS, RUNTIME, TRAIN, outcome, small_run
 
 from potstill import evaluation
 from potstill.networks import NetworkConfig
@@ -51,7 +51,7 @@ KINDS = {name: (name, {}) for name in CONFIGS} | {
     "another seed": ("cartpole", {"seed": 2**63 - 1}),
     "continuous actions": ("cartpole", vars(small("pendulum"))),
     "a task that has an end": ("cartpole", vars(small("acrobot"))),
-    "frames of Pong, every rollout anew": ("pong", {"reseed_every": PONG.batch_size, "total_timesteps": 3 * 128}),
+    "frames of Pong, every rollout anew": ("pong", {"reseed_every": 64, "total_timesteps": 3 * 64, "num_envs": 1}),
     "a mixed lead until the end": ("mixed", {"beta_until": 1.0}),
     "a noisy teacher": ("teacher", {"noise": 0.3}),
     "a buffer that runs over": ("student", {"buffer_size": 100}),
@@ -79,7 +79,7 @@ def no_latency(policy):
     return {}
 
 
-# From these the run begins anew, as from "begun": what they leave has to do with the kind of run, not with its settings.
+# From these the run begins anew, as from "begun": what they leave has to do with the kind of run, not its settings.
 AGAIN = {"a line, no save", "a save half made"}
 CASES = [(kind, cut) for kind in KINDS for cut in CUTS if kind in CONFIGS or cut not in AGAIN]
 

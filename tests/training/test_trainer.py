@@ -150,7 +150,7 @@ def test_what_a_policy_hides_from_itself_is_hidden_from_those_that_inherit_how_i
     (tmp_path / "teacher").mkdir()
     probe = np.zeros((1, 4, 84, 84), dtype=np.uint8)
     save_policy(tmp_path / "teacher" / "policy.safetensors", shown, task, probe, {})
-    config = replace(TRAIN, env=TASKS["pong"].env, network=shown.config, total_timesteps=512)
+    config = replace(TRAIN, env=TASKS["pong"].env, network=shown.config, total_timesteps=128, num_envs=2)
     run = new_run(config, tmp_path / "run", RUNTIME, **{role: tmp_path / "teacher"})
     execute(run, RUNTIME)
     made = load_policy(run.policy_path)
