@@ -60,7 +60,10 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
             f"{loaded.path} is code, an ONNX file or a network with a memory: distil it, export the student"
         )
     generator = torch.Generator().manual_seed(0)
-    with closing(Envs(loaded.env, 1 if loaded.alone or policy.remembers else 8, threads=threads)) as envs:
+    one = loaded.alone or policy.remembers
+    games = 1 if one else 2 if loaded.env.atari else 8  # an emulator takes as long to begin as for 300 steps
+    steps = LONGEST if policy.remembers else OBSERVED if one else 8 * OBSERVED // games
+    with closing(Envs(loaded.env, games, threads=threads)) as envs:
         evaluation.check_fit(policy, envs)
         seen = []
 
@@ -69,7 +72,7 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
             return policy.distribution.sample(policy.logits(inputs), generator)
 
         play = collect(envs, Preparer(policy), envs.reset(0), act)
-        for number, transition in zip(range(LONGEST if policy.remembers else OBSERVED), play, strict=False):
+        for number, transition in zip(range(steps), play, strict=False):
             if policy.remembers or number % 8 == 0:  # neighbours look alike
                 seen.append(transition.observations.copy())
             if policy.remembers and transition.step.episodes:
