@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import ale_py
@@ -26,6 +27,7 @@ from potstill.tasks import find_env
 PONG = find_env("pong")
 
 
+@cache  # to begin an emulator takes longer than to film some steps
 def untrained(env: EnvConfig, seed: int = 0) -> LoadedPolicy:
     envs = Envs(env, 1)
     policy = Policy(NetworkConfig("1/32"), envs.observation_shape, envs.num_actions)
