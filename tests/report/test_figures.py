@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -63,11 +64,15 @@ def check_legible(figure: Figure) -> None:
         assert min(wide, high) <= 2, f"{one.get_text()!r} is printed over {other.get_text()!r}"
 
 
+@cache
+def told_by(folder: Path) -> Answers:
+    return answer(read_study(folder).records, resamples=100)
+
+
 @pytest.mark.parametrize("width", [page.WIDTH, page.PHONE])
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_nothing_is_printed_over_anything_else_in_any_figure_of_a_committed_study(folder, width):
-    told = answer(read_study(folder).records, resamples=100)
-    drawn = 0
+    told, drawn = told_by(folder), 0
     for name in DRAWN:
         try:
             figure = getattr(scaling_figures, name)(told, width)
