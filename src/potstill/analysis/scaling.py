@@ -9,17 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from potstill.analysis.statistics import (
-    Arm,
-    Curve,
-    FloatArray,
-    Interval,
-    bootstrap,
-    percentiles,
-    resample_curve,
-    welch,
-    widen,
-)
+from potstill.analysis import statistics
+from potstill.analysis.statistics import Arm, Curve, FloatArray, Interval
 from potstill.errors import InputError
 
 
@@ -121,12 +112,12 @@ def size_ratio(
         target: p, in points.
 
     Raises:
-        InputError: as `size_bounds` and `resample_curve`.
+        InputError: as `size_bounds` and `statistics.resample_curve`.
     """
-    curves = [resample_curve(groups, rng, resamples) for groups in (rl, distilled)]
+    curves = [statistics.resample_curve(groups, rng, resamples) for groups in (rl, distilled)]
     spreads = [_log_spread(sizes, curve, target) for curve in curves]
-    df = welch(spreads, [_crossing_df(curve, target) for curve in curves])
-    both = widen(np.stack([curve.deviations for curve in curves]).swapaxes(0, 1), df, rng)
+    df = statistics.welch(spreads, [_crossing_df(curve, target) for curve in curves])
+    both = statistics.widen(np.stack([curve.deviations for curve in curves]).swapaxes(0, 1), df, rng)
     drawn = [curve.values + both[:, i] for i, curve in enumerate(curves)]
     return _bounded(
         _ratio(*(size_bounds(sizes, curve.values, target) for curve in curves)),
@@ -146,10 +137,10 @@ def steps_to_pass(
         student: of two runs or more.
 
     Raises:
-        InputError: as `size_bounds` and `resample_curve`.
+        InputError: as `size_bounds` and `statistics.resample_curve`.
     """
-    curve, mark = resample_curve(rl, rng, resamples), bootstrap(student, rng, resamples)
-    drawn = curve.values + widen(curve.deviations, _crossing_df(curve, mark.value), rng)
+    curve, mark = statistics.resample_curve(rl, rng, resamples), statistics.bootstrap(student, rng, resamples)
+    drawn = curve.values + statistics.widen(curve.deviations, _crossing_df(curve, mark.value), rng)
     return _bounded(size_bounds(steps, curve.values, mark.value), size_bounds(steps, drawn, mark.resamples))
 
 
@@ -272,7 +263,7 @@ def _crossing_df(curve: Curve, target: float) -> float:
         return float(curve.df[0])
     right = int(np.searchsorted(isotonic(curve.values), target))
     near = slice(max(right - 1, 0), right + 1)
-    return welch(curve.deviations[:, near].var(axis=0), curve.df[near])
+    return statistics.welch(curve.deviations[:, near].var(axis=0), curve.df[near])
 
 
 def _log_spread(sizes: ArrayLike, curve: Curve, target: float) -> float:
@@ -292,4 +283,4 @@ def _bounded(value: tuple[FloatArray, FloatArray], drawn: tuple[FloatArray, Floa
     lows, highs = drawn
     bare, topless = lows == 0, np.isinf(highs)
     shares = (float(found.mean()) for found in (~bare & ~topless, ~bare & topless, bare & ~topless, bare & topless))
-    return Bounded(float(value[0]), float(value[1]), percentiles(lows, highs, 0.95), *shares)
+    return Bounded(float(value[0]), float(value[1]), statistics.percentiles(lows, highs, 0.95), *shares)

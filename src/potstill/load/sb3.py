@@ -24,24 +24,11 @@ from torch import Tensor
 from potstill import networks
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError, first_line
+from potstill.load import weights
 from potstill.load.callables import Foreign, LoadedForeign, Network
 from potstill.load.stacked import Stacked
 from potstill.load.statistics import Statistics, find_statistics, read_statistics
-from potstill.load.weights import (
-    DETERMINISTIC,
-    Q_TEMPERATURE,
-    chain,
-    check_finite,
-    check_layers,
-    half_ranges,
-    in_half_ranges,
-    lay,
-    mlp_of,
-    observe,
-    random_play,
-    read_tensors,
-    sharpen,
-)
+from potstill.load.weights import DETERMINISTIC, Q_TEMPERATURE
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
 from potstill.storage.files import parse_json, read_bytes
@@ -157,7 +144,7 @@ def load_sb3(
         _check_observations(data, envs)
         _check_actions(data, envs)
         policy, exact = _build(state, kind, algorithm, data, envs, temperature, normalised, path)
-        observe(policy, env)
+        weights.observe(policy, env)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     steps = data.get("num_timesteps")
@@ -200,7 +187,7 @@ def open_zip(content: bytes) -> Opened:
     if not isinstance(data, dict):
         raise InputError("its member 'data' is not a JSON object")
     kind, algorithm = _algorithm(data)
-    state = read_tensors(_read(archive, "policy.pth", MAX_MEMBER_BYTES), "policy.pth")
+    state = weights.read_tensors(_read(archive, "policy.pth", MAX_MEMBER_BYTES), "policy.pth")
     name, version = "_stable_baselines3_version", None
     if name in archive.namelist():
         version = _read(archive, name, 100).decode(errors="replace").strip()
@@ -359,7 +346,7 @@ def _build(
         config = NetworkConfig(family="nature", critic="split" if critic else "shared")
     elif not stacked:
         hidden = [theirs for ours, theirs in names.items() if ours != "actor"]
-        config = mlp_of(state, hidden, activation, critic.values() if critic else None)
+        config = weights.mlp_of(state, hidden, activation, critic.values() if critic else None)
         if critic and config.critic == "shared":  # what is not deployed may be of another kind
             critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.")
     if stacked:
@@ -388,8 +375,8 @@ def _build(
     if outputs // quantiles != actions:
         does = "takes {} actions at once" if envs.continuous else "chooses among {} actions"
         raise InputError(f"the policy {does.format(outputs // quantiles)}, {envs.config.id} has {envs.num_actions}")
-    check_layers(state, (*names.values(), *behind), "policy.pth")
-    check_finite(state, "policy.pth")
+    weights.check_layers(state, (*names.values(), *behind), "policy.pth")
+    weights.check_finite(state, "policy.pth")
     shape = tuple(envs.observation_shape)
     image = len(shape) == 3 and envs.observation_dtype == np.uint8
     if image != cnn:
@@ -405,10 +392,10 @@ def _build(
         _normalise(policy, statistics, envs)
     if stacked:
         return _stacked(policy, state, kind, algorithm, data, envs, names, behind, activation, temperature, path), False
-    lay(policy, state, names, envs.config.id, "policy.pth")
+    weights.lay(policy, state, names, envs.config.id, "policy.pth")
     with torch.no_grad():
         if algorithm in ("DQN", "QRDQN"):
-            sharpen(policy, temperature)
+            weights.sharpen(policy, temperature)
         exact = algorithm != "ARS"
         if envs.continuous:
             exact = _act_continuously(policy, {name: state[name] for name in deviations}, algorithm, data, envs)
@@ -432,7 +419,7 @@ def _stacked(
     centre, half = torch.zeros(1), torch.ones(1)
     squash = None
     if envs.continuous and (squash := _squash(algorithm, data, "actor.log_std" in state)) is not None:
-        centre, half = (each.float() for each in half_ranges(envs))
+        centre, half = (each.float() for each in weights.half_ranges(envs))
     if squash not in (None, 1.0):
         raise InputError("gSDE's bound on the mean is not read of a CnnPolicy with layers behind its convolutions")
     if algorithm in ("DQN", "QRDQN"):
@@ -480,7 +467,7 @@ def _act_continuously(
     SB3 squashes a mean by tanh into the range, or leaves it in the environment's units and clips it to the bounds.
     """
     assert policy.log_std is not None
-    half = in_half_ranges(policy, envs, _squash(algorithm, data, "actor.log_std" in deviations))
+    half = weights.in_half_ranges(policy, envs, _squash(algorithm, data, "actor.log_std" in deviations))
     if algorithm in ("TD3", "DDPG", "ARS"):
         policy.log_std.fill_(math.log(DETERMINISTIC))
         return False
@@ -488,7 +475,7 @@ def _act_continuously(
     if log_std is not None and log_std.shape == policy.log_std.shape and not data.get("use_sde"):
         policy.log_std.copy_(log_std.double() - half.log())
         return True
-    latents = policy.trunk(policy.prepare(torch.from_numpy(random_play(envs.config)))).double()
+    latents = policy.trunk(policy.prepare(torch.from_numpy(weights.random_play(envs.config)))).double()
     heads = deviations.get("actor.log_std.weight"), deviations.get("actor.log_std.bias")
     if log_std is not None and tuple(log_std.shape) in [(latents.shape[1], n) for n in (1, len(half))]:
         std = log_std.double().exp()
@@ -530,8 +517,8 @@ def _layout(state: dict[str, Tensor], kind: Kind, cnn: bool) -> tuple[dict[str, 
         parts = {"convs.0": "cnn.0", "convs.1": "cnn.2", "convs.2": "cnn.4", "linears.0": "linear.0"}
         return {f"{ours}.{mine}": f"{prefix}.{theirs}" for mine, theirs in parts.items()}
 
-    shared = chain(state, "mlp_extractor.shared_net")  # of net_arch before SB3 1.8
-    hidden, head = shared + chain(state, kind.trunk), kind.head
+    shared = weights.chain(state, "mlp_extractor.shared_net")  # of net_arch before SB3 1.8
+    hidden, head = shared + weights.chain(state, kind.trunk), kind.head
     if head is None:
         head = hidden.pop() if hidden else f"{kind.trunk}.0"
     elif f"{head}.0.weight" in state:  # gSDE's mean, with its bound behind it
@@ -544,7 +531,7 @@ def _layout(state: dict[str, Tensor], kind: Kind, cnn: bool) -> tuple[dict[str, 
         return names, critic if actor_critic and own else {}, hidden
     if kind.lstm:
         return {"actor": head}, {}, hidden
-    critic = under("critic_trunk", shared + chain(state, "mlp_extractor.value_net")) if actor_critic else {}
+    critic = under("critic_trunk", shared + weights.chain(state, "mlp_extractor.value_net")) if actor_critic else {}
     return under("trunk", hidden) | {"actor": head}, critic, []
 
 

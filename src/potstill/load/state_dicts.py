@@ -18,19 +18,8 @@ from torch import Tensor
 
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.load.weights import (
-    DETERMINISTIC,
-    Q_TEMPERATURE,
-    chain,
-    check_finite,
-    check_layers,
-    in_half_ranges,
-    lay,
-    mlp_of,
-    observe,
-    read_tensors,
-    sharpen,
-)
+from potstill.load import weights
+from potstill.load.weights import DETERMINISTIC, Q_TEMPERATURE
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
 from potstill.storage.files import read_bytes
@@ -78,8 +67,8 @@ def load_weights(
     envs = Envs(env, 1)
     envs.close()  # its shapes are all that is needed
     try:
-        state = read_tensors(content, path.name)
-        check_finite(state, path.name)
+        state = weights.read_tensors(content, path.name)
+        weights.check_finite(state, path.name)
         algorithm = "state dict"
         if network is not None and ":" in network.family:
             policy = _own(state, network, envs, path.name)
@@ -91,7 +80,7 @@ def load_weights(
                     " not, settle it with --statistics none"
                 )
             policy, algorithm = _laid(state, found, envs, path.name), found.algorithm
-        observe(policy, env)
+        weights.observe(policy, env)
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     source = "cleanrl" if network is None else "state dict"
@@ -102,16 +91,16 @@ def load_weights(
 
 def _found(state: Mapping[str, Tensor]) -> _Found:
     """Which of CleanRL's files wrote it."""
-    critic = chain(state, "critic")
+    critic = weights.chain(state, "critic")
     own = {"critic": tuple(critic[:-1]), "value": critic[-1]} if critic else {}
     for prefix in ("actor", "actor_mean"):
-        if layers := chain(state, prefix):
+        if layers := weights.chain(state, prefix):
             return _Found("PPO", layers[:-1], layers[-1], "tanh", aside=("actor_logstd",), **own)  # type: ignore[arg-type]
-    if (layers := chain(state, "network")) and "actor.weight" in state:
+    if (layers := weights.chain(state, "network")) and "actor.weight" in state:
         return _Found("PPO", layers, "actor", value="critic")
     if layers:
         return _Found("DQN", layers[:-1], layers[-1])
-    hidden = [*chain(state, "conv"), *(name for name in ("fc1", "fc2") if f"{name}.weight" in state)]
+    hidden = [*weights.chain(state, "conv"), *(name for name in ("fc1", "fc2") if f"{name}.weight" in state)]
     for head, algorithm in (("fc_mean", "SAC"), ("fc_mu", "TD3"), ("fc_logits", "SAC")):
         if f"{head}.weight" in state:
             aside = ("fc_logstd.", "action_scale", "action_bias")
@@ -135,7 +124,7 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
     if unknown := [name for name in state if name not in known and not name.startswith(found.aside or ("\0",))]:
         raise InputError(f"{what} has {unknown[0]}, for which there is no place")
     own = [found.value] if found.value else []
-    check_layers(state, (*found.hidden, found.head, *found.critic, *own), what)
+    weights.check_layers(state, (*found.hidden, found.head, *found.critic, *own), what)
     convs = [name for name in found.hidden if state[f"{name}.weight"].dim() == 4]
     linears = [name for name in found.hidden if name not in convs]
     names = {f"trunk.convs.{number}": name for number, name in enumerate(convs)}
@@ -145,7 +134,7 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
         config = NetworkConfig(str(width), "nature")
         names |= {"critic": found.value} if found.value else {}
     else:
-        config = mlp_of(state, linears, found.activation, found.critic if found.value else None)
+        config = weights.mlp_of(state, linears, found.activation, found.critic if found.value else None)
         if config.critic == "split":
             names |= {f"critic_trunk.linears.{number}": name for number, name in enumerate(found.critic)}
             names["critic"] = found.value
@@ -156,10 +145,10 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
     policy = Policy(config, **envs.spaces)
     if policy.family == "nature":
         policy.scale.fill_(1 / 255)
-    lay(policy, state, names, envs.config.id, what)
+    weights.lay(policy, state, names, envs.config.id, what)
     with torch.no_grad():
         if found.algorithm == "DQN":
-            sharpen(policy, Q_TEMPERATURE)
+            weights.sharpen(policy, Q_TEMPERATURE)
         if policy.log_std is not None:
             log_std = state.get("actor_logstd", torch.full((actions,), math.log(DETERMINISTIC)))
             _act_continuously(policy, envs, 1.0 if found.squashed else None, log_std)
@@ -192,5 +181,5 @@ def _act_continuously(policy: Policy, envs: Envs, squash: float | None, log_std:
     assert policy.log_std is not None
     if log_std.numel() != len(policy.log_std):
         raise InputError(f"its {log_std.numel()} deviations are not those of {len(policy.log_std)} actions")
-    half = in_half_ranges(policy, envs, squash)
+    half = weights.in_half_ranges(policy, envs, squash)
     policy.log_std.copy_(log_std.reshape(-1).double() - (half.log() if log_std.dim() > 1 else 0))

@@ -13,21 +13,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 
 from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
+from potstill.report import drawing
 from potstill.report.answers import Answers
 from potstill.report.conclusions import LEVEL, kept, replies, task
-from potstill.report.drawing import (
-    NARROW,
-    canvas,
-    dodge,
-    grid,
-    interval,
-    key_of,
-    legend,
-    panel_title,
-    reference_lines,
-    same_heights,
-    size_axis,
-)
+from potstill.report.drawing import NARROW, canvas, legend
 from potstill.report.figures import GREY, STYLE, WIDTH, short
 from potstill.report.groups import Group, number
 from potstill.results import learning_curve
@@ -51,7 +40,7 @@ def size_score(answers: Answers, width: float = WIDTH) -> Figure:
         if found is not None:
             what = f"{short(found.parameters)} parameters keep {100 * found.share:.0f} % of the teacher's points"
             title = f"{what}, {task(answers)}"
-        figure, axes, lowest = grid(title, note, width, len(panels), (3, 2), heights, "score of a game")
+        figure, axes, lowest = drawing.grid(title, note, width, len(panels), (3, 2), heights, "score of a game")
         for place, (ax, shown) in enumerate(zip(axes, panels, strict=True)):
             if place:
                 for arm in first:
@@ -59,14 +48,14 @@ def size_score(answers: Answers, width: float = WIDTH) -> Figure:
                     line = [group.parameters for group in behind], [group.score.value for group in behind]
                     ax.plot(*line, color="#bbbbbb", linewidth=1.2, zorder=1)
             for order, arm in enumerate(shown):
-                _draw_scores(ax, [group for group in groups if group.arm == arm], dodge(order, len(shown)))
-            lines = reference_lines(ax, answers)
-            size_axis(ax, groups, room)
+                _draw_scores(ax, [group for group in groups if group.arm == arm], drawing.dodge(order, len(shown)))
+            lines = drawing.reference_lines(ax, answers)
+            drawing.size_axis(ax, groups, room)
             if len(panels) > 1:
-                panel_title(ax, " and ".join(look_of(arm).label for arm in shown), room)
+                drawing.panel_title(ax, " and ".join(look_of(arm).label for arm in shown), room)
                 ax.set_xlabel("parameters" if ax in lowest else "")
-        same_heights(axes)
-        legend(figure, key_of(first or arms) + lines, width)
+        drawing.same_heights(axes)
+        legend(figure, drawing.key_of(first or arms) + lines, width)
     return figure
 
 
@@ -76,7 +65,7 @@ def _draw_scores(ax: Axes, groups: Sequence[Group], beside: float) -> None:
     for group in groups:
         x, scores = group.parameters * beside, [run["score"] for run in group.runs]
         ax.scatter([x] * len(scores), scores, s=12, c=look.colour, alpha=0.45, linewidths=0, zorder=2)
-        interval(ax, x, group.score.low, group.score.high, look.colour)
+        drawing.interval(ax, x, group.score.low, group.score.high, look.colour)
         if group.lower_bound:
             ax.annotate(
                 "", (x, group.score.value), (0, 17), textcoords="offset points", zorder=4,
@@ -96,7 +85,7 @@ def score_distributions(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         lost = "; number: % of games lost" if answers.scale.points else ""
         title, note = f"Scores of single games, {task(answers)}", f"dot: a game, seeds pooled; bar: the median{lost}"
-        figure, axes, _ = grid(title, note, width, len(arms), (3, 1), (1.2, 2.1), "score of a game")
+        figure, axes, _ = drawing.grid(title, note, width, len(arms), (3, 1), (1.2, 2.1), "score of a game")
         for ax, arm in zip(axes, arms, strict=True):
             look = look_of(arm)
             for group in answers.of(arm):
@@ -114,11 +103,11 @@ def score_distributions(answers: Answers, width: float = WIDTH) -> Figure:
                         f"{100 * np.mean(scores < 0):.0f}", (x, 1.0), (0, 1), ha="center", va="bottom", fontsize=8,
                         xycoords=ax.get_xaxis_transform(), textcoords="offset points", color=GREY,
                     )  # fmt: skip
-            panel_title(ax, look.label, room, pad=14 if answers.scale.points else None)
+            drawing.panel_title(ax, look.label, room, pad=14 if answers.scale.points else None)
             ax.set_xticks(range(len(widths)), [f"{short(sizes[each])}\n{each}" for each in widths], fontsize=8)
             ax.set_xlim(-0.6, len(widths) - 0.4)
             ax.grid(visible=False, axis="x")
-        same_heights(axes)
+        drawing.same_heights(axes)
         figure.supxlabel("parameters, and width", fontsize=9)
     return figure
 
@@ -137,12 +126,12 @@ def agreement_score(answers: Answers, width: float = WIDTH) -> Figure:
         for group, run in runs:
             look, area = look_of(group.arm), 14 * (1 + widths.index(group.width))
             ax.scatter([run["agreement"]], [run["score"]], s=area, c=look.colour, marker=look.marker, alpha=0.7)
-        lines = reference_lines(ax, answers)
+        lines = drawing.reference_lines(ax, answers)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.set_xlabel("states where both would act the same")
         ax.set_ylabel("score of a game")
-        legend(figure, key_of(list(dict.fromkeys(group.arm for group, _ in runs))) + lines, width)
+        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group, _ in runs))) + lines, width)
     return figure
 
 
@@ -186,7 +175,7 @@ def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
         ax.set_yticks(range(len(answers.scale.targets)), [f"{target:g}" for target in answers.scale.targets])
         ax.set_ylabel("score to reach")
         ax.set_xlabel(f"times the parameters (log scale){', ' if width > NARROW else chr(10)}above 1: RL needs more")
-        legend(figure, key_of(arms), width)
+        legend(figure, drawing.key_of(arms), width)
     return figure
 
 
@@ -208,15 +197,15 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for each in found:
             look = look_of(each.arm)
-            x = each.parameters * dodge(arms.index(each.arm), len(arms))
-            interval(ax, x, each.score.low, each.score.high, look.colour)
+            x = each.parameters * drawing.dodge(arms.index(each.arm), len(arms))
+            drawing.interval(ax, x, each.score.low, each.score.high, look.colour)
             face = look.colour if each.p is not None and each.p < LEVEL else "white"
             ax.plot(
                 [x], [each.score.value], look.marker, color=look.colour, markerfacecolor=face, markersize=6, zorder=3
             )
-        size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
+        drawing.size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
         ax.set_ylabel("difference in score")
-        legend(figure, key_of(arms), width)
+        legend(figure, drawing.key_of(arms), width)
     return figure
 
 
@@ -258,7 +247,7 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
                     if points:
                         style: Any = {"color": colours[size], "marker": look_of(reward).marker, "linewidth": 1.5}
                         left.plot(*zip(*points, strict=True), lines[reward], markersize=4, **style)
-                look, side = look_of(reward), dodge(rewards.index(reward), len(rewards)) ** 0.4
+                look, side = look_of(reward), drawing.dodge(rewards.index(reward), len(rewards)) ** 0.4
                 for steps, ratio in [(at.steps, r.size) for at in curve for r in at.ratios if r in told]:
                     low, high = (min(max(end, RHO[0]), RHO[1]) for end in ratio.interval)
                     right.plot([steps * side] * 2, [low, high], color=look.colour, linewidth=2.5)
@@ -295,7 +284,7 @@ def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
     widths = _widths(groups)
     with rc_context(STYLE):
         title, note = f"Score while learning, {task(answers)}", "a line: a run; a student's steps without its teacher's"
-        figure, axes, lowest = grid(title, note, width, len(widths), (3, 2), (1.3, 2.0), "score")
+        figure, axes, lowest = drawing.grid(title, note, width, len(widths), (3, 2), (1.3, 2.0), "score")
         for ax, size in zip(axes, widths, strict=True):
             for group in (group for group in groups if group.width == size):
                 for curve in map(learning_curve, group.runs[:LINES]):
@@ -306,8 +295,8 @@ def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
             ax.set_xlim(left=0.0)
             ax.set_xlabel("agent steps" if ax in lowest else "")
-        same_heights(axes)
-        legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups)), lines=True), width)
+        drawing.same_heights(axes)
+        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group in groups)), lines=True), width)
     return figure
 
 
@@ -322,7 +311,7 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
         title, beside = f"Score against cost of deployment, {task(answers)}", width > NARROW and len(drawn) > 1
         note = "interquartile mean of an arm at a size; line: the Pareto front, which no other point beats"
         heights = (0.0, 3.9) if beside else (1.3, 2.2)
-        figure, axes, _ = grid(title, note, width, len(drawn), (len(drawn), 1), heights, "score")
+        figure, axes, _ = drawing.grid(title, note, width, len(drawn), (len(drawn), 1), heights, "score")
         for ax, (cost, words) in zip(axes, drawn.items(), strict=True):
             front = []
             for group, best in zip(answers.groups, answers.front[cost], strict=True):
@@ -340,8 +329,8 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
             ax.set_xlabel(words if beside else f"{words} (log scale)")
-        same_heights(axes)
-        legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups))), width)
+        drawing.same_heights(axes)
+        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group in groups))), width)
     return figure
 
 
@@ -353,7 +342,7 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
     widths = _widths(groups)
     with rc_context(STYLE):
         title, note = f"Score after a start of random play, {task(answers)}", "mean over runs; a panel per width"
-        figure, axes, lowest = grid(title, note, width, len(widths), (3, 2), (1.3, 1.85), "score")
+        figure, axes, lowest = drawing.grid(title, note, width, len(widths), (3, 2), (1.3, 1.85), "score")
         ks = sorted({k for group in groups for run in group.runs for k in _starts(run)})
         for ax, size in zip(axes, widths, strict=False):
             for group in (group for group in groups if group.width == size):
@@ -366,8 +355,8 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_xlim(-0.3, len(ks) - 0.7)
             ax.yaxis.set_major_locator(MaxNLocator(5))
             ax.set_xlabel("k, random steps first" if ax in lowest else "")
-        same_heights(axes)
-        legend(figure, key_of(list(dict.fromkeys(group.arm for group in groups))), width)
+        drawing.same_heights(axes)
+        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group in groups))), width)
     return figure
 
 
@@ -391,7 +380,7 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
         for ax, (words, keys) in zip(axes, measures.items(), strict=True):
             for group in groups:
                 look = look_of(group.arm)
-                x = group.parameters * dodge(arms.index(group.arm), len(arms))
+                x = group.parameters * drawing.dodge(arms.index(group.arm), len(arms))
                 ends = [group.mean(key) or 0.0 for key in keys]
                 ends = [1 - end for end in ends] if "agreement" in keys else ends
                 ax.plot([x, x], ends, color=look.colour, linewidth=1.2, zorder=2)
@@ -403,8 +392,8 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             ax.set_ylim(bottom=0.0)
             ax.set_title(words, fontsize=10)
-            size_axis(ax, groups, width / columns)
-        legend(figure, key_of(arms), width)
+            drawing.size_axis(ax, groups, width / columns)
+        legend(figure, drawing.key_of(arms), width)
     return figure
 
 
@@ -422,13 +411,13 @@ def growth(answers: Answers, width: float = WIDTH) -> Figure:
         ax.axhline(0.0, color="black", linewidth=1.0, zorder=1)
         for order, arm in enumerate(arms):
             look, mine = look_of(arm), [each for each in answers.growths if each.arm == arm]
-            x = [math.sqrt(math.prod(each.sizes)) * dodge(order, len(arms)) for each in mine]
+            x = [math.sqrt(math.prod(each.sizes)) * drawing.dodge(order, len(arms)) for each in mine]
             for at, each in zip(x, mine, strict=True):
-                interval(ax, at, each.score.low, each.score.high, look.colour)
+                drawing.interval(ax, at, each.score.low, each.score.high, look.colour)
             ax.plot(x, [each.score.value for each in mine], color=look.colour, marker=look.marker, markersize=5.5)
-        size_axis(ax, [group for group in answers.groups if group.arm in arms], width)
+        drawing.size_axis(ax, [group for group in answers.groups if group.arm in arms], width)
         ax.set_ylabel("points per doubling")
-        legend(figure, key_of(arms), width)
+        legend(figure, drawing.key_of(arms), width)
     return figure
 
 
