@@ -134,7 +134,7 @@ def load_sb3(
     envs = Envs(env, 1)
     envs.close()  # its shapes are all that is needed
     try:
-        kind, algorithm, data, state, sb3_version = open_zip(content)
+        _, algorithm, data, _, sb3_version = opened = open_zip(content)
         betrayed = algorithm in (*_ON_POLICY, "ARS") and data.get("_last_original_obs") is not None
         if betrayed and beside is None:
             raise InputError(
@@ -143,7 +143,7 @@ def load_sb3(
             )
         _check_observations(data, envs)
         _check_actions(data, envs)
-        policy, exact = _build(state, kind, algorithm, data, envs, temperature, normalised, path)
+        policy, exact = _build(opened, envs, temperature, normalised, path)
         weights.observe(policy, env)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -320,20 +320,14 @@ def _described(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _build(
-    state: dict[str, Tensor],
-    kind: Kind,
-    algorithm: str,
-    data: dict[str, Any],
-    envs: Envs,
-    temperature: float,
-    statistics: Statistics | None,
-    path: Path,
+    opened: Opened, envs: Envs, temperature: float, statistics: Statistics | None, path: Path
 ) -> tuple[Policy, bool]:
-    """The policy of ours that `state` describes, and whether its sampled play is SB3's. Every key and shape is checked.
+    """The policy of ours that a zip describes, and whether its sampled play is SB3's. Every key and shape is checked.
 
     Raises:
         InputError: a layer is missing, has another shape, or has no place.
     """
+    kind, algorithm, data, state, _ = opened
     activation = _activation(data, algorithm)
     cnn = f"{kind.extractor}features_extractor.cnn.0.weight" in state
     names, critic, behind = _layout(state, kind, cnn)
@@ -391,34 +385,25 @@ def _build(
     if statistics is not None:
         _normalise(policy, statistics, envs)
     if stacked:
-        return _stacked(policy, state, kind, algorithm, data, envs, names, behind, activation, temperature, path), False
+        return _stacked(policy, opened, envs, names, behind, temperature, path), False
     weights.lay(policy, state, names, envs.config.id, "policy.pth")
     with torch.no_grad():
         if algorithm in ("DQN", "QRDQN"):
             weights.sharpen(policy, temperature)
         exact = algorithm != "ARS"
         if envs.continuous:
-            exact = _act_continuously(policy, {name: state[name] for name in deviations}, algorithm, data, envs)
+            exact = _act_continuously(policy, opened, envs)
     return policy, exact
 
 
 def _stacked(
-    inputs: Policy,
-    state: dict[str, Tensor],
-    kind: Kind,
-    algorithm: str,
-    data: dict[str, Any],
-    envs: Envs,
-    names: dict[str, str],
-    behind: list[str],
-    activation: str,
-    temperature: float,
-    path: Path,
+    inputs: Policy, opened: Opened, envs: Envs, names: dict[str, str], behind: list[str], temperature: float, path: Path
 ) -> Policy:
     """A policy with a memory, or with layers behind its convolutions: it plays and teaches, and is not saved."""
+    kind, algorithm, data, state, _ = opened
     centre, half = torch.zeros(1), torch.ones(1)
     squash = None
-    if envs.continuous and (squash := _squash(algorithm, data, "actor.log_std" in state)) is not None:
+    if envs.continuous and (squash := _squash(opened)) is not None:
         centre, half = (each.float() for each in weights.half_ranges(envs))
     if squash not in (None, 1.0):
         raise InputError("gSDE's bound on the mean is not read of a CnnPolicy with layers behind its convolutions")
@@ -433,7 +418,7 @@ def _stacked(
             lstm=kind.lstm,
             linears=behind,
             head=names["actor"],
-            activation=activation,
+            activation=_activation(data, algorithm),
             scale=half,
             centre=centre,
             squash=squash is not None,
@@ -444,14 +429,15 @@ def _stacked(
         return Foreign(path.name, Network(module), games)
 
 
-def _squash(algorithm: str, data: dict[str, Any], gsde: bool) -> float | None:
+def _squash(opened: Opened) -> float | None:
     """The bound of the tanh of a mean; None where means are in the environment's units."""
+    _, algorithm, data, state, _ = opened
     options = _options(data)
     linear_ars = "ARSLinearPolicy" in str(data["policy_class"].get("__init__"))
     squashed = options.get("squash_output", algorithm == "ARS" and not linear_ars)
     if algorithm not in ("SAC", "TQC", "TD3", "DDPG") and squashed is not True:
         return None
-    if algorithm in ("SAC", "TQC") and gsde:  # which bounds the mean before the tanh
+    if algorithm in ("SAC", "TQC") and "actor.log_std" in state:  # gSDE, which bounds the mean before the tanh
         clip_mean = options.get("clip_mean", 2.0)
         if type(clip_mean) not in (int, float):
             raise InputError("clip_mean in policy_kwargs is not a number")
@@ -459,24 +445,23 @@ def _squash(algorithm: str, data: dict[str, Any], gsde: bool) -> float | None:
     return 1.0
 
 
-def _act_continuously(
-    policy: Policy, deviations: dict[str, Tensor], algorithm: str, data: dict[str, Any], envs: Envs
-) -> bool:
+def _act_continuously(policy: Policy, opened: Opened, envs: Envs) -> bool:
     """Means and deviations in units of half the range; whether the deviations are SB3's in every state.
 
     SB3 squashes a mean by tanh into the range, or leaves it in the environment's units and clips it to the bounds.
     """
     assert policy.log_std is not None
-    half = weights.in_half_ranges(policy, envs, _squash(algorithm, data, "actor.log_std" in deviations))
+    _, algorithm, data, state, _ = opened
+    half = weights.in_half_ranges(policy, envs, _squash(opened))
     if algorithm in ("TD3", "DDPG", "ARS"):
         policy.log_std.fill_(math.log(DETERMINISTIC))
         return False
-    log_std = deviations.get("log_std", deviations.get("actor.log_std"))
+    log_std = state.get("log_std", state.get("actor.log_std"))
     if log_std is not None and log_std.shape == policy.log_std.shape and not data.get("use_sde"):
         policy.log_std.copy_(log_std.double() - half.log())
         return True
     latents = policy.trunk(policy.prepare(torch.from_numpy(weights.random_play(envs.config)))).double()
-    heads = deviations.get("actor.log_std.weight"), deviations.get("actor.log_std.bias")
+    heads = state.get("actor.log_std.weight"), state.get("actor.log_std.bias")
     if log_std is not None and tuple(log_std.shape) in [(latents.shape[1], n) for n in (1, len(half))]:
         std = log_std.double().exp()
         if _options(data).get("use_expln") is True:
