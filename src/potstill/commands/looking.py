@@ -155,9 +155,8 @@ def info(arguments: Sequence[str]) -> None:
     cpu = torch.device("cpu")
     print(f"potstill    {__version__}")
     print(f"python      {platform.python_version()} on {platform.platform()}")
-    for package in ("torch", "ale-py", "gymnasium", "numpy", "scipy", "polars", "safetensors", "tyro", "matplotlib"):
-        print(f"{package:<11} {metadata.version(package)}")
-    for package in ("minatar", "Box2D", "tensorboard", "wandb", "onnx", "onnxruntime"):
+    packages = "torch ale-py gymnasium numpy scipy polars safetensors tyro matplotlib"
+    for package in f"{packages} minatar Box2D tensorboard wandb onnx onnxruntime".split():
         try:
             print(f"{package:<11} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

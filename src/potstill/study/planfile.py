@@ -82,13 +82,10 @@ def read_settings(values: dict[str, Any], method: Method) -> dict[str, Any]:
     Raises:
         InputError: there is no such setting, or its value is of another type.
     """
-    try:
-        return _settings(_Table(values), method)
-    except _At as error:
-        raise InputError(str(error)) from error
+    return _settings(_Table(values), method)
 
 
-class _At(Exception):
+class _At(InputError):
     """What is wrong, and the keys that lead to it."""
 
     def __init__(self, keys: tuple[str, ...], message: str) -> None:
