@@ -1,17 +1,21 @@
-"""A machine of a real Ray cluster is lost."""
+"""On a real Ray of two machines, which run here: one of them is lost, and a study is stopped."""
 
+import os
 import signal
+import tempfile
+import threading
 import time
 
 import pytest
 import ray
 from polars.testing import assert_frame_equal
-from processes import Here
+from processes import Here, until
 from ray.cluster_utils import Cluster
 from soak import TIMES
 
 from potstill.results import curves_table, episodes_table, runs_table
 from potstill.study import cluster
+from potstill.study.execute import StudyInterrupted
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study, status
 from potstill.training.runtime import Runtime
@@ -19,7 +23,9 @@ from potstill.training.runtime import Runtime
 pytestmark = pytest.mark.timeout(600)
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0.0)
-LONG, SHORT = "rl_width-1_32_seed-0", "student_width-1_32_teacher-expert_seed-0"
+NAMES = ("rl_width-1_32_seed-0", "student_width-1_32_teacher-expert_seed-0")
+NAMES += ("finetune_width-1_32_teacher-expert_seed-0",)
+LONG = NAMES[0]
 PLAN = """\
 env = "cartpole"
 widths = ["1/32"]
@@ -30,7 +36,8 @@ teachers = ["expert"]
 episodes = 4
 
 [arms.rl]
-total-timesteps = 81920
+total-timesteps = 40_960
+num-steps = 64
 
 [arms.student]
 method = "distill"
@@ -38,28 +45,49 @@ total-timesteps = 1024
 num-envs = 8
 batch-size = 32
 warmup-steps = 64
+value-coefficient = 0.5
+
+[arms.finetune]
+from = "student"
+total-timesteps = 2048
 """
+ALONE = {"include_log_monitor": False}  # what a test's nodes need not have: each such process imports Ray
+HEAD = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True}
 
 
-@pytest.fixture
-def machines():
-    """A cluster whose head runs nothing, and the one machine of two CPUs where everything runs."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    node = nodes.add_node(num_cpus=2)
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory):
+    """The temporary folder of the machines, in which runs leave something while they go on."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # whose sockets must have short names
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def machines(temporary):
+    """A cluster whose head runs nothing, and two machines of one CPU each."""
+    nodes = Cluster(initialize_head=True, head_node_args=HEAD | ALONE)
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, **ALONE)
     assert cluster.connect(nodes.address) == 2
-    yield nodes, node
+    yield nodes
     ray.shutdown()
     nodes.shutdown()
 
 
+def plan_of(folder, save_teacher, text=PLAN):
+    save_teacher(folder / "expert")
+    (folder / "plan.toml").write_text(text)
+    return read_plan(folder / "plan.toml")
+
+
 def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_table(
-    machines, tmp_path, save_teacher, capfd
+    machines, tmp_path, save_teacher, capfd, monkeypatch
 ):
-    nodes, node = machines
-    save_teacher(tmp_path / "expert")
-    (tmp_path / "plan.toml").write_text(PLAN)
-    plan, out = read_plan(tmp_path / "plan.toml"), tmp_path / "ray"
-    lost = []
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.2)  # so that the run may be short
+    plan, out, lost = plan_of(tmp_path, save_teacher), tmp_path / "ray", []
 
     def start(run, runtime, eval_config, data):
         """The long run's first process is killed when a save of its has arrived, its second loses the machine."""
@@ -75,15 +103,18 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
                 if len(lost) == 1:
                     process._actor.stop.remote(int(signal.SIGKILL))
                 else:
-                    nodes.remove_node(node, allow_graceful=False)
-                    nodes.add_node(num_cpus=2)
+                    asked = process._actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+                    where = ray.get(asked)
+                    (node,) = (node for node in machines.worker_nodes if node.node_id == where)
+                    machines.remove_node(node, allow_graceful=False)
+                    machines.add_node(num_cpus=1, **ALONE)
             return code
 
         process.poll = poll_and_lose
         return process
 
     ended = list(run_study(plan, out, RUNTIME, workers=2, start=start, retries=3))
-    assert {each.spec.name: each.error for each in ended} == {LONG: None, SHORT: None}
+    assert {each.spec.name: each.error for each in ended} == dict.fromkeys(NAMES)
     assert len(lost) == 2
     assert capfd.readouterr().err.count(f"study  {LONG}: killed by SIGKILL") == 2
     list(run_study(plan, tmp_path / "here", RUNTIME, workers=1, start=Here))
@@ -91,3 +122,23 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
         there, here = (table(tmp_path / name).drop(TIMES, strict=False) for name in ("ray", "here"))
         assert_frame_equal(there, here)
     assert not [path for pattern in ("run.lock", ".*.tmp", "resume.*") for path in out.rglob(pattern)]
+
+
+def test_the_process_of_a_stopped_study_leaves_nothing_behind(machines, temporary, tmp_path, save_teacher):
+    endless = PLAN.partition("[arms.student]")[0].replace("40_960", "100_000_000").replace("teachers", "# teachers")
+    plan = plan_of(tmp_path, save_teacher, endless)
+    before, looks = set(temporary.glob("potstill-*")), []  # a lost machine leaves its own
+    generator = run_study(plan, tmp_path / "ray", RUNTIME, workers=1, start=cluster.RemoteProcess)
+    resume = tmp_path / "ray" / "runs" / LONG / "resume.safetensors"
+
+    def interrupt():
+        until(resume.exists, 200)
+        looks.append({path.parent for path in temporary.glob("potstill-*/run")} - before)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(StudyInterrupted):
+        list(generator)
+    assert resume.exists()
+    assert len(looks[0]) == 1  # this is where it would be left
+    assert set(temporary.glob("potstill-*")) == before
