@@ -23,6 +23,7 @@ from potstill.storage.checkpoints import new_folder
 
 #: Divides Q-values into logits. Rusu et al. 2015 distil a DQN's softmax(Q / 0.01): nearly greedy, as the DQN plays.
 Q_TEMPERATURE = 0.01
+WATCHED = 500  # greedy steps of a policy that normalises no numbers
 DETERMINISTIC = 0.1  # deviation in half ranges of a policy that has none: the action noise of Fujimoto et al. 2018, TD3
 _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number in files of before 1.6
 
@@ -164,7 +165,7 @@ def sharpen(policy: Policy, temperature: float) -> None:
 
 @torch.no_grad()
 def observe(policy: Policy, env: EnvConfig) -> None:
-    """Plays 500 greedy steps of a policy that normalises no numbers, to tell its students by what they should.
+    """Plays `WATCHED` greedy steps of a policy that normalises no numbers, to tell its students by what they should.
 
     They learn little from numbers far from 1, such as MountainCar's velocity, which is 0.07 at most. What does not
     change there is left alone.
@@ -175,7 +176,9 @@ def observe(policy: Policy, env: EnvConfig) -> None:
     with closing(Envs(env, 1)) as envs:
         greedy = policy.distribution.greedy
         play = collect(envs, Preparer(policy), envs.reset(0), lambda inputs: greedy(policy.logits(inputs)))
-        seen = np.concatenate([transition.observations.copy() for _, transition in zip(range(500), play, strict=False)])
+        seen = np.concatenate(
+            [transition.observations.copy() for _, transition in zip(range(WATCHED), play, strict=False)]
+        )
     mean, deviation = (torch.from_numpy(each(seen.astype(np.float64), 0)) for each in (np.mean, np.std))
     still = deviation < 1e-6
     policy.seen_mean = mean.masked_fill(still, 0.0).to(policy.mean.dtype)
