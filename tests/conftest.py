@@ -24,13 +24,28 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # else Ray's workers hardly run beside other tests
 torch.set_num_threads(1)
 
-LONGEST = {"cuts", "ray", "soak", "wheel", "own_code", "cluster", "studies", "road", "compress", "api", "continuous"}
+LONGEST = (
+    "ray",
+    "soak",
+    "own_code",
+    "bounds",
+    "wheel",
+    "fuzz",
+    "page",
+    "cuts",
+    "figures",
+    "studies",
+    "records",
+    "road",
+)
+LONGEST += ("compress", "statistics", "continuous", "api", "resuming", "compare", "front_page", "quickstart", "browser")
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest begin first, then those of most tests: else one worker waits for the other."""
-    tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.stem.removeprefix("test_") not in LONGEST, -tests[item.path]))
+    tests, names = Counter(item.path for item in items), [f"test_{name}" for name in LONGEST]
+    place = {path: names.index(path.stem) if path.stem in names else len(names) for path in tests}
+    items.sort(key=lambda item: (place[item.path], -tests[item.path]))
 
 
 @contextmanager
