@@ -36,7 +36,7 @@ KEYS = {"actions", "observation", "env", "potstill"}
 def saved(folder, task, **network):
     """A policy of clear opinions whose inputs, some of them clipped, are normalised; its directory."""
     env = TASKS[task].env
-    with closing(Envs(env, 4)) as envs:
+    with closing(Envs(env, 2)) as envs:
         probe = envs.reset(3)
         policy = Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions)
     policy.initialise(torch.Generator().manual_seed(1))
@@ -108,15 +108,15 @@ def test_the_file_computes_the_policys_logits_and_greedy_action_for_any_batch(tm
     loaded = load_policy(saved(tmp_path, task, **network))
     record = export(loaded, tmp_path / "policy.onnx")
     assert record["max_difference"] <= 1e-4
-    assert record["observations"] == 16 * 8 + 4
-    with closing(Envs(loaded.env, 5)) as envs:
+    assert record["observations"] == 16 * 8 + 2
+    with closing(Envs(loaded.env, 2)) as envs:
         observations = envs.reset(9)
         random = np.random.default_rng(0)
         for _ in range(20):
-            observations = envs.step(random.integers(0, envs.num_actions, 5)).observations
+            observations = envs.step(random.integers(0, envs.num_actions, 2)).observations
     expected = loaded.policy(torch.from_numpy(observations))[0].detach().numpy()
     assert np.ptp(expected) > 0.1  # else any policy would do
-    for batch in (1, 5):
+    for batch in (1, 2):
         logits, action = run(tmp_path / "policy.onnx", observations[:batch])
         assert (logits.dtype, action.dtype, action.shape) == (np.float32, np.int64, (batch,))
         np.testing.assert_allclose(logits, expected[:batch], atol=1e-4)

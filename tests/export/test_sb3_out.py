@@ -23,7 +23,7 @@ from potstill.tasks import TASKS, find_env
 def saved(folder, task, **network):
     """A policy with opinions that normalises its inputs, and values in units of its own; loaded again."""
     env = find_env(task)
-    with closing(Envs(env, 8)) as envs:
+    with closing(Envs(env, 2)) as envs:
         probe = envs.reset(3)
         policy = Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions, envs.continuous)
     policy.initialise(torch.Generator().manual_seed(1))
@@ -73,7 +73,7 @@ def test_ppo_opens_the_zip_and_predicts_and_values_what_we_do(tmp_path, task, ne
 def test_convolutions_go_into_sb3s_own_wider_ones(tmp_path, network):
     """With one normalisation for all pixels, as that of a policy from SB3 and of its students is."""
     zipped = as_sb3(TASKS["pong"].env)
-    with closing(Envs(zipped, 4)) as envs:
+    with closing(Envs(zipped, 2)) as envs:
         probe = envs.reset(3)
     policy = Policy(NetworkConfig("1/8", **network), (4, 84, 84), 6, dtype="uint8", layout="stack")
     policy.initialise(torch.Generator().manual_seed(1))
