@@ -1,6 +1,7 @@
 import json
 import os
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,6 +17,11 @@ PONG = replace(TASKS["pong"].env, max_frames=40)  # games of 10 agent steps
 CARTPOLE, MINATAR = TASKS["cartpole"].env, TASKS["minatar-breakout"].env
 TASKS = pytest.mark.parametrize("env", [PONG, CARTPOLE, MINATAR], ids=["pong", "cartpole", "minatar"])
 N = 3
+
+
+@cache  # a reset leaves nothing of what was played before, and an emulator takes a tenth of a second to begin
+def games(env):
+    return Envs(env, N)
 
 
 def fill(data, envs, steps, seed=0):
@@ -53,7 +59,7 @@ def drawn(data, envs, count=2_000, dtype=torch.float32):
 @TASKS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_states_come_back_as_they_were_seen_across_the_ends_of_games(env, dtype):
-    envs = Envs(env, N)
+    envs = games(env)
     data = Dataset(envs, N * 40)
     seen = fill(data, envs, 40)
     batch, numbers = drawn(data, envs, dtype=dtype)
@@ -67,7 +73,7 @@ def test_states_come_back_as_they_were_seen_across_the_ends_of_games(env, dtype)
     ("env", "lost"), [(PONG, 3), (replace(PONG, frame_stack=2), 1), (CARTPOLE, 0)], ids=["pong", "pairs", "cartpole"]
 )
 def test_once_the_ring_is_full_the_newest_states_come_back_whole(env, lost):
-    envs = Envs(env, N)
+    envs = games(env)
     data = Dataset(envs, N * 20)
     seen = fill(data, envs, 47)
     batch, numbers = drawn(data, envs)
@@ -77,14 +83,14 @@ def test_once_the_ring_is_full_the_newest_states_come_back_whole(env, lost):
 
 
 def test_a_ring_that_is_just_full_has_lost_nothing():
-    envs = Envs(PONG, N)
+    envs = games(PONG)
     data = Dataset(envs, N * 20)
     fill(data, envs, 20)
     assert set(drawn(data, envs)[1].tolist()) == set(range(N * 20))
 
 
 def test_stacks_lie_in_memory_as_the_network_reads_them():
-    envs = Envs(PONG, N)
+    envs = games(PONG)
     data = Dataset(envs, N * 8)
     fill(data, envs, 8)
     batch, _ = drawn(data, envs, count=20)  # not a multiple of the chunks they are prepared in
@@ -93,7 +99,7 @@ def test_stacks_lie_in_memory_as_the_network_reads_them():
 
 
 def test_inputs_are_normalised_and_clipped_as_the_policy_does():
-    envs = Envs(PONG, N)
+    envs = games(PONG)
     data = Dataset(envs, N * 15)
     seen = fill(data, envs, 15)
     policy, generator = reader(envs), torch.Generator().manual_seed(0)
@@ -151,9 +157,9 @@ def test_the_capacity_is_rounded_down_to_whole_vector_steps():
 
 @pytest.mark.parametrize(("env", "least"), [(PONG, 5 * N), (CARTPOLE, 2 * N)], ids=["pong", "cartpole"])
 def test_a_buffer_without_room_for_one_whole_stack_and_more_is_refused(env, least):
-    assert Dataset(Envs(env, N), least).capacity == least
+    assert Dataset(games(env), least).capacity == least
     with pytest.raises(InputError, match=f"a buffer of {least - 1} states is too small for 3 environments"):
-        Dataset(Envs(env, N), least - 1)
+        Dataset(games(env), least - 1)
 
 
 # On disk
@@ -167,7 +173,7 @@ def write(folder, envs, steps=20, **description):
 
 @TASKS
 def test_a_folder_gives_the_same_batches_as_memory(env, tmp_path):
-    envs = Envs(env, N)
+    envs = games(env)
     writer, _ = write(tmp_path / "data", envs)
     writer.finish()
     memory = Dataset(envs, 20 * N)
@@ -216,7 +222,7 @@ def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_data_set_that_is_too_small_leaves_nothing_either(tmp_path):
     with pytest.raises(InputError, match="too small"):
-        DatasetWriter(tmp_path / "data", Envs(PONG, N), N, {})
+        DatasetWriter(tmp_path / "data", games(PONG), N, {})
     assert list(tmp_path.iterdir()) == []
 
 
