@@ -9,10 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions
 from rich.live import Live
@@ -28,15 +28,7 @@ TAIL = 1 << 16  # bytes read for its last record, and of any: ours have some hun
 INTERVAL = 10.0  # seconds between plain lines of progress
 
 
-class Sink(Protocol):
-    """Something that metrics go to: one flat record with an int "step" per write."""
-
-    def write(self, record: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Metrics:
+class Metrics(AbstractContextManager["Metrics"]):
     """Appends records to a metrics.jsonl, one JSON object a line, each line in one system call. A `Sink`.
 
     Args:
@@ -108,9 +100,6 @@ class Metrics:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *raised: object) -> None:
         self.close()
@@ -254,7 +243,7 @@ class Progress:
         yield line
 
 
-def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -> list[Sink]:
+def sinks(track: bool, directory: Path, config: dict[str, Any], step: int = 0) -> list["Sink"]:
     """Where metrics go besides metrics.jsonl: nowhere, or with `track` to TensorBoard (`directory`/tensorboard).
 
     W&B is added where it is installed and set up (WANDB_API_KEY or WANDB_MODE in the environment). Where one of them
@@ -320,6 +309,10 @@ class _StandingBack:
             why = printable(str(error) or type(error).__name__, 200)
             with suppress(OSError):
                 print(f"potstill: {self._name} failed, and the run goes on without it: {why}", file=sys.stderr)
+
+
+Sink = Metrics | _StandingBack
+"""Something that metrics go to: one flat record with an int "step" per write."""
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -30,10 +30,13 @@ from potstill.storage.files import open_regular, read_json
 from potstill.storage.runs import InUseError, Run, StopRequested, hold, read_document, stop_on_signals, sweep, touch
 from potstill.study import local
 from potstill.study.eta import Eta, Underway
-from potstill.study.local import LocalProcess, Process
+from potstill.study.local import LocalProcess
 from potstill.study.plan import RunSpec
 from potstill.training.runtime import Runtime, check_number
 from potstill.training.trainer import new_branch, new_run, resolved
+
+if TYPE_CHECKING:
+    from potstill.study.cluster import RemoteProcess
 
 SAVING = 30.0  # seconds a worker has to save when time is up
 SIGN = 30.0  # seconds between two signs of life on the claims
@@ -61,7 +64,7 @@ class Ended(NamedTuple):
 class _Worker:
     spec: RunSpec
     run: Run
-    process: Process
+    process: "LocalProcess | RemoteProcess"
     began: float  # as `time.monotonic()` counts
     before: float  # share of the training that was done then
     claim: ExitStack  # on the run, against other studies in the same folder
@@ -93,7 +96,7 @@ def execute(
     done: Collection[str] = (),
     study: Run | None = None,
     until: float = math.inf,
-    start: Callable[[Run, Runtime, EvalConfig, Path], Process] = LocalProcess,
+    start: "Callable[[Run, Runtime, EvalConfig, Path], LocalProcess | RemoteProcess]" = LocalProcess,
 ) -> Iterator[Ended]:
     """Does all runs that are not done yet, at most `workers` at a time (0: as many as fill the cores).
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from potstill import imports
 from potstill.errors import InputError, reason
@@ -29,18 +29,6 @@ if TYPE_CHECKING:  # which bring torch along
 
 
 COMMAND = [sys.executable, "-m", "potstill.study.worker"]
-
-
-class Process(Protocol):
-    """A run that goes on somewhere."""
-
-    @property
-    def returncode(self) -> int | None: ...
-    def poll(self) -> int | None: ...
-    def last_sign(self) -> float: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-    def close(self, patience: float) -> None: ...
 
 
 class Forked:
