@@ -1,6 +1,7 @@
 """The one error that is the user's to fix, and words for the system's."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 LONGEST = 1_000  # characters of a message: a hostile name could be of any length
@@ -33,6 +34,13 @@ class Stopped(Exception):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, where no loop waits for it to save first: unwinds what is open, as Ctrl-C does."""
+
+
+def need(what: str, extra: str, *packages: str) -> None:
+    """Raises InputError where a package is missing that `what` needs, and that potstill's `extra` brings."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(f"{what} needs {package}: pip install 'potstill[{extra}]'")
 
 
 def printable(text: object, longest: int = LONGEST) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill import evaluation
-from potstill.errors import InputError
+from potstill.errors import InputError, need
 from potstill.export.actor import BITS
 from potstill.export.actor import actor as deployed
 from potstill.export.card import latencies, no_better, scores
@@ -87,12 +87,13 @@ def export(
         raise InputError(f"cannot write {out}: no such file or directory")
     match kind:
         case "onnx":
-            onnx.check_packages(opset)
+            need("export", "onnx", "onnx", "onnxruntime")
+            onnx.check_opset(opset)
             made = onnx.versions(loaded, deployed(loaded, threads), paths, opset or onnx.OPSET, raw)
         case "c":
             made = c.versions(deployed(loaded, threads), paths)
         case "sb3":
-            sb3.check_packages()
+            need("export", "sb3", "stable_baselines3")
             made = sb3.versions(deployed(loaded, threads), paths)
     models, left_out = {each: {"path": str(paths[each]), **made.facts[each]} for each in paths}, {}
     for each, measured in latencies(made.players).items():

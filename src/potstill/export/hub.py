@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from potstill import __version__
 from potstill.envs import EnvConfig
-from potstill.errors import InputError, causes, printable, reason
+from potstill.errors import InputError, causes, need, printable, reason
 from potstill.load import load
 from potstill.load.pickles import MAX_BYTES as MAX_STATISTICS_BYTES
 from potstill.load.statistics import NAMES as STATISTICS
@@ -215,11 +215,10 @@ def _within(seconds: float, do: Callable[[], T]) -> T:
 
 
 def _api(repo_id: str, command: str) -> "HfApi":
-    try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-    except ImportError as error:
-        raise InputError(f"{command} needs {error.name}: pip install 'potstill[hub]'") from error
+    need(command, "hub", "huggingface_hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
         raise InputError(f"{repo_id!r} is no name of a repository: write USER/NAME")
     if not sys.stderr.isatty():

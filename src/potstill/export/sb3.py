@@ -24,14 +24,6 @@ class _Task(gymnasium.Env[Any, Any]):
         self.observation_space, self.action_space = observation_space, action_space
 
 
-def check_packages() -> None:
-    """Raises InputError where Stable-Baselines3 is missing."""
-    try:
-        import stable_baselines3  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"export needs {error.name}: pip install 'potstill[sb3]'") from error
-
-
 def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
     """A PPO zip with `MlpPolicy` or `CnnPolicy`, after SB3 has computed from it what PyTorch does here.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.envs import Array, EnvConfig, Envs
-from potstill.errors import InputError, first_line
+from potstill.errors import InputError, first_line, need
 from potstill.imports import allow, find, source_of
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
@@ -222,11 +222,10 @@ def onnx_session(content: bytes) -> Any:
 
 def _onnx(path: Path) -> Answer:
     """An ONNX model of one input, on one thread: its output `logits`, or `action` of a continuous one, or its first."""
+    need("an ONNX teacher", "onnx", "onnxruntime")
     content = read_bytes(path, MAX_ONNX_BYTES, follow=True)
     try:
         session = onnx_session(content)
-    except ImportError as error:
-        raise InputError("an ONNX teacher needs onnxruntime: pip install 'potstill[onnx]'") from error
     except Exception as error:  # onnxruntime has a dozen kinds
         raise InputError(f"{path} cannot be read as ONNX: {first_line(error)}") from error
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
