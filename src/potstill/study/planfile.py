@@ -151,8 +151,6 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
     if not _is_name(name):
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
     scored = top.table("evaluation")
-    if "beside-games" in scored.values:  # as plans of the first study have it
-        scored.values["secondary-games"] = scored.values.pop("beside-games")
     scored.check_keys([known.name.replace("_", "-") for known in fields(EvalConfig)])
     starts, episodes = scored.list("starts", int, ()), scored.value("episodes", int, 100)
     start_games, secondary = (scored.value(key, int, episodes) for key in ("start-games", "secondary-games"))
