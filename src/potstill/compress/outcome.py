@@ -179,7 +179,7 @@ def _trial(state: Search, trial: Trial) -> dict[str, Any]:
     if screened is not None:
         low = screened[1] if math.isfinite(screened[1]) else None
         record["screen"] = _told(state.games[f"screen {name}"]) | {"share": screened[0], "share_low": low}
-        record["screen"]["promising"] = state.needed(trial) is not None
+        record["outcome"] = state.outcome(trial)
     confirmed = state.confirmation(trial)
     if confirmed is None:
         return record | {"confirm": None}

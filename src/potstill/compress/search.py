@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, zip_longest
+from itertools import chain, repeat, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +34,16 @@ SEEDS = {"screen": 1, "confirm": 2, "teacher": 3, "random": 4}  # of the games: 
 FINISHING = 0.1  # share of the budget kept for ONNX, card, film and page
 SLACK = 1.1  # on every estimate of time: what is begun and does not end in time is cut, and lost to this call
 ANYTIME = 1 / 3  # share of the budget after which a first answer is to be there
-SCREENING = (
-    0.25,
-    1,
-    4,
-)  # times its games: what is far too little plays no more, and most play on where it costs little
+SCREENING = (0.25, 1, 4)  # times its games: each where the student may do by those before, and where there is time
 CHEAP = 0.02  # share of the budget for games that are no more than welcome
 AMPLE = 15  # times smaller than a teacher, students mostly keep its score (Rusu et al. 2015, "Policy Distillation")
+PRUNED = 2  # times as small, those may be of which most weights are zero
+HALF = 0.6  # of a size is about a half of it, where sizes are half an octave apart
 PROMPT = 2  # times as long as the quickest training, those of a first round may take
-COUNTS = (1, 2, 4, 8, 16)  # times the games of a confirmation
+LOOKS = 5  # at a confirmation, each after twice as many games as the one before
+FIRST = 2 / 3  # of the error rate that is left, for the next confirmation
+EARLY = 0.1  # of a confirmation's error rate, for all its looks but the last
+FEWEST = 0.1  # of the steps, where there is no time for all of them
 
 
 class Trial(NamedTuple):
@@ -72,10 +73,10 @@ class News(NamedTuple):
 def steps(state: "Search") -> Iterator[News]:
     """Looks for the cheapest student. Whenever it yields, `state` holds what was found so far.
 
-    The teacher plays. Then, round by round, as many trials as there are cores are trained and screened. The cheapest
-    that promises to do is confirmed: at once where nothing is confirmed yet, else when no shape is left to bisect. So
-    it goes on downward until the budget is spent or nothing is left to try. What time is left is given to the
-    confirmation of a student that may do, though its games so far do not promise it.
+    The teacher plays. Then, round by round, as many trials as there are cores are trained and screened. One that
+    promises to do is confirmed: at once where nothing is confirmed yet, and then the dearest, else when no shape is
+    left to bisect. So it goes on downward until the budget is spent or nothing is left to try. Where no time is left to
+    train, one is confirmed that may do, though its games so far do not promise it.
 
     Raises:
         InputError: the teacher is no better than random play, or there is no time for its games.
@@ -85,7 +86,7 @@ def steps(state: "Search") -> Iterator[News]:
             name = kind.partition(" ")[0]
             if not (state.points and name == "random"):
                 state.play(name, least)
-                yield News(name, _scored(kind, state.play(name, max(least, state.cheap(COUNTS[-1] * least)))))
+                yield News(name, _scored(kind, state.play(name, max(least, state.cheap(least << LOOKS - 1)))))
     except TimeUp:
         raise InputError(
             f"a budget of {state.config.budget:g} minutes is too short: the teacher's games alone take longer here"
@@ -94,23 +95,23 @@ def steps(state: "Search") -> Iterator[News]:
         raise InputError("the teacher is no better than random play: there is nothing to keep")
     while True:
         trials, bisecting = state.next_trials()
-        hope, count = state.hope()
-        if hope is None and not trials:
-            hope, count = state.chance()
+        hope = state.hope()
         if hope is not None and (state.chosen is None or not (trials and bisecting)):
             try:
-                state.confirm(hope, count)
+                state.confirm(hope)
             except TimeUp:
                 state.stopped = "budget"
                 break
             yield News("confirm", state.told(hope))
         elif trials:
-            yield News("train", f"training {' and '.join(map(state.label, trials))}")
+            if due := [trial for trial in trials if not state.trained(trial)]:
+                yield News("train", f"training {' and '.join(map(state.label, due))}")
             try:
-                for trial in sorted(state.train(trials)):
+                state.train(trials)
+                for trial in sorted(trials, reverse=state.chosen is None):
                     state.screen(trial)
                     yield News("screen", state.told(trial))
-                    if state.needed(trial) is not None:  # the dearer ones play where its confirmation fails
+                    if trial == state.hope():  # others play where its confirmation fails, or then
                         break
             except TimeUp:
                 yield News("time", "time is up for this round: what it began is kept for a larger budget")
@@ -137,11 +138,11 @@ class Search:
         self._samples: dict[tuple[str, int], Sample] = {}  # by name and number of games
         self.errors: dict[str, str] = {}  # by trial: why it could not be trained; the next call tries again
         self.confirmations: list[Confirmation] = []
-        # Seconds a game and to start a process; seconds of a training over what was foreseen.
-        self.rates = {"game": 0.0, "start": 0.0, "training": 1.0}
+        # Seconds a game and to start a process; seconds of a training over what was foreseen; share of the steps.
+        self.rates = {"game": 0.0, "start": 0.0, "training": 1.0, "steps": 1.0}
         self.stopped = "exhausted"  # or budget, where that left something untried
         self.seconds: float = 0.0
-        self._foreseen: list[float] = []  # seconds to train those of the least and the most work, in the first way
+        self._foreseen: list[float] = []  # seconds to train those of the least and the most work, as asked for
         self._began: float = time.monotonic() if began is None else began
         self._path = run.path / "games.json"
         if self._path.exists():
@@ -152,82 +153,83 @@ class Search:
     def next_trials(self) -> tuple[list[Trial], bool]:
         """What to train, one to a core, and whether it bisects. Nothing where no time is left for any.
 
-        While nothing will do: first the simplest shape and one in the middle, or of an image the dearest of those
-        that are much smaller than the teacher, and one of half its size; then the most promising another way, and
-        untried ones from the dearest down. Below one that will do: the untried shapes above the dearest that will not
-        are bisected. Then, for score need not grow with size, shapes below that and further ways are tried, the nearest
-        and the least tried first.
+        What is trained and has not played comes before all. While nothing will do: a first round, which on one core
+        takes two; then the most promising another way, and untried ones from the dearest down. Below one that will do:
+        the untried shapes above the dearest that will not are bisected. Then, for score need not grow with size, shapes
+        below that and further ways are tried, the nearest and the least tried first.
         """
         cores, every = self.runtime.cores, len(self.shapes)
         bound = min((place for place in range(every) if self.will_do(place)), default=every)
-        candidates = [Trial(place, way) for place in range(bound) if (way := self.tried(place)) < len(self.ways)]
-        confirming = self._confirming()
-        games = self.config.games + (0 if confirming else self.config.confirm_games)
-        around = self.rates["start"] + self.rates["game"] * games
-        seconds = {trial: self.foresee(trial) * self.rates["training"] + around for trial in candidates}
-        fits = [trial for trial in candidates if self.time_for(seconds[trial], confirming)]
+        candidates = [trial for trial in self.untried() if trial.place < bound]
+        seen, confirming = [trial.way for trial in candidates if trial.way], self._confirming()
+        fits = [trial for trial in candidates if self.time_for(self.duration(trial), confirming)]
+        first: list[Trial] = []
+        if bound == every and len(seen) < 2:
+            first = self.first_round([trial for trial in (fits if seen else candidates) if not trial.way])
+            if not seen and self.left > 0 and not set(first) <= set(fits):  # so that something is tried
+                self.shorten(first)
+                fits = first
         self.stopped = "budget" if candidates and not fits else "exhausted"
+        if ready := [trial for trial in fits if self.trained(trial)]:
+            return ready, True
+        if first and set(first) <= set(fits):
+            return first, True
         untried = [trial for trial in fits if not trial.way]
-        seen = [trial.way for trial in candidates if trial.way]
-        if bound == every and len(seen) < 2:  # the first round, which on one core takes two
-            early = [
-                t for t in untried if self.spent + SLACK * seconds[t] <= ANYTIME * 60 * self.config.budget
-            ] or untried
-            simplest = [trial for trial in early if self.shapes[trial.place].name == "linear"]
-            rest = [trial for trial in early if trial not in simplest]
-            if not simplest:  # of images a budget is a few rounds
-                soon = PROMPT * min(seconds.values(), default=0.0)
-                small = [t for t in rest if AMPLE * self.shapes[t.place].cost <= self.teacher_cost]
-                rest = [t for t in small if seconds[t] <= soon] or rest
-            picked = [rest[at] for at in spread(len(rest), cores - len(simplest), bool(simplest))]
-            if picked and self.shapes[picked[0].place].size.conv:
-                known = [Trial(place, 0) for place in range(bound) if self.tried(place)]  # of this round, on one core
-                row = self.halving(sorted({*known, *rest}, key=lambda t: t.place))
-                picked = [trial for trial in row if trial in rest][:cores]
-            if first := [*simplest, *picked]:
-                return first, True
         if bound == every:
-            tried = sorted((t for t in fits if t.way), key=lambda t: (-self._best_share(t.place), -t.place))
+            again = sorted((t for t in fits if t.way), key=lambda t: (-self._best_share(t.place), -t.place))
             fresh = list(reversed(untried))
-            turns = (fresh, tried) if len(seen) <= sum(seen) - len(seen) + 1 else (tried, fresh)
+            turns = (fresh, again) if len(seen) <= sum(seen) - len(seen) + 1 else (again, fresh)
             both = chain.from_iterable(zip_longest(*turns))
             return [trial for trial in both if trial is not None][:cores], False
         low = max((place for place in range(bound) if self.tried(place)), default=-1)
         if between := [trial for trial in untried if trial.place > low]:
-            return [between[at] for at in spread(len(between), cores, known=True)], True
+            return [between[at] for at in spread(len(between), cores)], True
         return sorted(fits, key=lambda t: (bound - t.place + t.way, t.way))[:cores], False
 
-    def halving(self, trials: list[Trial]) -> list[Trial]:
-        """Of these, the cheapest first, the dearest, the dearest of at most half its cost, and so on."""
-        found: list[Trial] = []
-        for trial in reversed(trials):
-            if not found or 2 * self.shapes[trial.place].cost <= self.shapes[found[-1].place].cost:
+    def first_round(self, untried: list[Trial]) -> list[Trial]:
+        """Of these, and of those that are soon trained, the simplest shape and some in the middle.
+
+        Of an image, of which a budget is a few rounds, the dearest that is much smaller than the teacher, which is
+        likely to do, the dearest of about half its size, and so on.
+        """
+        seconds, cores = {trial: self.duration(trial) for trial in untried}, self.runtime.cores
+        soon = [trial for trial in untried if seconds[trial] <= PROMPT * min(seconds.values())]
+        if simplest := [trial for trial in soon if self.shapes[trial.place].name == "linear"]:
+            rest = [trial for trial in soon if trial not in simplest]
+            return [*simplest, *(rest[place] for place in spread(len(rest), cores - 1))]
+        most = self.teacher_cost / (AMPLE * (PRUNED if self.shapes[0].sparsity else 1))
+        small = [trial for trial in soon if self.shapes[trial.place].cost <= most] or soon
+        found = [trial for trial in map(Trial, range(len(self.shapes)), repeat(0)) if self.tried(trial.place)]
+        for trial in reversed(small):  # on one core after the one found
+            if not found or self.shapes[trial.place].cost <= HALF * self.shapes[found[-1].place].cost:
                 found.append(trial)
-        return found
+        return sorted([trial for trial in found if trial in untried][:cores])
 
-    def hope(self) -> tuple[Trial | None, int]:
-        """A student that promises to be confirmed, and after how many games of its own and the teacher's.
+    def shorten(self, trials: list[Trial]) -> None:
+        """All trainings from now on take fewer steps, so that there is time for these; unless one was begun."""
+        if not any(map(self.begun, trials)):
+            longest = max(map(self.foresee, trials)) * self.rates["training"]
+            beside = max(map(self.duration, trials)) - longest
+            self.rates["steps"] *= min(1.0, max(FEWEST, (self.left / SLACK - beside) / longest))
+            self.plan()
 
-        The first is to be the surest, the one that needs the fewest games, and after that the cheapest.
+    def plan(self) -> None:
+        """The ways, in as many steps as there is time for."""
+        steps = math.ceil(self.rates["steps"] * self.config.base.total_timesteps)
+        self.ways = ways(replace(self.config.base, total_timesteps=steps))
+
+    def hope(self) -> Trial | None:
+        """The student to confirm: the dearest that promises to do, for it is the likeliest, and then the cheapest.
+
+        Where no other is trained any more, the best of those that may do.
         """
-        found = [(trial, count) for trial in self._unconfirmed() if (count := self.needed(trial)) is not None]
-        if self.chosen is None:
-            return min(found, key=lambda each: each[1], default=(None, 0))
-        return found[0] if found else (None, 0)
-
-    def chance(self) -> tuple[Trial | None, int]:
-        """The student that is the nearest to being confirmed, and how many games there is time for.
-
-        One that kept too little so far is none, nor one for which there is no time.
-        """
-        theirs = len(self.games["teacher"].episodes)
-        room = (60 * self.config.budget * (1 - FINISHING) - self.spent) / (SLACK * self.rates["game"] or 1e-9)
-        count = int(min(room if room <= theirs else (room + theirs) / 2, COUNTS[-1] * self.config.confirm_games))
-        seen = {t: self.screened(t) or (0.0, 0.0) for t in self._unconfirmed() if self._confirmed(t) is None}
-        near = [trial for trial, (kept, _) in seen.items() if kept >= self.config.keep]
-        if not near or count < self.config.confirm_games:
-            return None, 0
-        return max(near, key=lambda trial: seen[trial][1]), count
+        found = [trial for trial in self._unconfirmed() if self.needed(trial) is not None]
+        if found:
+            return found[-1 if self.chosen is None else 0]
+        if self.more:
+            return None
+        may = [t for t in self._unconfirmed() if self.confirmation(t) is None and self.may_do(t) and self.look(t, 0)]
+        return max(may, key=lambda trial: self.shares(f"screen {self.name(trial)}", self.risk)[0], default=None)
 
     def _unconfirmed(self) -> list[Trial]:
         """Screened students that are cheaper than the chosen one, the cheapest first."""
@@ -249,6 +251,16 @@ class Search:
         if self.chosen is not None and self.chosen.place == 0:
             return "stopped: the smallest shape of all will do"
         return f"stopped: every shape that is left was tried in {len(self.ways)} ways"
+
+    def untried(self) -> list[Trial]:
+        """The next way of each shape that is cheaper than the chosen one, the cheapest first."""
+        places = range(len(self.shapes) if self.chosen is None else self.chosen.place)
+        return [Trial(place, way) for place in places if (way := self.tried(place)) < len(self.ways)]
+
+    @property
+    def more(self) -> bool:
+        """Whether there is time to train another student."""
+        return any(self.time_for(self.duration(trial), 0.0) for trial in self.untried() if not self.trained(trial))
 
     def tried(self, place: int) -> int:
         """In how many ways a shape was tried."""
@@ -280,12 +292,12 @@ class Search:
         """Error rate of the next confirmation. That of one that passed is handed on: all keep to 1 - confidence.
 
         Source: the fallback procedure of Wiens 2003, as Tian and Ramdas 2021, "Online control of the familywise error
-        rate", section 3, have it, with weights 1/2, 1/4, 1/8 ...
+        rate", section 3, have it, with weights 2/3, 2/9, 2/27 ...
         """
-        risk = 0.0
-        for number in range(len(self.confirmations) + 1):
-            kept = risk if number and self.confirmations[number - 1].passed else 0.0
-            risk = math.ldexp(1.0 - self.config.confidence, -number - 1) + kept
+        left, risk = 1.0 - self.config.confidence, FIRST * (1.0 - self.config.confidence)
+        for each in self.confirmations:
+            left *= 1.0 - FIRST
+            risk = FIRST * left + (risk if each.passed else 0.0)
         return risk
 
     @property
@@ -314,22 +326,42 @@ class Search:
             return None
         return self.shares(name, self.risk, self.needed(trial) or self.config.confirm_games)
 
+    def may_do(self, trial: Trial) -> bool:
+        """Whether its screening leaves that open: by its upper bound, as far above as the lower one below."""
+        value, low = self.shares(f"screen {self.name(trial)}", self.risk)
+        return 2 * value - low >= self.config.keep
+
     def needed(self, trial: Trial) -> int | None:
         """After how many games a confirmation would pass, if they went like those so far; None where it would not.
 
         One that did not pass may with more games, at the error rate of its next try.
         """
-        name, first, risk = f"confirm {self.name(trial)}", self.config.confirm_games, self.risk
-        have = len(self.games[name].episodes) if name in self.games else 0
+        name, first = f"confirm {self.name(trial)}", self.config.confirm_games
+        have = self.played(name)
         name = name if have else f"screen {self.name(trial)}"
         if name not in self.games or self._confirmed(trial):
             return None
-        left = 60 * self.config.budget * (1 - FINISHING) - self.spent
-        room = left if self.chosen is None else min(left, ANYTIME * 60 * self.config.budget)
-        counts = (n for n in (times * first for times in COUNTS) if n > have)
-        return next(
-            (n for n in counts if (n == first or self.confirming(trial, n) <= room) and self.keeps(name, risk, n)), None
-        )
+        most, risk = self.affordable(trial), self.risk * (1.0 - EARLY)
+        counts = sorted({most, *(first << look for look in range(LOOKS))})
+        return next((n for n in counts if max(have, first - 1) < n <= most and self.keeps(name, risk, n)), None)
+
+    def affordable(self, trial: Trial) -> int:
+        """How many games of a student and of the teacher there is time for, those included that they have played."""
+        left = min(self.left, ANYTIME * 60 * self.config.budget) if self.more else self.left
+        room = left / (SLACK * self.rates["game"] or 1e-9)
+        own, theirs = self.played(f"confirm {self.name(trial)}"), self.played("teacher")
+        count = own + room if own + room <= theirs else (own + room + theirs) / 2
+        return int(min(count, self.config.confirm_games << LOOKS - 1))
+
+    def look(self, trial: Trial, count: int) -> int:
+        """After how many games a confirmation is looked at next, after so many; 0 where there is no time for more.
+
+        Twice as many, or all for which there is time where these are not a half more than that.
+        """
+        most, wanted = self.affordable(trial), max(2 * count, self.config.confirm_games)
+        if most < wanted + wanted // 2:
+            wanted = most
+        return wanted if wanted > max(self.config.confirm_games - 1, 1.1 * count) else 0
 
     def _sample(self, name: str, count: int = 0) -> Sample:
         played = self.games[name]
@@ -344,8 +376,8 @@ class Search:
 
     # What is done: each step is kept, and known to the next call
 
-    def train(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Distils students side by side, one per core. Returns those that are not known to be screened.
+    def train(self, trials: Sequence[Trial]) -> None:
+        """Distils students side by side, one per core.
 
         Raises:
             TimeUp: they did not end with time to spare for a confirmation, and are saved.
@@ -355,7 +387,7 @@ class Search:
         specs = [
             RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), self.origin) for t in trials
         ]
-        begun = any((folder / spec.name).exists() for spec in specs)  # by an earlier call: the clock tells nothing
+        begun = any(map(self.begun, trials))  # by an earlier call: the clock tells nothing
         for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(self._confirming())):
             if ended.error is not None:
                 self.errors[ended.spec.name] = ended.error
@@ -370,35 +402,48 @@ class Search:
             name = max(took, key=lambda name: took[name])
             self.rates |= {"start": time.monotonic() - began - took[name], "training": took[name] / foreseen[name]}
         self.save()
-        return list(trials)
 
     def screen(self, trial: Trial) -> None:
-        """Plays a student's first games: a few, and the others where it may do. Raises TimeUp."""
-        name, keep = f"screen {self.name(trial)}", self._confirming()
+        """Plays a student's first games: a few, and others where it may do and there is time. Raises TimeUp."""
         if self.name(trial) in self.errors:
             return
-        for count in (math.ceil(times * self.config.games) for times in SCREENING):
-            if count > self.config.games and count > self.cheap(count):
+        for times in SCREENING:
+            count = math.ceil(times * self.config.games)
+            if (times > 1 or (times == 1 and not self.more)) and count > self.cheap(count):
                 return
-            self.play(name, count, keep)
-            value, low = self.shares(name, self.risk)
-            if 2 * value - low < self.config.keep and math.isfinite(low):  # its upper bound, as far above
+            self.play(f"screen {self.name(trial)}", count, self._confirming())
+            if not self.may_do(trial):
                 return
 
-    def confirm(self, trial: Trial, count: int) -> None:
-        """Plays so many fresh games of the student, those of an earlier confirmation included, and of the teacher.
+    def confirm(self, trial: Trial) -> None:
+        """Teacher and student play fresh games, those of an earlier confirmation included, until it is decided.
+
+        It passes at any of several looks, which share its error rate (a union bound): at most EARLY of it for all but
+        the last. When they come is for numbers of games and the clock to say, never for scores. It is given up where
+        the student has kept less than it is to keep.
 
         Raises:
-            TimeUp: there is no time for them.
+            TimeUp: there is no time for any games.
         """
-        risk = self.risk
-        if not self.time_for(0.0, self._confirming()):
+        name, risk = f"confirm {self.name(trial)}", self.risk
+        have = self.played(name)
+        if not (count := self.look(trial, have)):
             raise TimeUp
-        self.play("teacher", count)
-        name = f"confirm {self.name(trial)}"
-        self.play(name, count)
-        value, low = self.shares(name, risk)
-        self.confirmations.append(Confirmation(self.name(trial), value, max(low, -99.0), risk, self.keeps(name, risk)))
+        while True:
+            try:
+                self.play("teacher", count)
+                self.play(name, count)
+                count = self.look(trial, count)
+            except TimeUp:
+                count = 0
+            if self.played(name) == have:
+                raise TimeUp
+            part = risk * (EARLY / (LOOKS - 1) if count else 1.0 - EARLY)
+            value, low = self.shares(name, part)
+            passed = self.keeps(name, part)
+            if passed or not count or value < self.config.keep:
+                break
+        self.confirmations.append(Confirmation(self.name(trial), value, max(low, -99.0), part, passed))
         self.save()
 
     def play(self, name: str, count: int, keep: float = 0.0) -> Evaluation:
@@ -453,8 +498,18 @@ class Search:
         """When the search has to be over, as `time.monotonic()` counts, `keep` seconds to spare."""
         return self._began - self.seconds + 60 * self.config.budget * (1 - FINISHING) - keep
 
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return 60 * self.config.budget * (1 - FINISHING) - self.spent
+
     def time_for(self, seconds: float, keep: float) -> bool:
-        return self.spent + SLACK * seconds + keep <= 60 * self.config.budget * (1 - FINISHING)
+        return SLACK * seconds + keep <= self.left
+
+    def duration(self, trial: Trial) -> float:
+        """About how long a trial takes, from its training to a confirmation of few games."""
+        games = self.config.games + self.config.confirm_games
+        return self.foresee(trial) * self.rates["training"] + self.rates["start"] + self.rates["game"] * games
 
     def foresee(self, trial: Trial) -> float:
         """Seconds to train, before this machine's speed is counted in; none where an earlier call has done it.
@@ -464,28 +519,28 @@ class Search:
         if self.trained(trial):
             return 0.0
         ordered = sorted(range(len(self.shapes)), key=lambda place: self.shapes[place].size.macs)
-        ends = ordered[0], ordered[-1]
+        ends, steps = (ordered[0], ordered[-1]), self.config.base.total_timesteps
         if not self._foreseen:
-            configs = (self.distillation(Trial(place, 0)) for place in ends)
-            self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in configs]
+            asked = (replace(self.distillation(Trial(place, 0)), total_timesteps=steps) for place in ends)
+            self._foreseen = [training_seconds(config, self.teacher, self.runtime) for config in asked]
         work = [self.shapes[place].size.macs for place in ends]
         seconds = float(np.interp(self.shapes[trial.place].size.macs, work, sorted(self._foreseen)))
-        return seconds * self.ways[trial.way].total_timesteps / self.ways[0].total_timesteps
+        return seconds * self.ways[trial.way].total_timesteps / steps
 
     def cheap(self, count: int) -> int:
         """Of so many games, those that take but a small share of the budget."""
         return int(min(count, CHEAP * 60 * self.config.budget / (self.rates["game"] or 1e-9)))
 
-    def confirming(self, trial: Trial, count: int) -> float:
-        """Seconds that a confirmation with so many games takes: those of both that are not played yet."""
-        played = (self.games.get(name) for name in (f"confirm {self.name(trial)}", "teacher"))
-        left = sum(max(0, count - (0 if known is None else len(known.episodes))) for known in played)
-        return SLACK * self.rates["game"] * left
+    def played(self, name: str) -> int:
+        return len(self.games[name].episodes) if name in self.games else 0
 
     def _confirming(self) -> float:
-        """Seconds kept for the confirmation that is due."""
-        hope, count = self.hope()
-        return 0.0 if hope is None else self.confirming(hope, count)
+        """Seconds kept for the confirmation that is due, for the games of both that are not played yet."""
+        hope = self.hope()
+        if hope is None or (count := self.needed(hope)) is None:
+            return 0.0
+        names = f"confirm {self.name(hope)}", "teacher"
+        return SLACK * self.rates["game"] * sum(max(0, count - self.played(name)) for name in names)
 
     # Names, and what is kept
 
@@ -505,20 +560,25 @@ class Search:
         path = self.run.path / "runs" / self.name(trial)
         return path.exists() and Run.open(path).status == "done"
 
+    def begun(self, trial: Trial) -> bool:
+        return (self.run.path / "runs" / self.name(trial)).exists()
+
     def told(self, trial: Trial) -> str:
         """What is known of a trial, in one line."""
         name, label = self.name(trial), self.label(trial)
         if name in self.errors:
             return f"{label}: failed: {self.errors[name]}"
         confirmed = self.confirmation(trial)
-        if confirmed is not None:
-            found, word = (confirmed.share, confirmed.low), "confirmed" if confirmed.passed else "not confirmed"
-        else:
-            screened = self.screened(trial)
-            assert screened is not None
-            found, word = screened, "too little" if self.needed(trial) is None else "promising"
+        found = self.screened(trial) if confirmed is None else (confirmed.share, confirmed.low)
+        assert found is not None
         bound = f"at least {found[1]:.1%}" if math.isfinite(found[1]) else "no telling how little"
-        return f"{label}: keeps {found[0]:.1%}, {bound}: {word}"
+        return f"{label}: keeps {found[0]:.1%}, {bound}: {self.outcome(trial)}"
+
+    def outcome(self, trial: Trial) -> str:
+        """Of a trial that has played."""
+        if (confirmed := self._confirmed(trial)) is not None:
+            return "confirmed" if confirmed else "not confirmed"
+        return "promising" if self.needed(trial) else "undecided" if self.may_do(trial) else "too little"
 
     def save(self) -> None:
         games = {name: [list(episode) for episode in played.episodes] for name, played in self.games.items()}
@@ -531,6 +591,7 @@ class Search:
             document = read_json(self._path)
             self.seconds = float(document["seconds"])
             self.rates |= {key: float(value) for key, value in document["rates"].items()}
+            self.plan()
             self.confirmations = [Confirmation(**row) for row in document["confirmations"]]
             for name, rows in document["games"].items():
                 seed = SEEDS[name.partition(" ")[0]]
@@ -539,19 +600,10 @@ class Search:
             raise InputError(f"{self._path} is damaged: choose another --out") from error
 
 
-def spread(places: int, count: int, known: bool) -> list[int]:
-    """Up to `count` of so many places to try, from 0.
-
-    Evenly where something larger is known to do: each part left is about as large. Else the last is among them, and
-    the others lie evenly in the upper two thirds below: the smallest seldom do.
-    """
+def spread(places: int, count: int) -> list[int]:
+    """Up to `count` of so many places, from 0: each part left is about as large."""
     count = min(count, places)
-    if count < 1:
-        return []
-    if known:
-        return [round((places + 1) * (i + 1) / (count + 1)) - 1 for i in range(count)]
-    below = (places - 1) // 3 if places - 1 - (places - 1) // 3 >= count - 1 else 0
-    return [below + place for place in spread(places - 1 - below, count - 1, known=True)] + [places - 1]
+    return [round((places + 1) * (i + 1) / (count + 1)) - 1 for i in range(count)]
 
 
 def has_points(env: EnvConfig) -> bool:

@@ -127,11 +127,9 @@ def _trials(record: dict[str, Any]) -> list[list[str]]:
         if games is None:
             rows.append([*head, "", "", "", "", f"failed: {trial['error']}"])
             continue
-        outcome = "promising" if trial["screen"]["promising"] else "too little"
-        if trial["confirm"]:
-            outcome = "confirmed" if games["passed"] else "not confirmed"
         low = "" if games["share_low"] is None else f"{_floor(games['share_low'])} %"
-        rows.append([*head, _score(games), f"{100 * games['share']:.1f} %", low, str(games["episodes"]), outcome])
+        told = [f"{100 * games['share']:.1f} %", low, str(games["episodes"]), trial["outcome"]]
+        rows.append([*head, _score(games), *told])
     return rows
 
 
