@@ -27,9 +27,9 @@ class CompressConfig:
     """Games each student is screened with; one that is far too weak after eight plays no more."""
     confirm_games: int = 64
     """Games a student and the teacher play for its confirmation; up to 16 times as many where it takes them."""
-    base: DistillConfig = field(default_factory=lambda: DistillConfig(updates_per_step=2.0))
-    """How every student is distilled first: with twice the gradient steps of `distill`, for a larger share of the score
-    in the same games. --network or --network-option keeps the search to that family's widths."""
+    base: DistillConfig = field(default_factory=lambda: DistillConfig(total_timesteps=250_000))
+    """How every student is distilled first: for more steps than `distill` takes, for a larger share of the score.
+    --network or --network-option keeps the search to that family's widths."""
 
     def __post_init__(self) -> None:
         normalise(self)
