@@ -1,5 +1,6 @@
 """A network with a memory: it learns what one without cannot, and plays, learns and goes on as if it were never cut."""
 
+import threading
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
@@ -14,14 +15,16 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 import potstill as ps
-from potstill import evaluation
+from potstill import evaluation, watch
 from potstill.buffer import Dataset, DatasetWriter, open_dataset
 from potstill.distill import Distillation, DistillConfig, minibatch, record, start
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
+from potstill.evaluation import Start
 from potstill.imports import allow
 from potstill.load.callables import Foreign
 from potstill.networks import GRU, NetworkConfig, Policy
+from potstill.policies import save_policy
 from potstill.ppo import PPO, PPOConfig, minibatches, rollout
 from potstill.ppo import start as start_training
 from potstill.rollout import Preparer
@@ -277,6 +280,92 @@ def test_a_branch_goes_on_with_what_its_trunk_remembered():
         list(made.steps())
     theirs = branch.policy.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in alone.policy.state_dict().items())
+
+
+# Several users of one policy
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A policy of CartPole that goes by what it remembers."""
+    path = tmp_path_factory.mktemp("loaded") / "policy.safetensors"
+    policy = Policy(NetworkConfig(width="1/8", family="gru"), (4,), 2, dtype="float32")
+    policy.initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.actor.weight *= 300
+        policy.trunk.gru.recall.weight *= 3
+    save_policy(path, policy, CARTPOLE.env, np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), {})
+    return ps.load(path)
+
+
+class Alternates:
+    """Pushes to the left and to the right in turn."""
+
+    def reset(self, begun):
+        self.age = np.zeros(len(begun), int) if begun.all() else np.where(begun, 0, self.age)
+
+    def __call__(self, observations):
+        self.age = self.age + 1
+        return self.age % 2
+
+
+def returns(policy, **options):
+    *_, games = evaluation.play(policy, CARTPOLE.env, episodes=12, seed=3, actions="sampled", **options)
+    return [episode.score for episode in games.episodes]
+
+
+def test_a_policy_agrees_with_itself_where_it_is_its_own_teacher(loaded):
+    for who, task in ((loaded, None), (Alternates(), CARTPOLE.env)):
+        told = ps.evaluate(who, env=task, teacher=who, episodes=4, quiet=True, device="cpu")
+        assert (told["agreement"], told["agreement_teacher_states"]) == (1.0, 1.0)
+        assert max(told["kl"], told["kl_teacher_states"]) < 1e-6
+
+
+def test_games_of_one_policy_that_are_played_in_turns_are_those_of_two(loaded):
+    one, other = (evaluation.play(loaded.policy, CARTPOLE.env, episodes=12, seed=seed) for seed in (3, 4))
+    for first, second in zip(one, other, strict=False):
+        mine, theirs = first, second
+    for seed, found in ((3, mine), (4, theirs)):
+        *_, alone = evaluation.play(ps.load(loaded.path).policy, CARTPOLE.env, episodes=12, seed=seed)
+        played = len(found.episodes)
+        assert played >= 8
+        assert found.episodes == alone.episodes[:played]
+
+
+def test_who_plays_the_first_steps_may_be_the_policy_itself(loaded):
+    same, apart = (returns(loaded.policy, start=Start(5, who)) for who in (loaded.policy, ps.load(loaded.path).policy))
+    assert same == apart
+
+
+def test_a_policy_filmed_beside_itself_plays_the_same_game(loaded, tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(watch, "_encode", lambda path, *_: (pictures.extend(_[-1]), path.write_bytes(b"")))
+    watch.film([("one", loaded)] * 2, tmp_path / "game.mp4", seed=0, max_steps=30, scale=1, quiet=True)
+    half = (pictures[0].shape[1] - 8) // 2
+    assert len(pictures) > 20
+    assert all((picture[:, :half] == picture[:, half + 8 :]).all() for picture in pictures)
+
+
+def test_a_student_that_plays_between_two_steps_of_its_training_learns_the_same(teacher):
+    first, second = (algorithm(replace(DISTILL, burn_in=0, total_timesteps=4_000), teacher) for _ in range(2))
+    list(first.steps())
+    for _ in second.steps():
+        score(second.policy)
+    theirs = second.policy.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in first.policy.state_dict().items())
+
+
+def test_code_whose_memory_cannot_be_copied_is_not_used_twice():
+    def alternates(observations):
+        return np.arange(len(observations)) % 2
+
+    alternates.reset = lambda begun: None
+    locked = Alternates()
+    locked.lock = threading.Lock()
+    for who, told in ((alternates, "has one memory: make it a class"), (locked, "cannot be copied: TypeError")):
+        assert ps.evaluate(who, env=CARTPOLE.env, episodes=2, quiet=True, device="cpu")["mean"] > 5
+        with pytest.raises(InputError, match=rf"is used twice.*{told}"):
+            ps.evaluate(who, env=CARTPOLE.env, teacher=who, episodes=2, quiet=True, device="cpu")
 
 
 # From end to end

@@ -367,7 +367,7 @@ class _Labels:
     inputs it is given; None where it plays itself."""
 
     def __init__(self, teacher: Policy, player: Policy | None, envs: Envs, dtype: torch.dtype) -> None:
-        self.teacher, self.envs = teacher, envs
+        self.teacher, self.envs = teacher.player(), envs
         alike = player is None or player.sees_as(teacher)
         self.preparer = None if alike else Preparer(teacher, dtype)  # it sees otherwise than the player
 

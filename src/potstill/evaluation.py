@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -143,6 +143,8 @@ def play(
     num_envs = 1 if alone else max(n for n in range(1, min(episodes, most) + 1) if episodes % n == 0)
     if num_envs == 1 and not alone:  # a prime number above that, or of such factors: the first ones play one game more
         num_envs = min(episodes, most)
+    policy = policy.player()
+    start = start if start.policy is None else replace(start, policy=start.policy.player([policy]))
     left = np.full(num_envs, episodes // num_envs)
     left[: episodes % num_envs] += 1
     generator, kind = torch.Generator().manual_seed(seed), policy.distribution
@@ -233,6 +235,8 @@ def compare(
         actions, absolute, mean over states and actions, in units of half the range of each action.
     """
     figures: dict[str, float | None] = {}
+    policy = policy.player()
+    teacher = teacher.player([policy])
     work = 16 * max(policy.size().macs, teacher.size().macs)
     shown = Envs(env, 1 if alone else 16, threads=threads, beside=teacher.view)
     with closing(shown) as envs, torch_threads(threads, work):
@@ -278,7 +282,7 @@ def latency(policy: Policy, repeats: int = 200) -> dict[str, float]:
     """Milliseconds from one raw observation to its logits, batch 1, one thread: median and 95th percentile."""
     with torch_threads(1):
         observation = torch.zeros((1, *policy.observation_shape), dtype=torch.uint8, device=policy.mean.device)
-        times = []
+        times, policy = [], policy.player()
         policy.restart(np.ones(1, bool))
         for _ in range(repeats + 20):
             begin = time.perf_counter()

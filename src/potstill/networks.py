@@ -3,8 +3,9 @@
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -369,7 +370,8 @@ class Policy(nn.Module):
     deviations are parameters of the policy (`log_std`), the same in every state.
 
     What `remembers` plays N games in order: `restart` tells it before each step which of them begin, and its `memory`
-    (N, F) goes on with each call of `logits` or `heads`. Sequences are learned from with a memory that is given.
+    (N, F) goes on with each call of `logits` or `heads`. Sequences are learned from with a memory that is given. Who
+    plays games with a policy that others may play with too takes its `player`.
     """
 
     mean: Tensor
@@ -536,6 +538,12 @@ class Policy(nn.Module):
         if (self.view, self.layout, self.clip) != (other.view, other.layout, other.clip):
             return False
         return all(torch.equal(getattr(self, name).cpu(), getattr(other, name).cpu()) for name in ("mean", "scale"))
+
+    def player(self, beside: "Sequence[Policy]" = ()) -> "Policy":
+        """The same policy, of the same weights, with a memory of its own; `beside` are players of the same steps."""
+        other = copy(self)
+        other.memory = None
+        return other
 
     def restart(self, begun: Any) -> None:
         """Told before each step which of N games begin, (N,) bool array, so that what has a memory may drop it."""

@@ -30,7 +30,7 @@ from potstill.envs import Array, EnvConfig, Envs, make_atari, maker
 from potstill.errors import InputError, first_line, reason
 from potstill.evaluation import Actions, check_fit
 from potstill.inside import BACKGROUND, GAME, Inside, cut
-from potstill.networks import torch_threads
+from potstill.networks import Policy, torch_threads
 from potstill.policies import LoadedPolicy
 from potstill.rollout import Preparer, collect
 from potstill.storage.checkpoints import write_atomically
@@ -110,8 +110,12 @@ def film(
     room = min(320 if kind == ".gif" else 480, 1920 // columns), 1080 // -(-len(policies) // columns)
     if network is not None:
         room = GAME
+    players: list[Policy] = []
+    for _, loaded in policies:
+        players.append(loaded.policy.player(players))
     games = [
-        _play(title, loaded, seed, max_steps, fps, actions, scale, room, until, network) for title, loaded in policies
+        _play(title, loaded, player, seed, max_steps, fps, actions, scale, room, until, network)
+        for (title, loaded), player in zip(policies, players, strict=True)
     ]
     widths = " and ".join(loaded.policy.config.width for _, loaded in policies)
     temporary = out.with_name(f".{out.stem}.{secrets.token_hex(4)}.tmp{'.mp4' if kind == '.html' else kind}")
@@ -132,11 +136,11 @@ def film(
 
 
 def _play(
-    title: str, loaded: LoadedPolicy, seed: int, max_steps: int, fps: int, actions: Actions, scale: int | None,
-    room: tuple[int, int], until: float, network: Inside | None = None,
+    title: str, loaded: LoadedPolicy, policy: Policy, seed: int, max_steps: int, fps: int, actions: Actions,
+    scale: int | None, room: tuple[int, int], until: float, network: Inside | None = None,
 ) -> Iterator[tuple[int, Array]]:  # fmt: skip
     """Plays one game. Yields, `fps` times a second of play, the agent steps so far and the captioned picture."""
-    policy, config = loaded.policy, loaded.env
+    config = loaded.env
     details = "" if policy.sees_raw else f"{policy.size().parameters:,} parameters, width {policy.config.width}"
     generator = torch.Generator().manual_seed(seed)
 

@@ -54,7 +54,7 @@ class Actor(NamedTuple):
 def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
     """The deployed actor of a policy, with raw observations of its own sampled play and of its probe; of one with a
     memory, those of a whole game, of `LONGEST` steps at most."""
-    policy = loaded.policy
+    policy = loaded.policy.player()
     if policy.sees_raw:
         raise InputError(
             f"{loaded.path} is code, an ONNX file or a network with a memory: distil it, export the student"

@@ -9,8 +9,9 @@ a script. What has none must answer an observation alike whatever stands beside 
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ class Foreign(Policy):
         self.logits(torch.from_numpy(np.concatenate(seen)))
         if not self._soft:
             self.hard_objective = "greedy-cross-entropy" if self._bounds is None else "logit-mse"
+
+    def player(self, beside: Sequence[Policy] = ()) -> Policy:
+        """As a policy's; of code that has `reset` a copy, where one of `beside` is that very code.
+
+        Raises:
+            InputError: it cannot be copied.
+        """
+        other: Any = super().player()
+        if hasattr(self.answer, "reset") and any(getattr(each, "answer", None) is self.answer for each in beside):
+            try:
+                other.answer = deepcopy(self.answer)
+            except Exception as error:  # a user's code raises whatever it likes
+                raise InputError(
+                    f"teacher {self.name} is used twice and cannot be copied: {first_line(error)}"
+                ) from error
+            if other.answer is self.answer:  # a function
+                raise InputError(f"teacher {self.name} is used twice, and has one memory: make it a class")
+        return other  # type: ignore[no-any-return]
 
     def restart(self, begun: Array) -> None:
         if begun.any() and hasattr(self.answer, "reset"):
