@@ -1,9 +1,16 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from potstill.compress.config import CompressConfig
+from potstill.compress.shapes import cost_of, shapes
 from potstill.distill import DistillConfig, DistillState, distill_from, start
 from potstill.errors import InputError
+from potstill.export import export
 from potstill.networks import NetworkConfig, Policy
+from potstill.policies import load_policy, save_policy
 from potstill.quantisation import (
     activation_levels,
     greatest,
@@ -14,6 +21,7 @@ from potstill.quantisation import (
     scales,
     simulated,
 )
+from potstill.tasks import TASKS
 
 
 def policy(width="1/4", seed=0):
@@ -145,6 +153,53 @@ def test_zeros_that_rounding_makes_count():
     round_weights(network, 4)
     assert sum(int((layer.weight == 0).sum()) for layer in network.trunk.linears) > 10
     assert network.size() == before
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_a_pruned_student_has_the_size_that_was_asked_for_whatever_its_bits_and_its_seed(bits, tmp_path):
+    """Rounding makes zeros of its own, a few or many; a pruned and rounded network is as large as a pruned one."""
+    teacher = policy("1", seed=3)
+    with torch.no_grad():
+        teacher.actor.weight *= 500
+    found = []
+    for seed in (0, 1):
+        config = DistillConfig(
+            network=NetworkConfig(width="1/2"), sparsity=0.88, bits=bits, lead="teacher", total_timesteps=32 * 60,
+            batch_size=64, seed=seed,
+        )  # fmt: skip
+        state: DistillState = start(config, teacher, torch.device("cpu"))
+        list(distill_from(config, state, Memory(teacher)))
+        save_policy(tmp_path / f"{seed}.safetensors", state.student, TASKS["cartpole"].env, np.eye(4, dtype="f4"), {})
+        loaded = load_policy(tmp_path / f"{seed}.safetensors")
+        record = export(loaded, tmp_path / f"{seed}.c", card=False)
+        header = (tmp_path / f"{seed}.h").read_text()
+        size = loaded.policy.size()
+        assert (size, record["policy"]["parameters"]) == (state.student.size(), size.parameters)
+        assert f" {size.parameters} parameters" in header
+        assert size.conv + size.linear == pytest.approx(size.parameters, abs=1)
+        found.append(size.parameters)
+    hidden = 4 * 32 + 32 * 32
+    assert found == [hidden - int(0.88 * hidden) + 2 * 32 + 33 * 2] * 2
+    shape = next(
+        shape
+        for shape in shapes(teacher, CompressConfig(base=replace(config, network=NetworkConfig(family="mlp"))))
+        if shape.network.width == "1/2"
+    )
+    assert shape.size.parameters == found[0]
+
+
+def test_zeros_that_a_file_only_claims_do_not_make_it_smaller():
+    for claimed in (0.9, float("nan"), float("inf"), -1.0):
+        network = policy()
+        network.sparsity = torch.tensor(claimed)
+        assert network.size() == policy().size()
+
+
+def test_integers_save_room_for_zeros_too():
+    config = CompressConfig(minimise="bytes", base=DistillConfig(bits=8))
+    dense, pruned = policy(), policy()
+    prune(pruned, 0.75)
+    assert cost_of(pruned, config) == cost_of(dense, config) == dense.size().bytes - 3 * dense.size().parameters
 
 
 def test_a_network_without_hidden_weights_has_none_to_prune():

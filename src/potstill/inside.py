@@ -114,7 +114,7 @@ class Inside:
         """
         if policy.sees_raw:
             raise InputError(f"{path} is code, an ONNX file or a network with a memory: --inside draws none of these")
-        if (parameters := sum(p.numel() for part in (policy.trunk, policy.actor) for p in part.parameters())) > MOST:
+        if (parameters := policy.stored) > MOST:
             raise InputError(
                 f"{path} has {parameters:,} parameters, and --inside draws {MOST:,} at most: leave it out, or watch a"
                 f" smaller student, such as `potstill distill {path} --width 1/32` makes"

@@ -65,7 +65,7 @@ class Size(NamedTuple):
     """Size of the deployed actor: view, trunk and action head. The value head, or a split critic, stays behind, and so
     do the deviations of continuous actions."""
 
-    parameters: int  # of weights, those that are not zero
+    parameters: int  # without the weights that pruning took
     conv: int  # parameters in convolutions
     linear: int  # parameters in linear layers
     macs: int  # multiply-adds for one observation
@@ -636,24 +636,38 @@ class Policy(nn.Module):
         logits, value = self.heads(self.prepare(observations), memory)
         return logits, value * self.return_scale
 
-    def size(self) -> Size:
-        """Counts the deployed actor, as one observation passes through it."""
-        conv, linear, macs = 0, 0, 0
+    @property
+    def hidden(self) -> list[nn.Conv2d | nn.Linear]:
+        """The deployed layers but the last, whose weights may be pruned."""
+        return [layer for layer in self.trunk.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
-        def counted(parameter: Tensor) -> int:
-            pruned = self.sparsity is not None and parameter.dim() > 1
-            return int(parameter.count_nonzero()) if pruned else parameter.numel()
+    @property
+    def stored(self) -> int:
+        """How many numbers the deployed layers hold, zeros among them."""
+        return sum(p.numel() for part in (self.trunk, self.actor) for p in part.parameters())
+
+    def size(self) -> Size:
+        """Counts the deployed actor, as one observation passes through it.
+
+        Of zeros among the weights, as many do not count as pruning took. Others come of rounding, and differ by seed.
+        """
+        conv, linear, macs = 0, 0, 0
+        zeros: dict[nn.Module, int] = {}
+        gone, share = 0, 0.0  # weights that pruning took, and how much of the zeros they are
+        if self.sparsity is not None:
+            zeros = {layer: int((layer.weight == 0).sum()) for layer in self.hidden}
+            pruned = round(float(self.sparsity.nan_to_num().clamp(0, 1)), 6)  # as it was before float32
+            gone = min(int(pruned * sum(layer.weight.numel() for layer in self.hidden)), sum(zeros.values()))
+            share = gone / max(1, sum(zeros.values()))
 
         def count(layer: nn.Module, _: Any, output: Tensor) -> None:
             nonlocal conv, linear, macs
             weight: Any = layer.weight
-            own = sum(counted(p) for p in layer.parameters(recurse=False))
+            own = sum(p.numel() for p in layer.parameters(recurse=False)) - round(share * zeros.get(layer, 0))
             macs += weight[0].numel() * output.numel()
             conv, linear = (conv + own, linear) if isinstance(layer, CONVS) else (conv, linear + own)
 
         layers = [layer for part in (self.trunk, self.actor) for layer in part.modules()]
-        parameters = sum(counted(p) for part in (self.trunk, self.actor) for p in part.parameters())
-        stored = sum(p.numel() for part in (self.trunk, self.actor) for p in part.parameters())
         hooks = [each.register_forward_hook(count) for each in layers if isinstance(each, (*CONVS, nn.Linear))]
         try:
             with torch.no_grad():
@@ -661,10 +675,10 @@ class Policy(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        kept = stored + self.mean.numel() + self.scale.numel()
+        kept = self.stored + self.mean.numel() + self.scale.numel()
         if self.look is not None:
             kept, macs = kept + self.look.numbers, macs + self.look.macs
-        return Size(parameters, conv, linear, macs, 4 * kept)
+        return Size(self.stored - gone, conv, linear, macs, 4 * kept)
 
     def __str__(self) -> str:
         """One line: the family, what it reads, its layers and its parameters."""

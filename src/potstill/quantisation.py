@@ -46,7 +46,7 @@ def is_on_grid(weight: Tensor, bits: int) -> bool:
 
 
 def deployed_layers(policy: Policy) -> list[nn.Conv2d | nn.Linear]:
-    return [layer for layer in (*policy.trunk.modules(), policy.actor) if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return [*policy.hidden, policy.actor]
 
 
 def centred(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def prune(policy: Policy, share: float) -> None:
     Source: Zhu and Gupta 2017, "To prune, or not to prune", whose schedule `distill` takes, layer by layer; all layers
     together lose less (Blalock et al. 2020, "What is the State of Neural Network Pruning?").
     """
-    weights = [layer.weight for layer in deployed_layers(policy) if layer is not policy.actor]
+    weights = [layer.weight for layer in policy.hidden]
     if not weights:
         raise InputError(f"the {policy.family} network has no weights before its last layer: leave sparsity at 0")
     policy.sparsity = torch.tensor(share, device=policy.mean.device)
@@ -90,9 +90,8 @@ def prune(policy: Policy, share: float) -> None:
 
 def keep_pruned(policy: Policy) -> None:
     """Sees to it that an optimiser, which is new, leaves weights that are zero where they are. For good."""
-    for layer in deployed_layers(policy):
-        if layer is not policy.actor:
-            layer.weight.register_hook(partial(torch.Tensor.masked_fill, mask=layer.weight == 0.0, value=0.0))
+    for layer in policy.hidden:
+        layer.weight.register_hook(partial(torch.Tensor.masked_fill, mask=layer.weight == 0.0, value=0.0))
 
 
 @contextmanager

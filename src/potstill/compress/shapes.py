@@ -76,9 +76,8 @@ def cost_of(policy: Policy, config: CompressConfig) -> float:
         return math.inf
     if config.minimise == "latency":
         return evaluation.latency(policy)["latency_ms"]
-    size = policy.size()
-    saved = size.parameters * (32 - config.base.bits) / 8 if config.minimise == "bytes" else 0.0
-    return float(getattr(size, config.minimise)) - saved
+    saved = policy.stored * (32 - config.base.bits) / 8 if config.minimise == "bytes" else 0.0
+    return float(getattr(policy.size(), config.minimise)) - saved
 
 
 def _networks(policy: Policy, config: CompressConfig) -> list[tuple[str, NetworkConfig, float]]:
