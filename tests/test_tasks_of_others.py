@@ -150,8 +150,10 @@ def test_a_run_whose_task_raises_is_saved_first_and_goes_on_as_if_it_had_not(eve
     assert mine == theirs
 
 
-def test_a_simulator_of_which_only_one_can_run_is_trained_saved_and_evaluated_with_one(tmp_path):
+@pytest.mark.parametrize("view", [(), ("noise=0.5", "delay=1", "noise=0.1")], ids=["as it is", "noisy"])
+def test_a_simulator_of_which_only_one_can_run_is_trained_saved_and_evaluated_with_one(view, tmp_path):
     config = config_of("only", num_envs=1, num_steps=128, total_timesteps=384, reseed_every=128)
+    config = replace(config, env=replace(config.env, view=view))
     run = new_run(config, tmp_path / "run", RUNTIME)
     assert execute(run, RUNTIME, EvalConfig(episodes=3))["episodes"] == 3
     assert api.evaluate(run.path, episodes=2, teacher=run.path, threads=1, quiet=True)["agreement"] == 1.0

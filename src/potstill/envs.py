@@ -22,7 +22,7 @@ from tyro.conf import Fixed, UseAppendAction
 
 from potstill.errors import DivergedError, InputError, TaskError, first_line, meant
 from potstill.imports import find, makers_of
-from potstill.views import Shown, chosen, name_of, part, sensed, wrapped
+from potstill.views import Shown, chosen, measures, name_of, part, sensed, wrapped
 
 Array = NDArray[Any]
 CHECKED_EVERY = 16  # steps between two observations in the checksum: all of Pong's would cost a hundredth of its speed
@@ -582,6 +582,9 @@ def maker(config: EnvConfig) -> Callable[..., Any]:
 
 
 def _make_gymnasium(config: EnvConfig, num_envs: int, views: Sequence[tuple[str, ...]]) -> VectorEnv[Any, Any, Any]:
+    for view in views:  # before a game is made: of some simulators only one can run
+        for number in [number for number, entry in enumerate(view) if measures(entry)]:
+            _deviation(replace(config, view=view[:number]))
     new, made = maker(config), list[gymnasium.Env[Any, Any]]()
 
     def make() -> gymnasium.Env[Any, Any]:

@@ -62,6 +62,8 @@ class View(NamedTuple):
     """(what stands after `=`, an observation) -> what is done along its axes."""
     wrap: Callable[[Env, str, Callable[[], Array]], Env] | None = None
     """(a game, what stands after `=`, how to learn the deviation of its observations) -> the game so seen."""
+    measures: bool = False
+    """Whether it asks for that deviation, which is learned in a game of its own."""
 
 
 def area(source: int, target: int) -> Array:
@@ -208,7 +210,7 @@ VIEWS: dict[str, View] = {
     "frames": View("frames=1", _frames),  # the newest of a stack
     "keep": View("keep=0,2", _keep),  # these features, or channels
     "mask": View("mask=1,3", _mask),  # all but these
-    "noise": View("noise=0.1", wrap=_noise),  # of the deviation
+    "noise": View("noise=0.1", wrap=_noise, measures=True),  # of the deviation
     "delay": View("delay=2", wrap=_delay),  # agent steps
     "ram": View("ram", wrap=_ram),
     "objects": View("objects", wrap=_objects),  # their positions
@@ -230,6 +232,11 @@ def sensed(view: tuple[str, ...]) -> tuple[str, ...]:
 
 def _is_sensed(entry: str) -> bool:
     return ":" in _named(entry)[0] or _kind(entry)[0].wrap is not None
+
+
+def measures(entry: str) -> bool:
+    """Whether an entry needs the deviation of what is shown before it."""
+    return ":" not in _named(entry)[0] and _kind(entry)[0].measures
 
 
 def name_of(view: tuple[str, ...]) -> str:
