@@ -14,6 +14,7 @@ from small_runs import CONFIGS, RUNTIME, cut, small_run
 
 import potstill
 from potstill import imports, results, telemetry, views
+from potstill.api import training_config
 from potstill.buffer import Dataset
 from potstill.cli import main
 from potstill.distill import DistillConfig, distill, distill_from, fitted, record, start
@@ -27,6 +28,7 @@ from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
 from potstill.rollout import Preparer, collect, input_statistics
 from potstill.storage import checkpoints
+from potstill.study.execute import open_or_create
 from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS
 from potstill.training.trainer import execute
@@ -401,6 +403,119 @@ view = ["keep=0"]
     plan.write_text(text.replace("keep=0", "keep=1"))
     second = {spec.arm: spec.identity("x") for spec in read_plan(plan).specs()}
     assert {arm for arm in first if first[arm] != second[arm]} == {"blind", "rl", "tuned"}
+
+
+WITH_TEACHER = """
+env = "cartpole"
+widths = ["1/8"]
+seeds = [0]
+teachers = ["expert"]
+[arms.distill-student]
+network = "gru"
+total-timesteps = 1024
+num-envs = 8
+batch-size = 32
+warmup-steps = 256
+[arms.finetune]
+from = "distill-student"
+total-timesteps = 1024
+normalise-inputs = 100
+[arms.ppd]
+total-timesteps = 1024
+normalise-inputs = 100
+[arms.full]
+method = "distill"
+view = ["full"]
+network-options = {layers = "8", activation = "relu"}
+critic = "split"
+[arms.tuned]
+method = "finetune"
+from = "full"
+[arms.more]
+method = "ppd"
+view = ["full"]
+[arms.less]
+method = "ppd"
+view = ["keep=1"]
+[arms.rl]
+"""
+
+
+@pytest.fixture(scope="module")
+def half_blind(tmp_path_factory):
+    """An expert that does not see where the cart is, in a folder for plans."""
+    folder = tmp_path_factory.mktemp("half-blind")
+    policy = Policy(NetworkConfig(family="linear"), (4,), 2, dtype="float32", view=("mask=0",))
+    with torch.no_grad():
+        policy.actor.weight.copy_(torch.tensor([[0.0, 0, 0], [1.0, 20.0, 20.0]]))
+    (folder / "expert").mkdir()
+    task = replace(CARTPOLE, view=("mask=0",))
+    save_policy(folder / "expert" / "policy.safetensors", policy, task, np.eye(4, dtype=np.float32), {})
+    return folder
+
+
+def planned(folder, text=WITH_TEACHER):
+    (folder / "plan.toml").write_text(text)
+    return {spec.arm: spec for spec in read_plan(folder / "plan.toml").specs()}
+
+
+def test_an_arm_with_a_teacher_sees_what_that_sees_and_one_that_begins_with_a_student_is_as_that_is(half_blind):
+    specs = planned(half_blind)
+    task = replace(CARTPOLE, view=("mask=0",))
+    seen = {
+        arm: spec.config.task_of(task).view if isinstance(spec.config, DistillConfig) else spec.config.env.view
+        for arm, spec in specs.items()
+    }
+    blind = dict.fromkeys(("distill-student", "finetune", "ppd"), ("mask=0",))
+    assert seen == blind | {"less": ("keep=1",)} | dict.fromkeys(("full", "tuned", "more", "rl"), ())
+    assert specs["finetune"].config.network == NetworkConfig("1/8", "gru")
+    assert specs["tuned"].config.network == specs["full"].config.network
+    assert specs["tuned"].config.network.options == ("activation=relu", "layers=8")
+    assert specs["ppd"].config.network == NetworkConfig("1/8")
+
+
+def test_such_arms_run(half_blind, tmp_path):
+    specs = planned(half_blind)
+    for arm in ("distill-student", "finetune", "ppd"):
+        run = open_or_create(specs[arm], tmp_path, RUNTIME)
+        execute(run, RUNTIME)
+        made = load_policy(run.path)
+        assert (made.env.view, made.policy.remembers) == (("mask=0",), arm != "ppd")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ('view = ["keep=1"]', "view is mask=0, not keep=1: leave out view"),
+        ('view = ["full"]', "view is mask=0, not full: leave out view"),
+        ('network = "mlp"', "network is gru, not mlp: leave out network"),
+        ('network-options = {layers = "8"}', "network-options is none, not layers=8: leave out network-options"),
+        ('critic = "split"', "critic is shared, not split: leave out critic"),
+    ],
+)
+def test_an_arm_that_contradicts_the_student_it_begins_with_is_refused(setting, told, half_blind):
+    text = WITH_TEACHER.replace('from = "distill-student"', f'from = "distill-student"\n{setting}')
+    with pytest.raises(InputError, match=f"arm finetune begins with a policy of distill-student, whose {told}"):
+        planned(half_blind, text)
+
+
+def test_what_an_arm_repeats_of_its_student_is_no_contradiction(half_blind):
+    setting = 'network = "gru"\nview = ["mask=0"]\ncritic = "shared"'
+    text = WITH_TEACHER.replace('from = "distill-student"', f'from = "distill-student"\n{setting}')
+    assert planned(half_blind, text) == planned(half_blind)
+
+
+def test_a_teacher_that_is_not_there_yet_leaves_the_plan_readable(half_blind):
+    text = WITH_TEACHER.replace('["expert"]', '["later"]')
+    assert planned(half_blind, text)["ppd"].config.env.view == ()
+
+
+def test_a_task_by_name_is_seen_as_the_teacher_or_the_first_policy_sees_it(half_blind):
+    expert = half_blind / "expert"
+    for origins in ({"teacher": expert}, {"start_from": expert}):
+        for env in (None, "cartpole", replace(CARTPOLE, view=("mask=0",))):
+            assert training_config(env, **origins)[1].env.view == ("mask=0",)
+    assert training_config("cartpole")[1].env.view == ()
 
 
 def test_a_view_that_cannot_be_is_refused_before_anything_is_made(expert, tmp_path, capsys):

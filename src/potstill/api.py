@@ -38,6 +38,7 @@ from potstill.study.planfile import read_plan
 from potstill.tasks import TASKS, EnvLike, find_env
 from potstill.training.runtime import Runtime, check_number
 from potstill.training.trainer import Interrupted, branches_of, execute, new_branch, new_run
+from potstill.views import chosen
 
 if TYPE_CHECKING:  # tables, reports and searches are imported where they are asked for: a training waits for none
     import polars as pl
@@ -159,7 +160,7 @@ def training_config(
     env: EnvLike | None, teacher: Place | None = None, start_from: Place | None = None
 ) -> tuple[str, PPOConfig]:
     """The name of a task, and the settings that `train` takes for it where none are given."""
-    network = None
+    network, origin = None, None
     if start_from is not None or teacher is not None:
         origin = load(cast(Place, start_from if start_from is not None else teacher))
         env = env if env is not None else origin.env  # one that differs is refused later
@@ -167,6 +168,8 @@ def training_config(
     env = "pong" if env is None else env
     task = find_env(env)
     name = env if isinstance(env, str) else next((name for name, known in TASKS.items() if known.env == task), task.id)
+    if origin is not None:
+        task = replace(task, view=chosen(task.view, origin.env.view))
     config = PPOConfig.for_task(task)
     return name, config if network is None else replace(config, network=network)
 

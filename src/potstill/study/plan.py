@@ -1,6 +1,7 @@
 """What a study runs: arms x widths x seeds x teachers -> specifications, each of one run."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,12 +10,13 @@ from potstill.arms import Method
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.load import Origin, nameless, origin_of
+from potstill.load import Origin, load, nameless, origin_of
 from potstill.networks import NetworkConfig, parse_width
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import branch_name, config_hash
 from potstill.tasks import find_env
 from potstill.training.trainer import CONFIGS
+from potstill.views import FULL, chosen
 
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
@@ -142,17 +144,19 @@ class Plan:
         last. A run comes after the one it begins with.
 
         Raises:
-            InputError: there are more than 100,000; or a run begins with one that the plan does not make.
+            InputError: there are more than 100,000; or a run begins with one that the plan does not make, or with a
+                policy of another view or network than its arm asks for.
         """
         teachers = 1 if self.pairing == "cycle" else max(len(arm.teachers) for arm in self.arms) or 1
         if (count := teachers * sum(len(arm.widths) * len(arm.seeds) for arm in self.arms)) > MAX_RUNS:
             raise InputError(f"it asks for some {count:,} runs; {MAX_RUNS:,} are planned at most")
         made: dict[str, RunSpec] = {}
+        views: dict[Origin, tuple[str, ...]] = {}
         order = sorted(self.arms, key=lambda arm: arm.origin is not None)
         for width in sorted({width for arm in self.arms for width in arm.widths}, key=parse_width, reverse=True):
             for arm in order:
                 if width in arm.widths:
-                    made |= {spec.name: spec for spec in self._specs(arm, width, made)}
+                    made |= {spec.name: spec for spec in self._specs(arm, width, made, views)}
         origins = {arm.name: arm for arm in self.arms}
         seeds = {arm.name: origins[arm.origin or arm.name].seeds for arm in self.arms}
         return sorted(made.values(), key=lambda spec: seeds[spec.arm].index(spec.config.seed))
@@ -183,7 +187,10 @@ class Plan:
             raise InputError("the plan has no run of all these arms, widths and seeds: an arm may have its own")
         return made
 
-    def _specs(self, arm: PlannedArm, width: str, made: Mapping[str, RunSpec]) -> list[RunSpec]:
+    def _specs(
+        self, arm: PlannedArm, width: str, made: Mapping[str, RunSpec], views: dict[Origin, tuple[str, ...]]
+    ) -> list[RunSpec]:
+        """Those of an arm at a width; `views` remembers what teachers see."""
         specs = []
         places = [origin_of(path, self.env if nameless(path) else None) for path in arm.teachers]
         for number, seed in enumerate(arm.seeds):
@@ -200,13 +207,45 @@ class Plan:
                             " same widths, seeds and teachers"
                         )
                 settings = arm.settings | arm.by_width.get(width, {})
-                if start_from is not None and isinstance(start_from.config, DistillConfig):
-                    settings = {"view": start_from.config.view} | settings
+                if arm.method != "distill" and teacher is not None:
+                    views[teacher] = seen = views[teacher] if teacher in views else _view_of(teacher)
+                    if start_from is not None and isinstance(start_from.config, DistillConfig):
+                        seen = chosen(start_from.config.view, seen)
+                        settings = _begun(arm, settings, start_from.config.network, seen)
+                    settings |= {"view": chosen(settings.get("view", ()), seen)}
                 config = make_config(arm.method, self.env, width, seed, settings)
                 name = run_name(arm.name, width, seed, teacher)
                 spec = RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from)
                 specs += [spec, *_branches(spec)]
         return specs
+
+
+def _view_of(teacher: Origin) -> tuple[str, ...]:
+    """What a teacher sees, as its task says or else its file."""
+    if teacher.env is not None:
+        return teacher.env.view
+    with suppress(InputError):  # it is not there yet: its runs are planned anew before they begin
+        return load(teacher).env.view
+    return ()
+
+
+def _begun(arm: PlannedArm, settings: dict[str, Any], network: NetworkConfig, view: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of an arm that begins with a policy of this network, which sees this: its own are the policy's.
+
+    Raises:
+        InputError: it asks for others.
+    """
+    of_policy = {key: getattr(network, key) for key in NETWORK}
+    asked = of_policy | settings | {"view": chosen(settings.get("view", ()), view) or (FULL,)}
+    for key, value in (of_policy | {"view": view or (FULL,)}).items():
+        if asked[key] != value and "auto" not in (asked[key], value):
+            name = {"family": "network", "options": "network-options"}.get(key, key.replace("_", "-"))
+            told, wanted = (" ".join(each) or "none" if type(each) is tuple else each for each in (value, asked[key]))
+            raise InputError(
+                f"arm {arm.name} begins with a policy of {arm.origin}, whose {name} is {told}, not {wanted}: leave out"
+                f" {name}"
+            )
+    return settings | {key: value for key, value in of_policy.items() if value != "auto"}
 
 
 def _branches(trunk: RunSpec) -> list[RunSpec]:
