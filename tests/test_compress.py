@@ -227,6 +227,39 @@ def test_what_is_minimised_orders_the_shapes(monkeypatch):
     assert {shape.network.family for shape in shapes(teacher, CompressConfig(minimise="latency"))} == {"mlp"}
 
 
+def test_of_images_a_view_is_part_of_every_shape():
+    whole, small = (
+        {shape.name: shape.size for shape in shapes(NATURE, CompressConfig(base=DistillConfig(view=view)))}
+        for view in ((), ("42x42", "frames=2"))
+    )
+    both = whole.keys() & small.keys()
+    assert len(both) > 10
+    assert all(small[name].parameters < whole[name].parameters for name in both)
+    with pytest.raises(InputError, match="the nature family reads images of at least 36 rows"):
+        shapes(NATURE, CompressConfig(base=DistillConfig(view=("20x20",))))
+
+
+def test_a_student_that_is_to_see_less_is_found_and_says_what_it_sees(teacher, call, tmp_path):
+    out = tmp_path / "out"
+    done = call(teacher, "--out", out, "--view", "mask=0", "--budget", 3)
+    assert done.code == 0, done.err
+    student, record = load_policy(out), json.loads((out / "result.json").read_bytes())
+    assert student.env.view == student.policy.view == ("mask=0",)
+    assert student.policy.size().parameters == record["parameters"] < 10  # a linear network has 10 that sees all
+    assert record["score"] > 0.9 * record["teacher_score"]
+    assert record["view"] == "mask=0"
+    for name in ("card.md", "report.html"):
+        assert "reads (4,) as mask=0 (3,)" in (out / name).read_text()
+
+
+@pytest.mark.parametrize("view", ["noise=0.1", "delay=1"])
+def test_a_student_is_not_shown_what_its_teacher_is_not(view, teacher, call, tmp_path):
+    done = call(teacher, "--out", tmp_path / "out", "--view", view)
+    told = f"compress looks for students that are shown what their teacher is: leave out --view {view}"
+    assert (done.code, done.err) == (2, f"potstill: {told}\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bound_below_the_smallest_student_is_refused_with_its_size():
     with pytest.raises(InputError, match=r"max-parameters 0: the smallest student has 9"):
         shapes(VECTOR, CompressConfig(max_parameters=0))

@@ -11,7 +11,7 @@ from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy, Size, parse_width
 from potstill.quantisation import prune
-from potstill.views import chosen, sensed
+from potstill.views import FULL, chosen, sensed
 
 UNITS = sorted({top * 2**k for top in (2, 3) for k in range(9)} | {1})  # of a hidden layer: 1 2 3 4 6 8 12 ... 768
 WIDTHS = sorted({Fraction(top, 2**k) for top in (2, 3) for k in range(8)} | {Fraction(2**k) for k in range(5)})
@@ -43,8 +43,10 @@ def shapes(policy: Policy, config: CompressConfig) -> list[Shape]:
     found: dict[str, Shape] = {}  # by its layers: the smallest widths round to the same network
     view = chosen(config.base.view, policy.view)
     if sensed(view) != sensed(policy.view):
-        told = " ".join(sensed(view))
-        raise InputError(f"compress looks for students that are shown what their teacher is: --view {told}")
+        raise InputError(
+            "compress looks for students that are shown what their teacher is: leave out"
+            f" --view {' '.join(sensed(view)) or FULL}"
+        )
     spaces = policy.spaces | {"view": view}
     why = InputError("the teacher is the smallest of its family already")
     for name, network, sparsity in _networks(policy, config):
