@@ -21,7 +21,7 @@ from processes import Child, python
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from potstill.envs import Envs
+from potstill.envs import EnvConfig, Envs
 from potstill.export import hub
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
@@ -358,6 +358,18 @@ def test_the_card_says_what_was_measured_and_how_to_measure_it_again(standin, ca
         "potstill evaluate cart --episodes 20 --seed 1",
     ):
         assert line in lines
+
+
+def test_the_card_says_what_the_policy_sees_and_that_it_remembers(standin, call, tmp_path):
+    policy = Policy(NetworkConfig("1/8", "gru"), (4,), 2, dtype="float32", view=("noise=0.1", "keep=0,2"))
+    task = EnvConfig("CartPole-v1", view=policy.view)
+    save_policy(tmp_path / "policy.safetensors", policy, task, np.zeros((1, 4), np.float32), {})
+    assert call("push", tmp_path / "policy.safetensors", REPO)[0] == 0
+    (line,) = (line for line in standin.repositories[REPO].files["README.md"].decode().splitlines() if "width" in line)
+    assert line.endswith(
+        "The environment shows it noise=0.1: a file reads what is so shown. Of an observation it sees keep=0,2: a file"
+        " does so itself. Its state of 8 numbers goes from step to step, zero where a game begins."
+    )
 
 
 def test_an_atari_policys_task_goes_by_gymnasiums_name(standin, call):

@@ -1,5 +1,6 @@
 """Files of a network with a memory: state in, state out."""
 
+import json
 import subprocess
 from contextlib import closing
 from dataclasses import replace
@@ -104,6 +105,24 @@ def test_a_file_scores_what_the_policy_scores(name, saved, tmp_path):
     record = export(loaded, tmp_path / name, episodes=8, seed=3, quiet=True)
     *_, games = evaluation.play(loaded.policy, loaded.env, episodes=8, seed=3)
     assert record["models"]["float32"]["score"]["mean"] == games.score
+
+
+@pytest.mark.parametrize("name", ["policy.onnx", "policy.c"])
+def test_its_card_says_that_it_needs_its_state_and_what_it_sees(name, saved, tmp_path, monkeypatch, call):
+    monkeypatch.setitem(TASKS_OF, "cartpole", replace(TASKS["cartpole"].env, view=("delay=2", "mask=1")))
+    loaded = saved()
+    units = loaded.policy.actor.in_features
+    code, shown, _ = call("export", loaded.path, "--out", tmp_path / name, "--episodes", 0, "--threads", 1)
+    told = [
+        "The environment shows it delay=2: a file reads what is so shown.",
+        "Of an observation it sees mask=1: a file does so itself.",
+        f"Its state of {units} numbers goes from step to step, zero where a game begins.",
+    ]
+    assert (code, shown.splitlines()[-4:-1]) == (0, told)
+    card = json.loads((tmp_path / f"{name}.json").read_text())["policy"]
+    assert (card["view"], card["state"]) == (["delay=2", "mask=1"], units)
+    if name == "policy.c":
+        assert " ".join(told) in " ".join((tmp_path / "policy.h").read_text().split())
 
 
 @pytest.mark.parametrize("task", ["cartpole", "pendulum"])

@@ -113,6 +113,7 @@ class _Export(Unnamed):
 def export(arguments: Sequence[str]) -> None:
     """`potstill export`."""
     from potstill.export import export as written
+    from potstill.export.actor import demands
 
     options = vars(parse(_Export, arguments, "export"))
     runtime, json_only = Runtime(threads=options.pop("threads")), options.pop("json")
@@ -140,7 +141,7 @@ def export(arguments: Sequence[str]) -> None:
             title = name if games == "score" else f"{name}, {games.replace('_', ' ')}"
             table.add_row(title, *(Text(describe_value(model[games][name])) for model in models))
     Console(width=1_000).print(table)
-    print(f"card: {out}.json")
+    print(f"card: {out}.json", *demands(loaded.policy), sep="\n")
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")
     if played := record["models"]["float32"].get("raw"):

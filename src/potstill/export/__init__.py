@@ -52,7 +52,8 @@ def export(
         card: write what is returned beside `out`, as `policy.onnx.json`.
 
     Returns:
-        `policy`: the `parameters`, `macs` and latency of what was exported, in PyTorch; `observations` compared, the
+        `policy`: the `parameters`, `macs` and latency of what was exported, in PyTorch, its `view`, and of how many
+        numbers its `state` is, None of what has no memory; `observations` compared, the
         `max_difference` of their logits, or of their means in units of half the range, and how many were `tied`; under
         `models`, for `float32`, `int8` and `int4`, the `path`, `bytes`, the latency and, where games were played, the
         `card.scores`; of C also `constants`, `activations`, `flash` and `stack`, in bytes, None where they cannot be
@@ -110,10 +111,16 @@ def export(
         files = made.files[each](model.get("score"))
         model["bytes"] = sum(map(len, files.values()))
         written |= files
-    size = loaded.policy.size()
+    policy, size = loaded.policy, loaded.policy.size()
     record = {
         "env": loaded.env.id,
-        "policy": {"parameters": size.parameters, "macs": size.macs} | evaluation.latency(loaded.policy),
+        "policy": {
+            "parameters": size.parameters,
+            "macs": size.macs,
+            "view": list(policy.view),
+            "state": policy.actor.in_features if policy.remembers else None,
+            **evaluation.latency(policy),
+        },
         "observations": len(made.actor.observations),
         "max_difference": made.difference,
         "tied": made.tied,

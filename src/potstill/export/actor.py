@@ -16,6 +16,7 @@ from potstill.networks import Policy, Trunk
 from potstill.policies import LoadedPolicy
 from potstill.rollout import Preparer, collect
 from potstill.storage import checkpoints
+from potstill.views import sensed
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
 _ACTIVATIONS |= {"silu": nn.SiLU}
@@ -48,6 +49,18 @@ class Actor(NamedTuple):
         assert self.bounds is not None
         low, high = self.bounds.astype(np.float64)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+
+def demands(policy: Policy) -> list[str]:
+    """What is to be known of a policy's view and memory by whoever plays it, in sentences."""
+    shown, own = (" ".join(each) for each in (sensed(policy.view), policy.view[len(sensed(policy.view)) :]))
+    told = [f"The environment shows it {shown}: a file reads what is so shown."] * bool(shown)
+    told += [f"Of an observation it sees {own}: a file does so itself."] * bool(own)
+    if policy.remembers:
+        told.append(
+            f"Its state of {policy.actor.in_features} numbers goes from step to step, zero where a game begins."
+        )
+    return told
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from potstill import __version__
 from potstill.envs import Array
 from potstill.errors import InputError
-from potstill.export.actor import BITS, Actor, Exported, Versions, actor, in_order, verify
+from potstill.export.actor import BITS, Actor, Exported, Versions, actor, demands, in_order, verify
 from potstill.networks import GRU, FramewiseConv, Policy
 from potstill.policies import LoadedPolicy
 from potstill.quantisation import MARGIN, WIDEST, activation_levels, centred, is_on_grid
@@ -209,7 +209,7 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     known = {
         "name": name, "version": __version__, "prefix": prefix, "bits": bits, "integer": integer, "tanh": tanh,
         "what": f"{bits}-bit weights, 16-bit activations" if integer else "float32", "layers": layers, "needed": needed,
-        "parameters": actor.policy.size().parameters,
+        "parameters": actor.policy.size().parameters, "told": demands(actor.policy),
         "memory": actor.policy.actor.in_features if remembers else 0, "passed": "memory, " if remembers else "",
         "count": count, "raw": raw, "size": int(np.prod(shape)), "shape": tuple(shape), "signature": signature,
         "meaning": meaning, "own": own, "outputs": f"void {prefix}_outputs({observed}, float output[{count}])",

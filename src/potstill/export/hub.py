@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from potstill import __version__
 from potstill.envs import EnvConfig
 from potstill.errors import InputError, causes, need, printable, reason
+from potstill.export.actor import demands
 from potstill.load import load
 from potstill.load.pickles import MAX_BYTES as MAX_STATISTICS_BYTES
 from potstill.load.statistics import NAMES as STATISTICS
@@ -294,7 +295,7 @@ def _card(
         return environment.get_template("hub.md").render(
             metadata=data.to_yaml().strip(), name=name, repo_id=repo_id, task=task, made=origin, facts=facts,
             width=loaded.policy.config.width, size=loaded.policy.size(), sticky=env.sticky, result=result,
-            film=FILM if film else None,
+            film=FILM if film else None, told=demands(loaded.policy),
         ) + "\n"  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, TemplateError) as error:
         raise InputError(f"the {RESULT} beside {loaded.path} is not one that potstill wrote: {error!r}") from error

@@ -1,5 +1,8 @@
 /* {{ name }}: a policy's greedy actions, written by potstill {{ version }}.
    {{ what }}, {{ layers|length }} layers, {{ parameters }} parameters.
+{% for line in told %}
+   {{ line }}
+{% endfor %}
    Flash: {{ needed.constants }} bytes of constants, and the code. Stack: {{ needed.activations }} bytes, and the frames of five calls. */
 #ifndef {{ prefix|upper }}_H
 #define {{ prefix|upper }}_H
