@@ -44,6 +44,7 @@ ENCODERS = {
     ".gif": ["-lavfi", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none"],
 }
 ENCODERS[".html"] = [*ENCODERS[".mp4"], "-crf", "26"]  # a page that holds an mp4
+FPS = {".mp4": 30, ".gif": 20, ".html": 30}  # a GIF counts in hundredths of a second
 MOST_PAGE = 3_000_000  # bytes
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -51,14 +52,34 @@ PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #ddd; background: #101010; max-width: 1280px; margin: 1rem auto; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #ddd; background: #101010; max-width: 1280px; margin: 1rem auto;
+  padding: 0 1rem; }
 h1 { font-size: 1.2rem; }
-video { width: 100%; height: auto; }
-td { padding: .1rem 1.5rem .1rem 0; color: #bbb; }
+div { overflow-x: auto; }
+video { max-width: 100%; display: block; }
+.inside { width: 100%; min-width: 60rem; }
+button { font: inherit; font-size: .9rem; margin: .5rem .3rem .5rem 0; padding: .1rem .6rem; }
+input { width: 100%; margin: 0; }
+td { padding: .1rem 1rem .1rem 0; font-size: .9rem; color: #bbb; white-space: nowrap; }
 </style>
 <h1>$title</h1>
-<video controls autoplay muted loop playsinline src="data:video/mp4;base64,$film"></video>
+<div><video $kind autoplay muted loop playsinline src="data:video/mp4;base64,$film"></video></div>
+<input type="range" max="1" step="any" value="0" aria-label="place in the film">
+<button>pause</button><button>previous picture</button><button>next picture</button>
 $layers
+<script>
+const film = document.querySelector("video"), place = document.querySelector("input");
+const [play, back, on] = document.querySelectorAll("button");
+const go = seconds => { film.pause(); film.currentTime = seconds; };
+const step = by => go((Math.floor(film.currentTime * $fps) + by + .5) / $fps);  // amid a picture
+play.onclick = () => film.paused ? film.play() : film.pause();
+film.onplay = film.onpause = () => { play.textContent = film.paused ? "play" : "pause"; };
+film.ontimeupdate = () => { place.value = film.currentTime / film.duration; };
+place.oninput = () => go(place.value * film.duration);
+back.onclick = () => step(-1);
+on.onclick = () => step(1);
+film.onpause();
+</script>
 </html>
 """)
 
@@ -105,7 +126,7 @@ def film(
     if inside and len(policies) > 1:
         raise InputError(f"--inside draws one policy, not {len(policies)}")
     network = Inside(policies[0][1].policy, policies[0][1].path) if inside else None
-    fps = 20 if kind == ".gif" else 30  # a GIF counts in hundredths of a second
+    fps = FPS[kind]
     columns = _columns(len(policies))
     room = min(320 if kind == ".gif" else 480, 1920 // columns), 1080 // -(-len(policies) // columns)
     if network is not None:
@@ -302,8 +323,13 @@ def _page(policies: Sequence[tuple[str, LoadedPolicy]], film: bytes, network: In
     """
     rows = ["".join(f"<td>{escape(words)}</td>" for words in row) for row in network.about()] if network else []
     table = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    told = "The rows of the picture, from what the policy sees to what it plays."
+    layers = f"<p>{told}</p>\n<div><table>{table}</table></div>" if network else ""
+    kind = 'class="inside"' if network else ""  # whose words are too small on a narrow screen: it scrolls
     title = escape(f"{policies[0][1].env.id}: {' and '.join(title for title, _ in policies)}")
-    page = PAGE.substitute(title=title, film=b64encode(film).decode(), layers=f"<table>{table}</table>").encode()
+    page = PAGE.substitute(
+        title=title, film=b64encode(film).decode(), fps=FPS[".html"], kind=kind, layers=layers
+    ).encode()
     if len(page) > MOST_PAGE:
         raise InputError(
             f"the page would have {len(page) / 1e6:.1f} MB, and may have 3: give fewer --max-steps, or an .mp4"

@@ -9,6 +9,8 @@ import pytest
 import synthetic
 from browser import BINARY, Browser
 
+from potstill import watch
+from potstill.policies import load_policy
 from potstill.report import page
 
 if BINARY is None and os.environ.get("POTSTILL_BROWSER") != "required":
@@ -136,3 +138,59 @@ def test_a_search_and_a_sort_reach_the_runs_that_are_not_shown(browser, tmp_path
         browser.run("document.querySelectorAll('#runs th button')[5].click()")
         assert browser.run(COLUMN.format(5)) == order
     assert browser.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory, save_teacher) -> Path:
+    """A page with a network that plays, some thirty pictures."""
+    folder = tmp_path_factory.mktemp("film")
+    save_teacher(folder / "expert")
+    loaded = load_policy(folder / "expert")
+    watch.film([("it", loaded)], folder / "film.html", seed=3, max_steps=30, inside=True, quiet=True)
+    return folder / "film.html"
+
+
+def test_a_film_of_a_network_plays_pauses_and_goes_on_picture_by_picture(browser, film):
+    browser.events.clear()
+    browser.resize(1200)
+    browser.open(film)
+
+    def when(what):
+        return browser.run(f"new Promise(done => {{ (look = () => {what} ? done(true) : setTimeout(look, 20))() }})")
+
+    def press(name):
+        browser.run(f"[...document.querySelectorAll('button')].find(each => each.textContent == {name!r}).click()")
+        assert when("!film.seeking")
+        return int(30 * browser.run("film.currentTime"))
+
+    picture = "(canvas => (canvas.getContext('2d').drawImage(film, 0, 0, 320, 180), canvas.toDataURL()))"
+    picture += "(Object.assign(document.createElement('canvas'), {width: 320, height: 180}))"
+    assert when("film.currentTime > 0.1")  # it plays by itself
+    press("pause")
+    assert browser.run("film.paused")
+    browser.run("place.value = 0.5; place.dispatchEvent(new Event('input'))")
+    assert when("!film.seeking")
+    assert browser.run("film.currentTime / film.duration") == pytest.approx(0.5, abs=0.05)
+    now, seen = press("previous picture"), browser.run(picture)
+    assert [press("next picture"), press("next picture")] == [now + 1, now + 2]
+    assert browser.run(picture) != seen
+    assert [press("previous picture"), press("previous picture")] == [now + 1, now]
+    assert browser.run(picture) == seen
+    press("play")
+    assert when(f"film.currentTime > {(now + 3) / 30}")
+    assert not browser.run("film.paused")
+    assert browser.complaints() == browser.requests() == []
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_a_film_of_a_network_is_legible_on_any_screen_and_nothing_lies_over_it(browser, film, width):
+    browser.resize(width)
+    browser.open(film)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("film.getBoundingClientRect().width") >= 900  # which scrolls where the screen is narrower
+    assert not browser.run("film.controls")
+    assert browser.run(
+        "[place, play, back, on].every(each => each.getBoundingClientRect().top >= film.getBoundingClientRect().bottom)"
+    )
+    assert browser.run("[...document.querySelectorAll('button')].every(each => each.getBoundingClientRect().width > 0)")
+    assert browser.run("Math.max(...[place, play, back, on].map(e => e.getBoundingClientRect().right))") <= width
