@@ -20,10 +20,17 @@ from edited_zips import rewrite, with_data, with_state
 from stable_baselines3 import A2C, DQN, PPO
 
 from potstill.errors import InputError
+from potstill.load import weights
 from potstill.load.sb3 import load_sb3
 from potstill.tasks import TASKS
 
 CARTPOLE = TASKS["cartpole"].env
+
+
+@pytest.fixture(autouse=True)
+def hardly_played(monkeypatch):
+    """A policy that was read is played to see its observations: here it matters what is read."""
+    monkeypatch.setattr(weights, "WATCHED", 5)
 
 
 @pytest.fixture(scope="module")
