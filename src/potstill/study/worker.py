@@ -40,6 +40,8 @@ def serve() -> None:
     The study sends three descriptors for each through a socket, which is stdin: a worker's stdin, its log, and what it
     is told by, two numbers: the worker's process id, and when it has ended its exit code.
     """
+    import torch._dynamo  # noqa: F401, as the first linear layer of each worker would, for a second
+
     study = socket.socket(fileno=os.dup(0))
     study.settimeout(IDLE)
     asked, descriptors = b"", list[int]()
