@@ -458,8 +458,9 @@ def test_minatar_missing_says_what_to_install(monkeypatch):
         (replace(PONG, sticky=-0.1), "sticky must be a probability"),
         (replace(PONG, sticky=float("nan")), "sticky must be a probability"),
         (replace(PONG, actions=(0, 6)), r"actions \(0, 6\) do not fit pong, which has 6"),
-        (replace(PONG, actions=(2,)), "at least 2"),
-        (replace(PONG, actions=()), "at least 2"),
+        (replace(PONG, actions=(2,)), "two or more, none twice"),
+        (replace(PONG, actions=()), "two or more, none twice"),
+        (replace(PONG, actions=(2, 3, 2)), "two or more, none twice"),
         (replace(PONG, actions=(-1, 2)), "do not fit"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation, TransformObservation
 
 from potstill import evaluation, ppo
 from potstill.distributions import several as several_choices
@@ -197,3 +198,53 @@ def test_observations_that_are_no_vectors_are_refused(told):
             Envs(EnvConfig("Told-v0"), 1)
     finally:
         KEYS.spaces["place"] = space
+
+
+# Frames are those of a stack only where they are shown so
+
+
+def frames(wrap=None, shape=(40, 41)):
+    """A task whose last four frames are stacked, with a wrapper around the stack."""
+
+    def make():
+        stacked = FrameStackObservation(Told(shape=shape, dtype=np.uint8), 4)
+        return wrap(stacked) if wrap is not None else stacked
+
+    return find_env(make)
+
+
+def turned(env):
+    """The frames last, as channels."""
+    space = env.observation_space
+    other = spaces.Box(0, 255, (*space.shape[1:], space.shape[0]), space.dtype)
+    return TransformObservation(env, lambda shown: np.moveaxis(shown, 0, -1), other)
+
+
+def newest_first(env):
+    return TransformObservation(env, lambda shown: shown[::-1].copy(), env.observation_space)
+
+
+def test_frames_that_a_wrapper_put_last_are_channels():
+    with closing(Envs(frames(), 1)) as envs:
+        assert envs.layout == "stack"
+    with closing(Envs(frames(turned), 1)) as envs:
+        assert envs.layout == "last"
+
+
+def test_stacked_photos_are_refused_as_anything_of_four_axes():
+    with pytest.raises(InputError, match=r"shape \(4, 8, 8, 3\): --layout flat reads them as plain numbers"):
+        Envs(frames(shape=(8, 8, 3)), 1)
+
+
+def test_a_stack_that_does_not_move_up_is_refused_and_read_as_channels_where_the_user_says_so():
+    rng = np.random.default_rng(0)
+    for env in (frames(), replace(frames(newest_first), layout="first")):
+        with closing(Envs(env, 4)) as envs:
+            envs.reset(0)
+            assert sum(len(envs.step(envs.random_actions(rng)).episodes) for _ in range(20)) == 8
+    with closing(Envs(frames(newest_first), 4)) as envs:
+        envs.reset(0)
+        with pytest.raises(
+            InputError, match="does not show the last frames of a game, the newest last: --layout first"
+        ):
+            [envs.step(envs.random_actions(rng)) for _ in range(8)]

@@ -151,8 +151,10 @@ class Envs:
             self.bounds = _bounds(config, space)
         elif isinstance(space, spaces.Discrete):
             indices = np.array(config.actions if config.actions is not None else range(int(space.n)))
-            if indices.size < 2 or indices.min() < 0 or indices.max() >= space.n:
-                raise InputError(f"actions {config.actions} do not fit {config.id}, which has {space.n}, at least 2")
+            if len(np.unique(indices)) < max(2, len(indices)) or indices.min() < 0 or indices.max() >= space.n:
+                raise InputError(
+                    f"actions {config.actions} do not fit {config.id}, which has {space.n}: two or more, none twice"
+                )
             self.choices = [int(space.start) + indices]
         elif isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) and config.actions is None:
             many = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)
@@ -176,6 +178,8 @@ class Envs:
         self.observation_shape = tuple(observation_space.shape)
         self.observation_dtype = observation_space.dtype
         self.layout = _layout(config, self._venv, self.observation_shape, np.dtype(self.observation_dtype))
+        #: Whether frames may not be what `rollout.Preparer` takes them for. Those of ALE are, and views are read whole.
+        self._doubtful = self.layout == "stack" and not self._native and not sensed(config.view)
 
     @property
     def continuous(self) -> bool:
@@ -293,6 +297,8 @@ class Envs:
             for name in observations.dtype.names or [...]:
                 self._check_finite(observations[name], "an observation")
         ended = np.flatnonzero(terminated | truncated)
+        if self._doubtful:
+            self._check_frames(observations, ended)
         self._ages += 1
         self._won += np.maximum(rewards, 0.0)
         self._lost += np.maximum(-rewards, 0.0)
@@ -363,6 +369,15 @@ class Envs:
             raise DivergedError(
                 f"{self.config.id} returned {what} that is not finite ({values[at]}) in environment {at[0]},"
                 f" {self._ages[at[0]] + 1} steps into its game"
+            )
+
+    def _check_frames(self, observations: Array, ended: Array) -> None:
+        """Refuses a stack that did not move up by one frame where a game goes on: only its newest is read."""
+        now, before = (np.delete(part(shown, self.config.view), ended, 0) for shown in (observations, self._shown))
+        if not np.array_equal(now[:, :-1], before[:, 1:]):
+            raise InputError(
+                f"{self.config.id} does not show the last frames of a game, the newest last: --layout first reads its"
+                " images as channels"
             )
 
     def _finish(self, row: int, truncated: bool) -> Episode:
@@ -437,7 +452,8 @@ def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dty
         return "flat"
     if config.id.startswith("MinAtar/"):
         return "last"
-    if any(isinstance(each, FrameStackObservation) for each in _wrappers(venv.envs[0])):
+    stacks = (each for each in _wrappers(venv.envs[0]) if isinstance(each, FrameStackObservation))
+    if len(shape) < 4 and any(each.observation_space.shape == shape for each in stacks):
         return "stack" if len(shape) == 3 else "flat"
     image = dtype in (np.uint8, np.bool_)
     if len(shape) == 2:
