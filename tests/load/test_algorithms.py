@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -173,6 +174,23 @@ class Several(Dicts):
     action_space = spaces.MultiDiscrete([2, 3])
 
 
+class Grey(Dicts):
+    observation_space = spaces.Box(0, 255, (20, 21), np.uint8)
+
+
+class Table(Dicts):
+    observation_space = spaces.Box(-9, 9, (3,), np.float32)
+    action_space = spaces.Box(np.float32([[-2, 0], [0, 1]]), np.float32([[1, 1], [3, 4]]))
+
+
+class Numbers(Dicts):
+    observation_space = spaces.Box(0, 1, (6, 7), np.float32)
+
+
+def frames():
+    return FrameStackObservation(Numbers(), 3)
+
+
 class Alphabet(Dicts):
     observation_space = spaces.Dict({key: Dicts.observation_space[key] for key in sorted(Dicts.observation_space)})
 
@@ -198,6 +216,16 @@ ODD = {
         ),
         Images,
     ),
+    "frames of numbers": (
+        lambda: PPO("MlpPolicy", frames(), n_steps=8, batch_size=8, seed=0, device="cpu"),
+        frames,
+    ),
+    "a grey picture": (lambda: A2C("MlpPolicy", Grey(), seed=0, device="cpu"), Grey),
+    "a value without layers": (
+        lambda: A2C("MlpPolicy", "CartPole-v1", seed=0, policy_kwargs={"net_arch": {"pi": [8], "vf": []}}),
+        "CartPole-v1",
+    ),
+    "a table of actions": (lambda: A2C("MlpPolicy", Table(), seed=0, device="cpu"), Table),
     "odd units": (
         lambda: DQN("MlpPolicy", "CartPole-v1", buffer_size=10, policy_kwargs={"activation_fn": torch.nn.Mish}),
         "CartPole-v1",
@@ -252,6 +280,15 @@ def test_a_dict_of_other_keys_is_refused(tmp_path):
         load(tmp_path / "model.zip", Alphabet)
     with pytest.raises(InputError, match="CartPole-v1 shows no Dict"):
         load(tmp_path / "model.zip", "CartPole-v1")
+
+
+def test_choices_of_other_counts_are_refused(tmp_path):
+    class Swapped(Several):
+        action_space = spaces.MultiDiscrete([3, 2])
+
+    A2C("MultiInputPolicy", Several(), device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(InputError, match=r"its choices have \[2 3\] actions, those of .* \(3, 2\)"):
+        load(tmp_path / "model.zip", Swapped)
 
 
 @pytest.mark.parametrize("clip", [10.0, 5.0])

@@ -4,8 +4,10 @@ import pickle
 from itertools import pairwise
 
 import numpy as np
+import own_tasks
 import pytest
 import torch
+from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +16,9 @@ from potstill import imports
 from potstill.envs import Envs
 from potstill.errors import InputError
 from potstill.load import load
+from potstill.load.state_dicts import load_weights
+from potstill.networks import NetworkConfig
+from potstill.tasks import find_env
 
 PONG = "ale/pong"
 
@@ -189,6 +194,58 @@ def test_any_state_dict_is_read_where_the_user_names_its_network(tmp_path, call,
         code, _, err = call("import-weights", tmp_path / "model.pt", "--env", "cartpole", "--out", out, *options)
         assert code == 0, err
         torch.testing.assert_close(load(out).policy(seen)[0], answer)
+
+
+class Whole(nn.Module):
+    """Reads pictures of 6 x 6 pixels as they are."""
+
+    def __init__(self, shape, width):
+        super().__init__()
+        self.out = nn.Linear(36, 3)
+
+    def forward(self, pictures):
+        return self.out(pictures.flatten(1) / 255)
+
+
+@pytest.mark.parametrize("network", ["own", "mlp"])
+@torch.no_grad()
+def test_pixels_reach_a_network_that_normalises_nothing_as_they_are(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(imports, "_named", {})
+    torch.manual_seed(0)
+    model: nn.Module = Whole((1, 6, 6), 1.0)
+    if network == "mlp":
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    family = imports.allow(Whole) if network == "own" else "mlp"
+    env = find_env(own_tasks.Picture)
+    policy = load_weights(tmp_path / "model.pt", env, network=NetworkConfig(family=family)).policy
+    seen = torch.randint(0, 256, (20, 6, 6), dtype=torch.uint8)
+    torch.testing.assert_close(policy(seen)[0], model(seen[:, None].float()))
+
+
+class One(own_tasks.Copy):
+    observation_space = spaces.Box(0, 2, (), np.float32)
+
+    def observe(self):
+        return np.float32(super().observe().argmax())
+
+
+@torch.no_grad()
+def test_an_observation_may_be_one_number(tmp_path):
+    model = nn.Linear(1, 3)
+    torch.save({"out.weight": model.weight, "out.bias": model.bias}, tmp_path / "model.pt")
+    policy = load_weights(tmp_path / "model.pt", find_env(One), network=NetworkConfig(family="linear")).policy
+    seen = torch.tensor([0.0, 1.0, 2.0])
+    torch.testing.assert_close(policy(seen)[0], model(seen[:, None]))
+
+
+def test_squashed_actions_of_another_range_are_refused(tmp_path):
+    state = made("SAC", tmp_path)[0].state_dict() | {"action_scale": torch.tensor([1.0])}
+    torch.save(state, tmp_path / "model.cleanrl_model")
+    with pytest.raises(
+        InputError, match=r"its action_scale is \[1\.0\], that of Pendulum-v1 \[2\.0\]: its actions have another range"
+    ):
+        load(tmp_path / "model.cleanrl_model", "pendulum")
 
 
 class Evil:

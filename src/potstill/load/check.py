@@ -52,7 +52,7 @@ def _rebuilt(module: Any, algorithm: str, data: dict[str, Any], state: Any, envs
     options |= {"activation_fn": getattr(torch.nn, activation)} if hasattr(torch.nn, activation) and activation else {}
     options |= {"use_sde": True} if data.get("use_sde") is True else {}
     seen: Any = envs.parts or gymnasium.spaces.Box(-np.inf, np.inf, envs.observation_shape)
-    if len(envs.observation_shape) == 3:
+    if _images(envs):
         seen = gymnasium.spaces.Box(0, 255, _first(np.empty((1, *envs.observation_shape)), envs).shape[1:], np.uint8)
     rate = () if algorithm == "ARS" else (lambda _: 0.0,)
     try:
@@ -100,7 +100,12 @@ def _differs(envs: Envs, theirs: Array, ours: tuple[Array, torch.Tensor]) -> boo
 
 def _first(observations: Array, envs: Envs) -> Array:
     """Images with their channels first, as SB3's networks read them."""
-    return observations.transpose(0, 3, 1, 2) if envs.layout == "last" else observations
+    return observations.transpose(0, 3, 1, 2) if envs.layout == "last" and _images(envs) else observations
+
+
+def _images(envs: Envs) -> bool:
+    """Whether SB3 takes observations for pictures."""
+    return len(envs.observation_shape) == 3 and envs.observation_dtype == np.uint8
 
 
 def _unflattened(parts: gymnasium.spaces.Dict, rows: Array) -> dict[str, Array]:

@@ -293,6 +293,9 @@ def _check_actions(data: dict[str, Any], envs: Envs) -> None:
         raise InputError(f"the action space {kind[:80]!r} is not read: only Discrete, MultiDiscrete and Box are")
     if not continuous and ("multi" in kind) == isinstance(envs.num_actions, int):
         raise InputError(f"the policy has actions {kind[:80]}, {name} has {envs.num_actions}")
+    counts = re.findall(r"\d+", str(space.get("nvec"))) if not continuous and "multi" in kind else []
+    if counts and counts != list(map(str, np.ravel(envs.num_actions))):
+        raise InputError(f"its choices have {space['nvec']!s:.80} actions, those of {name} {envs.num_actions}")
     if not continuous and str(space.get("start", 0)).strip("[0. ]"):
         raise InputError(f"its actions start at {str(space['start'])[:20]!r}, not at 0")
     if continuous != envs.continuous:
@@ -301,9 +304,9 @@ def _check_actions(data: dict[str, Any], envs: Envs) -> None:
     if envs.bounds is None:
         return
     for end, wanted in zip(("low", "high"), envs.bounds, strict=True):
-        text = str(space.get(end))[:10_000]  # as numpy writes a vector, to eight digits: [-2. 0.5]
+        text = str(space.get(end))[:10_000]  # as numpy writes arrays, to eight digits: [-2. 0.5]
         try:
-            given = np.array([float(number) for number in text.strip("[]").split()])
+            given = np.array([float(number) for number in re.sub(r"[][]", " ", text).split()])
         except ValueError:
             given = np.empty(0)
         if given.shape == wanted.shape and not np.allclose(given, wanted, rtol=1e-6):
@@ -341,7 +344,7 @@ def _build(
     elif not stacked:
         hidden = [theirs for ours, theirs in names.items() if ours != "actor"]
         config = weights.mlp_of(state, hidden, activation, critic.values() if critic else None)
-        if critic and config.critic == "shared":  # what is not deployed may be of another kind
+        if algorithm in _ON_POLICY and (hidden or critic) and config.critic == "shared":  # it may be of another kind
             critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.")
     if stacked:
         critic, aside = {}, (*aside, "mlp_extractor.value_net.", "value_net.", "vf_features_extractor.")
@@ -379,7 +382,9 @@ def _build(
     for part in head if quantiles > 1 else ():  # its outputs are (quantiles, actions)
         state[part] = state[part].unflatten(0, (quantiles, -1)).mean(0)
 
-    policy = Policy(NetworkConfig(family="linear") if stacked else config, **envs.spaces)
+    # An MlpPolicy reads the numbers of an image as they come, clipped by nothing.
+    read = envs.spaces | ({} if cnn or len(shape) < 2 else {"layout": "flat"})
+    policy = Policy(NetworkConfig(family="linear") if stacked else config, **read)
     if cnn:
         policy.scale.fill_(1 / 255)
     if statistics is not None:

@@ -142,7 +142,9 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
     outputs = len(state[f"{found.head}.weight"])
     if outputs != actions:
         raise InputError(f"its {outputs} outputs are not the {actions} of {envs.config.id}")
-    policy = Policy(config, **envs.spaces)
+    # Without convolutions the numbers of an image are read as they come.
+    plain = len(envs.observation_shape) > 1 and not convs
+    policy = Policy(config, **envs.spaces | ({"layout": "flat"} if plain else {}))
     if policy.family == "nature":
         policy.scale.fill_(1 / 255)
     weights.lay(policy, state, names, envs.config.id, what)
@@ -151,6 +153,11 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
             weights.sharpen(policy, Q_TEMPERATURE)
         if policy.log_std is not None:
             log_std = state.get("actor_logstd", torch.full((actions,), math.log(DETERMINISTIC)))
+            for name, wanted in zip(("action_bias", "action_scale"), weights.half_ranges(envs), strict=True):
+                theirs = state.get(name, wanted).flatten().double()
+                if theirs.shape != wanted.shape or not torch.allclose(theirs, wanted, rtol=1e-5, atol=1e-6):
+                    told = f"its {name} is {theirs.tolist()}, that of {envs.config.id} {wanted.tolist()}"
+                    raise InputError(f"{told}: its actions have another range")
             _act_continuously(policy, envs, 1.0 if found.squashed else None, log_std)
     return policy
 
@@ -158,6 +165,7 @@ def _laid(state: dict[str, Tensor], found: _Found, envs: Envs, what: str) -> Pol
 def _own(state: dict[str, Tensor], network: NetworkConfig, envs: Envs, what: str) -> Policy:
     """A network of the user's, whole, with an action head that hands its outputs on."""
     policy = Policy(network, **envs.spaces)
+    policy.input_clip = torch.tensor(math.inf)  # it was given pixels as they are
     try:
         policy.trunk.load_state_dict(state)
     except RuntimeError as error:

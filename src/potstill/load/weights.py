@@ -179,7 +179,7 @@ def observe(policy: Policy, env: EnvConfig) -> None:
         seen = np.concatenate(
             [transition.observations.copy() for _, transition in zip(range(WATCHED), play, strict=False)]
         )
-    mean, deviation = (torch.from_numpy(each(seen.astype(np.float64), 0)) for each in (np.mean, np.std))
+    mean, deviation = (torch.as_tensor(each(seen.astype(np.float64), 0)) for each in (np.mean, np.std))
     still = deviation < 1e-6
     policy.seen_mean = mean.masked_fill(still, 0.0).to(policy.mean.dtype)
     policy.seen_deviation = deviation.masked_fill(still, 1.0).float()
