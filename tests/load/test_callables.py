@@ -1,8 +1,10 @@
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnx
 import own_tasks
 import pytest
 import torch
@@ -342,3 +344,33 @@ def test_code_teaches_from_photos_whose_channels_come_last_and_its_size_is_not_t
     )  # fmt: skip
     assert student.policy.layout == "last"
     assert (student.result["teacher_score"], student.result["teacher_parameters"]) == (8, None)
+
+
+class Likely:
+    """Says how likely each action is, as a softmax does or a classifier's `predict_proba`."""
+
+    def __call__(self, observations):
+        logits = 3 * observations @ np.float32([[1, -1], [0, 0], [2, -2], [1, -1]])
+        self.shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        return self.shares
+
+
+def test_probabilities_are_told_from_logits_and_taught_as_they_are():
+    with closing(Envs(CARTPOLE, 4)) as envs:
+        foreign = Foreign("likely", likely := Likely(), envs)
+        logits = foreign.logits(torch.from_numpy(envs.reset(1)))
+    np.testing.assert_allclose(logits.softmax(-1), likely.shares, atol=1e-6)
+    assert foreign.hard_objective is None
+
+
+def test_a_file_with_a_value_before_its_action_acts(tmp_path):
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weights = {"first": np.float32([[1], [0], [0]]), "second": np.float32([[0], [1], [0]])}
+    nodes = [helper.make_node("MatMul", ["seen", name], [out]) for name, out in (("first", "value"), ("second", "act"))]
+    infos = [helper.make_tensor_value_info(name, kind, ["N", n]) for name, n in (("seen", 3), ("value", 1), ("act", 1))]
+    stored = [onnx.numpy_helper.from_array(each, name) for name, each in weights.items()]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+    onnx.save(model, tmp_path / "policy.onnx")
+    policy = ps.load(tmp_path / "policy.onnx", env="pendulum").policy
+    assert policy.logits(torch.tensor([[0.5, 1.0, 0.0]]))[0, 0].item() == pytest.approx(0.5)

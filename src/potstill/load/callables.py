@@ -1,13 +1,15 @@
 """Policies of the user's own: a function, an object, a `torch.nn.Module` or an ONNX file that answers raw observations.
 
-What the first answer is decides how it is read: floats (N, A) are logits, whole numbers (N,) are actions of the
-environment's own (of K choices made at once: (N, sum of A) and (N, K)), and (N, d) are continuous actions in the
-environment's units, clipped to its bounds. Every later answer must be of the same kind. Where it has `reset`, that is
-called with (N,) bool, the games that begin, before the observations that begin them: so it may have a memory, or follow
-a script. What has none must answer an observation alike whatever stands beside it.
+What the first answer is decides how it is read: floats (N, A) are logits, or probabilities where each row adds up to 1,
+whole numbers (N,) are actions of the environment's own (of K choices made at once: (N, sum of A) and (N, K)), and
+(N, d) are continuous actions in the environment's units, clipped to its bounds. Every later answer must be of the same
+kind. Where it has `reset`, that is called with (N,) bool, the games that begin, before the observations that begin
+them: so it may have a memory, or follow a script. What has none must answer an observation alike whatever stands beside
+it.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -60,6 +62,7 @@ class Foreign(Policy):
         self.name, self.answer = name, answer
         self._own, self._shape, self._bounds = envs.choices, tuple(envs.action_space.shape or ()), envs.bounds
         self._soft: bool | None = None  # whether it tells logits; None before the first answer
+        self._shares = False  # whether these are probabilities
         rng, seen = np.random.default_rng(0), [envs.reset(0)]
         seen += [envs.step(envs.random_actions(rng)).observations for _ in range(7)]
         self._dtype = seen[0].dtype
@@ -129,7 +132,13 @@ class Foreign(Policy):
             named = (count, *shape)
             soft, hard = f"float logits {scores}", f"int actions {named}"
             if numbers and not whole and told.shape == scores and self._soft is not False:
+                if self._soft is None:
+                    parts = np.split(told, np.cumsum([*map(len, self._own)])[:-1], 1)
+                    self._shares = bool(
+                        (told >= 0).all() and all(np.allclose(each.sum(1), 1, atol=1e-3) for each in parts)
+                    )
                 self._soft = True
+                told = np.log(told.astype(np.float64).clip(math.exp(-CERTAIN))) if self._shares else told
                 logits = told.astype(np.float32)
                 if np.isfinite(logits).all():
                     return np.asarray(logits)
@@ -240,7 +249,8 @@ def onnx_session(content: bytes) -> Any:
 
 
 def _onnx(path: Path) -> Answer:
-    """An ONNX model of one input, on one thread: its output `logits`, or `action` of a continuous one, or its first."""
+    """An ONNX model of one input, on one thread: its output `logits`, or `action` of a continuous one, or its first
+    that is no value."""
     need("an ONNX teacher", "onnx", "onnxruntime")
     content = read_bytes(path, MAX_ONNX_BYTES, follow=True)
     try:
@@ -250,7 +260,8 @@ def _onnx(path: Path) -> Answer:
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     if len(inputs) != 1:
         raise InputError(f"{path} has {len(inputs)} inputs; a teacher reads one, the observations")
-    output = next((name for name in ("logits", "action") if name in outputs), outputs[0])
+    actors = [name for name in outputs if not re.search("value|critic", name, re.IGNORECASE)]
+    output = next((name for name in ("logits", "action") if name in outputs), (actors or outputs)[0])
     kinds = {"float": np.float32, "double": np.float64, "uint8": np.uint8}
     dtype = kinds.get(inputs[0].type[7:-1])  # of tensor(float); another is the observations' own
     single = inputs[0].shape[:1] == [1]
