@@ -317,3 +317,10 @@ def test_other_layers_are_refused_by_name():
     for stack in ([nn.Linear(4, 3), nn.GELU()], [nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)]):
         with pytest.raises(InputError, match=r"C is written for plain stacks .* not for (GELU|LayerNorm)"):
             c.build(actor._replace(layers=stack), "policy")
+
+
+def test_a_single_number_is_an_observation(tmp_path):
+    actor = actor_of(*network((), 3))
+    library, _ = compiled(actor, tmp_path)
+    np.testing.assert_allclose(library.outputs(actor.observations), expected(actor), rtol=1e-5, atol=1e-4)
+    assert library.act(actor.observations[0]) == expected(actor)[0].argmax()

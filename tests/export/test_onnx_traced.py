@@ -140,3 +140,10 @@ def test_a_network_that_holds_for_some_batches_only_leaves_no_file(tmp_path):
         export(loaded, tmp_path / "policy.onnx")
     assert not (tmp_path / "policy.onnx").exists()
     assert sys.modules[__name__].of_two is of_two
+
+
+def test_whole_numbers_of_a_range_are_refused_for_no_file_rounds(tmp_path):
+    loaded = saved(tmp_path / "run", spaces.Box(0, 10, (2,), np.int64), "mlp")
+    for name in ("policy.onnx", "policy.c", "policy.zip"):
+        with pytest.raises(InputError, match="takes whole numbers of a range, to which no file rounds"):
+            export(loaded, tmp_path / name)

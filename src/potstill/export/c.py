@@ -444,7 +444,7 @@ class Library:
         """(N, *shape) raw to (N, A) logits, or (N, d) means in units of half the range, float32; of a memory, with it
         before and after, (N, H)."""
         outputs = np.empty((len(observations), self._actor.policy.actor.out_features), np.float32)
-        observations = np.ascontiguousarray(observations, self._actor.observations.dtype)
+        observations = np.ascontiguousarray(observations, self._actor.observations.dtype).reshape(len(outputs), -1)
         held = [each.copy() for each in memory]
         for rows in zip(observations, *held, outputs, strict=True):
             self._outputs(*(ctypes.c_void_p(row.ctypes.data) for row in rows))

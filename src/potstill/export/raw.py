@@ -112,7 +112,7 @@ def check(raw: Any, plain: Any, env: EnvConfig, actions: list[int], seed: int = 
         score, over = score + float(reward), bool(terminated or truncated)
         while not over and len(frames) < env.frame_skip:
             frames.append(colour.step(own)[0])
-        frames = frames[-2:]
+        frames = (2 * frames)[-2:]  # of one emulator frame a step, that twice
     if other_actions > math.ceil(steps / 100):
         raise InputError(f"--raw: {other_actions} of {steps} actions differ: no file is left")
     return {"steps": steps, "score": score, "pixels_off": pixels_off, "other_actions": other_actions}
