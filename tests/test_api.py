@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import own_tasks
@@ -12,8 +13,10 @@ import torch
 
 import potstill as ps
 from potstill.cli import main
+from potstill.envs import EnvConfig
 from potstill.storage.checkpoints import load as read_tensors
 
+QUICK = Path(__file__).parents[1] / "plans/quick.toml"
 HERE = {"device": "cpu", "threads": 1, "quiet": True, "episodes": 4}
 TRAIN = {"total_timesteps": np.int64(2_048), "width": "1/8", "seed": np.int32(1)}
 DISTILL = {"total_timesteps": 512, "num_envs": 8, "warmup_steps": 64, "batch_size": 32, "width": "1/32"}
@@ -175,6 +178,10 @@ def test_a_student_may_be_of_another_family_and_depth_by_the_same_names_as_on_th
         (lambda: ps.load("model.zip"), "model.zip does not name its task"),
         (lambda: ps.load("run", env="pong"), "--env names the task of a Stable-Baselines3 zip"),
         (lambda: ps.study("plan.toml"), "plan.toml"),
+        (
+            lambda: ps.study(QUICK, env=EnvConfig("CartPole-v1", layout="flat")),
+            "CartPole-v1 alone is another than EnvConfig",
+        ),
         (lambda: ps.compress("run", keep=2.0), "keep is a share above 0 and at most 1"),
     ],
 )

@@ -461,7 +461,13 @@ def study(
     pool, runtime = _filled(settings, pool or Pool(), runtime or Runtime())
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     if env is not None:
-        plan = replace(plan, env=env if isinstance(env, str) else find_env(env).id)
+        task = find_env(env)
+        name = env if isinstance(env, str) else task.id
+        if find_env(name) != task:
+            raise InputError(
+                f"a plan has its task by name, and {name} alone is another than {task}: make it in a function"
+            )
+        plan = replace(plan, env=name)
     out = Path(out) if out is not None else Path("results") / plan.name
     limits: dict[str, Any] = {name: getattr(pool, name) for name in ("workers", "retries", "patience")}
     if pool.executor == "ray":
