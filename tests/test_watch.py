@@ -262,3 +262,29 @@ def test_a_task_of_ones_own_is_filmed_where_it_draws_itself_and_refused_in_one_l
     with pytest.raises(InputError, match="own_tasks:Copy cannot be drawn: TypeError"):
         film(tmp_path / "other.gif", untrained(find_env(own_tasks.Copy)), max_steps=3)
     assert [path.name for path in tmp_path.iterdir()] == ["game.gif"]
+
+
+class Moody(own_tasks.Photo):
+    """Counts on whoever plays it."""
+
+    count = 0
+
+    def observe(self):
+        Moody.count += 1
+        self.right = Moody.count % 3
+        return np.full((6, 6, 3), 80 * self.right, np.uint8)
+
+
+class Pale(own_tasks.Photo):
+    def render(self):
+        return np.zeros((6, 6))
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [(Moody, "is no function of its seed and actions"), (Pale, r"draws no pictures of bytes \(rows, columns, 3\)")],
+)
+def test_what_cannot_be_filmed_is_told_in_a_line(task, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        film(tmp_path / "game.gif", untrained(find_env(task)))
+    assert not list(tmp_path.iterdir())

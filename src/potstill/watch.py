@@ -196,7 +196,10 @@ def _play(
             if step == 1:
                 yield 0, drawn(first)
             pictures, reward = screen.step(envs.own_actions(transition.actions.numpy())[0])
-            assert reward == transition.step.rewards[0], "the film shows another game than the policy plays"
+            if reward != transition.step.rewards[0]:
+                raise InputError(
+                    f"{config.id} is no function of its seed and actions: the film would be of another game"
+                )
             won, lost = won + max(reward, 0.0), lost + max(-reward, 0.0)
             ended = bool(transition.step.terminated[0] or transition.step.truncated[0])
             for picture in pictures:
@@ -277,8 +280,8 @@ class _GymnasiumScreen:
             picture = None
         except gymnasium.error.DependencyNotInstalled as error:
             raise InputError(f"drawing {self._config.id} needs a package that is not installed: {error}") from error
-        if not isinstance(picture, np.ndarray):
-            raise InputError(f"{self._config.id} draws no pictures: it cannot be filmed")
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise InputError(f"{self._config.id} draws no pictures of bytes (rows, columns, 3): it cannot be filmed")
         return picture
 
 
