@@ -289,6 +289,14 @@ def test_a_run_that_cannot_begin_when_its_turn_comes_is_recorded_and_the_others_
     assert (report["done"], set(report["failures"])) == (3, {NAMES[2]})
 
 
+def test_a_teacher_of_another_task_than_the_plans_is_refused(tmp_path, save_teacher):
+    save_teacher(tmp_path / "expert")
+    plan = read_plan(write(tmp_path, PLAN.replace("cartpole", "acrobot")))
+    with pytest.raises(InputError, match=r"expert plays CartPole-v1, the plan's task is Acrobot-v1$"):
+        list(run_study(plan, tmp_path / "out", RUNTIME))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_with_other_settings_is_refused_at_once_though_it_would_begin_with_another(done, tmp_path):
     (tmp_path / "runs").mkdir()
     shutil.copytree(done.out / "runs" / NAMES[2], tmp_path / "runs" / NAMES[2])

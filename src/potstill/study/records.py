@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from potstill.errors import InputError
 from potstill.load import Origin, load
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import recorded_result
+from potstill.ppo import PPOConfig
 from potstill.results import Found, as_record, find_runs, tell
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
@@ -44,6 +46,7 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
     """
     specs = plan.specs()
     wanted = plan.specs_of(part)
+    _check_task(plan, specs)
     with _alone_in(out) as folder:
         found = find_recorded(out)
         tell(found)
@@ -71,6 +74,19 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
         if not _is_noted(path, record):
             write_atomically(path, _json(record))
         yield ended
+
+
+def _check_task(plan: Plan, specs: list[RunSpec]) -> None:
+    """Refuses teachers of another task than the plan's: their students would be held against scores of that. How they
+    are played may differ, where no arm learns from the plan's task itself."""
+    task, rewarded = find_env(plan.env), any(isinstance(spec.config, PPOConfig) for spec in specs)
+    for teacher in {spec.teacher for spec in specs if spec.teacher is not None}:
+        env = load(teacher).env
+        seen = replace(env, view=(), hidden_rows=task.hidden_rows, layout=task.layout)
+        if env.id != task.id or (rewarded and seen != task):
+            raise InputError(
+                f"{teacher.path} plays {env if env.id == task.id else env.id}, the plan's task is {task.id}"
+            )
 
 
 @contextmanager
