@@ -12,7 +12,7 @@ from gymnasium import spaces
 from potstill import api, imports, telemetry
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs, check_task
-from potstill.errors import InputError, TaskError
+from potstill.errors import DivergedError, InputError, TaskError
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.networks import NetworkConfig
 from potstill.policies import load_policy
@@ -56,6 +56,8 @@ class Counter(gymnasium.Env):
             reward = np.array([reward])
         if self.kind == "prints":
             print("hello from the simulator")
+        if self.kind == "lost" and self.t == 10:
+            return self.buffer * np.nan, reward, False, True, info
         return self.buffer, reward, False, self.t >= 10, info
 
 
@@ -75,7 +77,7 @@ class Only(Counter):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints"):
+    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost"):
         gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
     gymnasium.register("Others/only-v0", entry_point=Only)
     gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
@@ -108,6 +110,15 @@ def test_the_last_observation_of_a_game_is_not_the_buffer_that_the_next_one_writ
         step = envs.step(np.zeros(2, dtype=int))
     assert {row: last.tolist() for row, last in step.final_observations.items()} == {0: [10.0], 1: [10.0]}
     assert step.observations.tolist() == [[0.0], [0.0]]
+
+
+def test_a_last_observation_that_is_no_number_is_told_where_a_game_is_cut():
+    envs = Envs(EnvConfig("Others/lost-v0"), 2)
+    envs.reset(0)
+    for _ in range(9):
+        envs.step(np.zeros(2, dtype=int))
+    with pytest.raises(DivergedError, match=r"not finite \(nan\) in environment 0, 10 steps into its game"):
+        envs.step(np.zeros(2, dtype=int))
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,10 @@ class Envs:
             for name in observations.dtype.names or [...]:
                 self._check_finite(observations[name], "an observation")
         ended = np.flatnonzero(terminated | truncated)
+        for row in ended[~terminated[ended]]:  # whose last observation tells what the game was worth
+            last = np.asarray(info["final_obs"][row])
+            for name in last.dtype.names or [...]:
+                self._check_finite(last[name][None], "an observation", int(row))
         if self._doubtful:
             self._check_frames(observations, ended)
         self._ages += 1
@@ -363,12 +367,13 @@ class Envs:
     def close(self) -> None:
         self._venv.close()
 
-    def _check_finite(self, values: Array, what: str) -> None:
+    def _check_finite(self, values: Array, what: str, row: int | None = None) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             at = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+            row = at[0] if row is None else row
             raise DivergedError(
-                f"{self.config.id} returned {what} that is not finite ({values[at]}) in environment {at[0]},"
-                f" {self._ages[at[0]] + 1} steps into its game"
+                f"{self.config.id} returned {what} that is not finite ({values[at]}) in environment {row},"
+                f" {self._ages[row] + 1} steps into its game"
             )
 
     def _check_frames(self, observations: Array, ended: Array) -> None:
