@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 
 import potstill as ps
 from potstill.cli import main
-from potstill.envs import EnvConfig
+from potstill.envs import EnvConfig, Envs
+from potstill.networks import NetworkConfig, Policy
+from potstill.policies import save_policy
 from potstill.storage.checkpoints import load as read_tensors
 
 QUICK = Path(__file__).parents[1] / "plans/quick.toml"
@@ -207,3 +210,16 @@ def test_a_public_name_is_the_function_whatever_module_of_that_name_was_imported
     code += "print(*(inspect.isfunction(each) for each in (ps.distill, ps.study, ps.compress, ps.load, start)))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split() == ["True"] * 5
+
+
+@pytest.mark.parametrize("role", ["teacher", "start"])
+def test_policies_that_play_other_actions_are_not_put_side_by_side(role, tmp_path):
+    for name, actions in (("mine", (0, 2)), ("other", (0, 1))):
+        env = EnvConfig("Acrobot-v1", actions=actions)
+        with closing(Envs(env, 1)) as envs:
+            probe, policy = envs.reset(0), Policy(NetworkConfig(width="1/8"), **envs.spaces)
+        (tmp_path / name).mkdir()
+        save_policy(tmp_path / name / "policy.safetensors", policy, env, probe, {})
+    other = {"teacher": tmp_path / "other", "start": f"{tmp_path / 'other'}:5"}[role]
+    with pytest.raises(ps.InputError, match=r"plays the actions \(0, 1\) of Acrobot-v1, .* those of \(0, 2\)"):
+        ps.evaluate(tmp_path / "mine", episodes=1, threads=1, quiet=True, **{role: other})

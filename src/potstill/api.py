@@ -288,10 +288,11 @@ def evaluate(
     runtime.apply()
     loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where, statistics)
     task = with_sticky(loaded.env, sticky)
-    start = _start(start, where, env) if isinstance(start, str) else start
+    start = _start(start, where, env, loaded) if isinstance(start, str) else start
     compared = {}  # first: a teacher of another task is refused before the games
     how: dict[str, Any] = {"seed": seed, "threads": runtime.cores, "alone": loaded.alone}
     for other in others:
+        _check_actions(other, loaded)
         compared = games.compare(loaded.policy, other.policy, task, steps=games.steps_beside(episodes), **how)
     title = f"evaluate {task.id}, width {loaded.policy.config.width}"
     with telemetry.Progress(title, episodes, quiet=quiet, unit="games") as bar:
@@ -304,13 +305,22 @@ def evaluate(
     return Record(so_far.summary() | sizes | compared)
 
 
-def _start(text: str, device: str, env: EnvLike | None) -> Start:
+def _start(text: str, device: str, env: EnvLike | None, beside: LoadedPolicy) -> Start:
     who, _, steps = text.rpartition(":")
     if not who or not steps.isdecimal() or len(steps) > 12:
         raise InputError(f"start {text!r} is not understood; write random:200 or POLICY:200")
     if who == "random":
         return Start(int(steps))
-    return Start(int(steps), load(who, env if nameless(Path(who)) else None, device).policy)
+    player = load(who, env if nameless(Path(who)) else None, device)
+    _check_actions(player, beside)
+    return Start(int(steps), player.policy)
+
+
+def _check_actions(other: LoadedPolicy, loaded: LoadedPolicy) -> None:
+    """Refuses a policy to whom as many actions are others; another number is refused where it plays."""
+    if other.policy.num_actions == loaded.policy.num_actions and other.env.actions != loaded.env.actions:
+        told = f"{other.path} plays the actions {other.env.actions} of {loaded.env.id}"
+        raise InputError(f"{told}, {loaded.path} those of {loaded.env.actions}")
 
 
 class Compressed(Run):
