@@ -234,6 +234,19 @@ def test_a_deviation_below_the_floor_counts_as_the_floor():
     assert torch.allclose(policy.prepare(torch.tensor([[1.0, 2.0, 3.0, 5.0]])), torch.tensor([[10.0, 10.0, 10.0, 0.5]]))
 
 
+def test_what_stood_still_keeps_its_unit_and_what_moved_little_does_not():
+    policy = make(CARTPOLE)
+    policy.normalise_by(torch.tensor([5.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 1e-5, 1e-2, 4.0]))
+    shown = policy.prepare(torch.tensor([[6.0, 1.0 + 1e-5, 1e-2, 2.0]]))
+    assert torch.allclose(shown, torch.tensor([[1.0, 1.0, 1.0, 0.5]]), rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "float32"])
+def test_a_picture_is_normalised_by_channel_and_clipped_whatever_its_numbers(dtype):
+    policy = Policy(NetworkConfig("1/8"), (40, 40, 3), 3, layout="last", dtype=dtype)
+    assert (policy.normalised_shape, policy.clip) == ((1, 1, 3), 5.0)
+
+
 def test_the_frames_of_a_stack_share_one_normalisation():
     policy = normalised(make())
     assert policy.mean.shape == policy.scale.shape == (84, 84)

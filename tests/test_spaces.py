@@ -26,9 +26,9 @@ KEYS = spaces.Dict({"place": spaces.Box(0, 7, (2,), np.float32), "key": spaces.D
 class Told(gymnasium.Env):
     """Eight steps; the observation tells the right action, which scores 1."""
 
-    def __init__(self, actions=None, shape=(4,), dtype=np.float32, offset=0.0, axis=None, dict_=False):
+    def __init__(self, actions=None, shape=(4,), dtype=np.float32, offset=0.0, axis=None, dict_=False, unit=1.0):
         self.action_space = actions if actions is not None else spaces.Discrete(3)
-        self.offset, self.axis, self.dict = offset, axis, dict_
+        self.offset, self.axis, self.dict, self.unit = offset, axis, dict_, unit
         low, high = (0, 255) if dtype == np.uint8 else (offset - 1, offset + 1)
         self.observation_space = KEYS if dict_ else spaces.Box(low, high, shape, dtype)
 
@@ -41,7 +41,7 @@ class Told(gymnasium.Env):
             np.moveaxis(shown, self.axis, 0)[0] = 60 + 60 * self.right
         else:
             shown.flat[0] = self.right / 2
-        return (shown + self.offset).astype(self.observation_space.dtype)
+        return (self.unit * shown + self.offset).astype(self.observation_space.dtype)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -150,6 +150,13 @@ def test_several_choices_are_independent_softmaxes_whose_numbers_add_up():
 def test_a_large_offset_is_taken_away_before_float32_rounds_it(told):
     env = told(offset=1.7e9, dtype=np.float64)
     assert score(trained(env, 4_096), env) == 8
+
+
+def test_numbers_far_from_1_are_features_all_the_same(told):
+    for options in ({"unit": 1e-5}, {"offset": 4 * 10**9, "dtype": np.uint32, "unit": 2}):
+        gymnasium.registry.pop("Told-v0", None)
+        env = told(**options)
+        assert score(trained(env, 4_096), env) == 8
 
 
 @pytest.mark.parametrize("options", [{"shape": ()}, {"dict_": True}], ids=["scalar", "dict"])

@@ -466,7 +466,7 @@ class Policy(nn.Module):
         shape = self.seen_shape
         if self.layout == "stack":
             return shape[1:]
-        if self.layout == "flat" or self.dtype != "uint8":
+        if self.layout == "flat" or self.dtype in ("", "bool"):  # the first checkpoints did not tell
             return shape
         if len(shape) == 2:
             return (1, 1)
@@ -505,17 +505,19 @@ class Policy(nn.Module):
         """Sets the input normalisation from figures per pixel or feature.
 
         Args:
-            floor: keeps a pixel that hardly ever changes from dividing by nothing; None takes 1 for bytes, else 1e-2.
+            floor: keeps a pixel that hardly ever changes from dividing by nothing; None takes 1 for bytes of images.
+                Else a deviation of zero, of what stood still, leaves the unit as it is.
         """
         if mean.shape != self.mean.shape:  # of pixels, where a channel is normalised as one
             pixels = tuple(i for i, n in enumerate(self.mean.shape) if n == 1)
             squares = (deviation.square() + mean.square()).mean(pixels, keepdim=True)
             mean = mean.mean(pixels, keepdim=True)
             deviation = (squares - mean.square()).clamp(min=0).sqrt()
-        if floor is None:
-            floor = 1.0 if self.dtype == "uint8" and self.layout != "flat" else 1e-2
+        if floor is None and self.dtype == "uint8" and self.layout != "flat":
+            floor = 1.0
+        deviation = deviation.masked_fill(deviation == 0, 1.0) if floor is None else deviation.clamp(min=floor)
         self.mean.copy_(mean)
-        self.scale.copy_(1.0 / deviation.clamp(min=floor))
+        self.scale.copy_(1.0 / deviation)
 
     def normalise_as(self, other: "Policy") -> None:
         """Takes over another policy's normalisation of inputs and values, or what that has for its students.

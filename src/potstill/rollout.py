@@ -166,7 +166,8 @@ def input_statistics(
 
     seen = envs.reset(seed)
     first = newest_of(seen)[0]
-    large = np.dtype(envs.observation_dtype).itemsize > 4  # offsets, whose squares would leave no digits
+    kind = np.dtype(envs.observation_dtype)
+    large = kind.itemsize > (4 if kind.kind == "f" else 2)  # offsets, whose squares would leave no digits
     shift = first if large else np.zeros_like(first)
     total = np.zeros_like(shift)
     squares = np.zeros_like(total)
@@ -178,4 +179,6 @@ def input_statistics(
     count = steps * envs.num_envs
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
+    rounding = 8 * np.finfo(np.float64 if large else np.float32).eps * np.abs(mean + shift)
+    deviation = np.where(deviation > rounding, deviation, 0.0)  # what only rounding moves stands still
     return torch.as_tensor(mean + shift), torch.as_tensor(deviation).float()
