@@ -18,6 +18,7 @@ from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study, status
+from potstill.study.remote import RemoteRun
 from potstill.training.runtime import Runtime
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,6 +52,7 @@ value-coefficient = 0.5
 from = "student"
 total-timesteps = 2048
 """
+ENDLESS = PLAN.partition("[arms.student]")[0].replace("40_960", "100_000_000").replace("teachers", "# teachers")
 ALONE = {"include_log_monitor": False}  # what a test's nodes need not have: each such process imports Ray
 HEAD = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True}
 
@@ -124,9 +126,29 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
     assert not [path for pattern in ("run.lock", ".*.tmp", "resume.*") for path in out.rglob(pattern)]
 
 
+class Elsewhere(RemoteRun):
+    """Of a module that no other machine can import."""
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "told"),
+    [
+        ("environment", lambda: {"A": "\0"}, "exit code 1: on the cluster: embedded null byte"),
+        ("RemoteRun", Elsewhere, "killed by SIGKILL: on the cluster: ModuleNotFoundError: No module named "),
+    ],
+    ids=["the process", "the actor"],
+)
+def test_a_worker_that_cannot_begin_says_why(what, value, told, machines, tmp_path, save_teacher, monkeypatch):
+    monkeypatch.setattr(cluster, what, value)
+    plan = plan_of(tmp_path, save_teacher, ENDLESS)
+    options = {"workers": 1, "start": cluster.RemoteProcess, "retries": 0}
+    (ended,) = run_study(plan, tmp_path / "ray", RUNTIME, **options)
+    assert ended.error.startswith(told)
+    assert "\n" not in ended.error
+
+
 def test_the_process_of_a_stopped_study_leaves_nothing_behind(machines, temporary, tmp_path, save_teacher):
-    endless = PLAN.partition("[arms.student]")[0].replace("40_960", "100_000_000").replace("teachers", "# teachers")
-    plan = plan_of(tmp_path, save_teacher, endless)
+    plan = plan_of(tmp_path, save_teacher, ENDLESS)
     before, looks = set(temporary.glob("potstill-*")), []  # a lost machine leaves its own
     generator = run_study(plan, tmp_path / "ray", RUNTIME, workers=1, start=cluster.RemoteProcess)
     resume = tmp_path / "ray" / "runs" / LONG / "resume.safetensors"

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import InputError
+from potstill.errors import InputError, printable
 from potstill.evaluation import EvalConfig
 from potstill.imports import environment
 from potstill.load import load, origin_in
@@ -95,20 +95,26 @@ class RemoteProcess:
             if self._asked is None and time.monotonic() >= self._next:
                 self._asked = self._actor.poll.remote()
             if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-                code, files, silence = ray.get(self._asked)
+                _, (code, files, silence) = ray.get([self._begun, self._asked])  # why it did not begin comes first
                 self._asked, self._next = None, time.monotonic() + POLL_SECONDS
                 self._seen = time.time() - silence
                 for name, content in files.items():
                     write_atomically(self.run.path / name, content)
                 self.run.touch_lock()
                 self.returncode = code
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            self._note(error)
             self.returncode = -signal.SIGKILL  # its runtime, or its process there, is gone
         except ray.exceptions.RayTaskError as error:  # a full disk there, for instance
-            with (self.run.path / "log.txt").open("a") as log:
-                log.write(f"on the cluster: {str(error.cause).strip()}\n")
+            self._note(error.cause)
             self.returncode = 1
         return self.returncode
+
+    def _note(self, error: Exception) -> None:
+        """Adds the last line of an error to the run's log: before it, Ray tells where it came from."""
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        with (self.run.path / "log.txt").open("a") as log:
+            log.write(f"on the cluster: {printable(said[-1], 300)}\n")
 
     def last_sign(self) -> float:
         """Seconds since 1970 of the last sign of life; while it waits for a runtime, now."""
