@@ -518,6 +518,15 @@ def test_a_task_by_name_is_seen_as_the_teacher_or_the_first_policy_sees_it(half_
     assert training_config("cartpole")[1].env.view == ()
 
 
+@pytest.mark.parametrize(("view", "seen"), [([], ("mask=0",)), (["keep=1"], ("keep=1",)), (["full"], ())])
+def test_a_view_on_the_command_line_takes_the_place_of_the_teacher_s(view, seen, half_blind, tmp_path):
+    words = ["--teacher", str(half_blind / "expert"), "--env", "cartpole", "--out", str(tmp_path / "run"), "--quiet"]
+    words += ["--total-timesteps", "64", "--num-envs", "2", "--num-steps", "32", "--minibatch-size", "32"]
+    words += ["--evaluate", "0", "--normalise-inputs", "20", *(f"--view={each}" for each in view)]
+    main(["train", *words, "--device", "cpu", "--threads", "1"])
+    assert load_policy(tmp_path / "run").env.view == seen
+
+
 def test_a_view_that_cannot_be_is_refused_before_anything_is_made(expert, tmp_path, capsys):
     for command, complaint in (
         (["distill", str(expert), "--view", "mask=7"], "--view mask=7 of observations (4,): there are 4 features"),

@@ -19,6 +19,7 @@ from potstill.ppo import PPOConfig
 from potstill.storage.runs import next_directory
 from potstill.study.execute import StudyInterrupted
 from potstill.training.runtime import Runtime
+from potstill.views import FULL
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def train(arguments: Sequence[str]) -> None:
     """`potstill train`."""
     origins = (Path(name) if (name := peek(arguments, flag, "")) else None for flag in ("--teacher", "--start-from"))
     name, config = api.training_config(peek(arguments, "--env", "") or None, *origins)
+    if peek(arguments, "--view", ""):  # in place of what the other policy sees, not after it
+        arguments = ["--view", FULL, *arguments]
     _make(api.train, vars(parse(_Train, arguments, "train", _Train(env=name, config=config))))
 
 
