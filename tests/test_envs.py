@@ -405,8 +405,10 @@ def test_stickiness_may_be_overridden():
         ("CartPole-v7", "did you mean CartPole-v1?"),
         ("gibberish", "known: pong, .*ale/<rom>, any Gymnasium id"),
         ("MinAtar/Brakeout-v1", "did you mean MinAtar/Breakout-v"),
-        ("ALE/Pong-v5", "write ale/<rom>, such as ale/pong"),
-        ("PongNoFrameskip-v4", "write ale/<rom>, such as ale/pong"),
+        ("ALE/Pong-v5", "write ale/pong"),
+        ("PongNoFrameskip-v4", "write ale/pong"),
+        ("SpaceInvaders-v0", "write ale/space_invaders"),
+        ("tennis", "write ale/tennis"),
     ],
 )
 def test_an_unknown_name_gets_a_hint(name, hint):

@@ -4,6 +4,7 @@ A task is added here, as one entry of `TASKS`. Any other Gymnasium id works with
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,10 +122,14 @@ def find_env(name: EnvLike) -> EnvConfig:
         return TASKS[name].env
     if name.startswith("ale/"):
         return EnvConfig(name.removeprefix("ale/"), atari=True, sticky=0.25)
-    if name.startswith("ALE/") or "NoFrameskip" in name:
-        raise InputError(f"{name} is an Atari game: write ale/<rom>, such as ale/pong")
     register_minatar(name)
-    if name in gymnasium.registry:
+    spec = gymnasium.registry.get(name)
+    if spec is not None and "ale_py" not in str(spec.entry_point):  # Gymnasium would show raw frames
         return EnvConfig(name)
+    from ale_py.roms import get_all_rom_ids
+
+    bare = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", name)
+    if (rom := re.sub(r"(?<=[a-z])(?=[A-Z])", "_", bare).lower()) in get_all_rom_ids():
+        raise InputError(f"{name} is an Atari game: write ale/{rom}")
     hint = meant(name, [*TASKS, *gymnasium.registry], f"known: {', '.join(TASKS)}, ale/<rom>, any Gymnasium id")
     raise InputError(f"no environment is called {name!r}; {hint} A task of your own needs --import MODULE")

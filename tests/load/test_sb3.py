@@ -434,7 +434,7 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
         ),
         (["watch", "imported", "--env", "cartpole", "--out", "new.gif"], "--env names the task of a Stable-Baselines3"),
         (["evaluate", "ppo.zip", "--env", "cartpol"], "did you mean cartpole"),
-        (["evaluate", "ppo.zip", "--env", "PongNoFrameskip-v4"], "write ale/<rom>"),
+        (["evaluate", "ppo.zip", "--env", "PongNoFrameskip-v4"], "write ale/pong"),
         (["evaluate", "ppo.zip", "--env", "pong"], "the policy chooses among 2 actions, pong has 6"),
         (["evaluate", "none.zip", "--env", "pong"], r"cannot read none\.zip: no such file"),
         (["import-sb3", "ppo.zip", "--env", "acrobot", "--out", "new"], "chooses among 2 actions, Acrobot-v1 has 3"),
