@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -164,7 +165,7 @@ def test_train_makes_a_run_and_touches_no_other(call, tmp_path, monkeypatch):
     ("options", "words"),
     [
         (["--env", "cartpol"], "no environment is called 'cartpol'; did you mean cartpole?"),
-        (["--env", "ALE/Pong-v5"], "write ale/<rom>"),
+        (["--env", "ALE/Pong-v5"], "write ale/pong"),
         (["--total-timesteps", "0"], "total-timesteps must be at least 1, not 0"),
         (["--num-envs", "-4"], "num-envs must be at least 1, not -4"),
         (["--learning-rate", "nan"], "learning-rate must be positive and finite, not nan"),
@@ -283,6 +284,31 @@ def test_an_unknown_command_is_answered_with_the_nearest(call):
     assert all(command in err for command in COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("evaluate one --evaluate 30", "evaluate has no option --evaluate; did you mean --episodes?"),
+        ("distill one --episodes=30", "distill has no option --episodes; did you mean --evaluate?"),
+        ("compress one --episodes 30", "compress has no option --episodes; did you mean --games?"),
+        ("train --lr 0.1", "train has no option --lr; did you mean --learning-rate?"),
+        ("train --timesteps 9 --gama 1", "train has no option --timesteps; did you mean --total-timesteps?"),
+        ("train --gama 1", "train has no option --gama; did you mean --gamma?"),
+        ("train --teachers-name 1", "train has no option --teachers-name; did you mean --teacher?"),
+        ("distill --teacher one", "distill has no option --teacher; see potstill distill --help"),
+        ("train cartpole", "'cartpole' is one word too many for train: it may want an option before it, such as"),
+        ("info now", "'now' is one word too many for info: it may want an option before it"),
+        ("report one two --xyz", "report has no option --xyz; see potstill report --help"),
+        ("study plan.toml", "'plan.toml' is no command of potstill study: write one of run, status, table, tune"),
+        ("study", "potstill study needs a command: write one of run"),
+    ],
+)
+def test_a_word_that_a_command_does_not_know_is_one_line_that_names_the_right_one(call, words, told):
+    code, out, err = call(*words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(f"potstill: {told}")
+    assert is_one_line(err)
+
+
 def test_help_lists_every_command(call):
     code, out, err = call("--help")
     assert (code, err) == (0, "")
@@ -314,12 +340,28 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
     }[command] in " ".join(out.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, "study run", "study status", "study table", "study tune"])
+def test_every_option_that_a_help_shows_is_known_and_no_other(call, command):
+    """The list that a mistaken option is compared with is that of tyro."""
+    out = call(*command.split(), "--help")[1]
+    shown = re.findall(r"^[│| ]{1,2}(?:-h, )?(--[a-z][a-z0-9-]*)", out, re.MULTILINE)
+    assert bool(shown) == (command != "study")
+    for option in shown:
+        assert "has no option" not in call(*command.split(), option, "--help")[2], option
+
+
 def test_the_defaults_shown_are_those_of_the_task(call):
     _, out, _ = call("train", "--env", "cartpole", "--help")
     shown = " ".join(out.replace("│", " ").split())
     assert "(default: cartpole)" in shown
     assert "Probability that the emulator repeats" in shown
     assert "(default: 0.25)" not in shown  # Pong's stickiness
+
+
+def test_a_help_text_breaks_its_lines_at_the_width_of_the_terminal_alone(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    _, out, _ = call("train", "--help")
+    assert "or a Gymnasium id. The other defaults shown are this task's. (default: pong)" in out
 
 
 def test_info_names_the_versions_and_the_machine(call):

@@ -113,7 +113,8 @@ def study(arguments: Sequence[str]) -> None:
         print("\npotstill study run --help lists its options with their defaults; so do the others.")
         return
     if word not in commands:
-        raise InputError(f"potstill study {word}: write one of {', '.join(commands)}, such as potstill study run PLAN")
+        what = f"{word!r} is no command of potstill study" if word else "potstill study needs a command"
+        raise InputError(f"{what}: write one of {', '.join(commands)}, such as potstill study run PLAN")
     commands[word](rest)
 
 
