@@ -810,8 +810,8 @@ def test_a_search_that_the_budget_ended_goes_on_with_a_larger_one(teacher, call,
     ended = call(teacher, "--out", out)
     assert ended.code == 1
     assert (
-        "Stopped: what is left of 15 minutes is too short for another student; the same command with more goes on."
-        in ended.out
+        "Stopped: what is left of 15 minutes is too short for another student; the same command with a larger --budget"
+        " goes on." in ended.out
     )
     assert not (out / "runs").exists()
     assert call(teacher, "--out", out).out == ended.out

@@ -85,6 +85,9 @@ def test_a_directory_without_a_policy_says_whether_it_is_a_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"holds no policy\.safetensors: the run is not finished$"):
         load_policy(tmp_path)
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds no policy\.safetensors: compress found no student$"):
+        load_policy(tmp_path)
 
 
 def test_what_is_no_policy_is_refused_in_one_line(tmp_path, saved):

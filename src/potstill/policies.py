@@ -78,8 +78,9 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     path = Path(path)
     file = path / "policy.safetensors" if path.is_dir() else path
     if path.is_dir() and not file.exists():
-        unfinished = (path / "config.json").exists()
-        raise InputError(f"{path} holds no policy.safetensors" + (": the run is not finished" if unfinished else ""))
+        reasons = {"card.json": ": compress found no student", "config.json": ": the run is not finished"}
+        why = next((why for name, why in reasons.items() if (path / name).exists()), "")
+        raise InputError(f"{path} holds no policy.safetensors{why}")
     tensors, document = load(file, device, follow=True)  # the user names it, as a link of the Hub's cache may be
     if document.get("kind") != "policy":
         raise InputError(f"{file} is a potstill checkpoint but not a policy: name the run directory instead")

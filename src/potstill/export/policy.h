@@ -1,5 +1,5 @@
 /* {{ name }}: a policy's greedy actions, written by potstill {{ version }}.
-   {{ what }}, {{ layers|length }} layers, {{ parameters }} parameters.
+   {{ what }}, {{ layers|length }} layer{{ "" if layers|length == 1 else "s" }}, {{ parameters }} parameters.
 {% for line in told %}
    {{ line }}
 {% endfor %}

@@ -26,7 +26,7 @@ def claim(record: dict[str, Any]) -> str:
         why += (
             "."
             if record["stopped"] != "budget"
-            else ": a smaller one may do as well; the same command with more goes on."
+            else ": a smaller one may do as well; the same command with a larger --budget goes on."
         )
         return (
             f"With {sure} confidence, the student {record['shape']} keeps at least {keep} of {what}"
@@ -39,7 +39,7 @@ def claim(record: dict[str, Any]) -> str:
     if any(shares):
         best = record["trials"][shares.index(max(shares))]
         text += f" The nearest is {best['shape']}, measured at {100 * max(shares):.1f} %."
-    return text + why + ("; the same command with more goes on." if record["stopped"] == "budget" else ".")
+    return text + why + ("; the same command with a larger --budget goes on." if record["stopped"] == "budget" else ".")
 
 
 def card(record: dict[str, Any], measured: dict[str, Any]) -> str:
