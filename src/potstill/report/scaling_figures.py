@@ -147,7 +147,7 @@ def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
     larger = [f"{r.target:g}" for r in ratios if r.student == answers.student and r.size.interval[0] > 1]
     title = "Size RL needs over size a student needs"
     if larger:
-        title = f"RL needs a larger network than a student for a score of {', '.join(larger)}"
+        title = f"In greedy play RL needs a larger network than a student to score {' and '.join(larger)}"
     with rc_context(STYLE):
         note = "95 % intervals; an arrow: no end within the sizes measured; hollow: known by a bound only"
         height = 1.8 + 0.13 * len(ratios) + 0.25 * len(answers.scale.targets)
