@@ -471,7 +471,7 @@ def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dty
         raise InputError(f"{config.id} shows observations of shape {shape}: --layout flat reads them as plain numbers")
     raise InputError(
         f"{config.id} shows observations of shape {shape}, which can be read in several ways: say --layout first, last"
-        " (where the channels are), stack (of frames) or flat"
+        " (where the channels are), stack (of frames) or flat; in Python EnvConfig(..., layout=...)"
     )
 
 
