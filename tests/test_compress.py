@@ -349,7 +349,7 @@ class Synthetic(Search):
         if due := [self.name(trial) for trial in trials if not self.trained(trial)]:
             self.rounds.append(due)
             seconds = max(map(self.foresee, trials))
-            self.take(seconds * (100 if set(due) & set(self.slow) else 1), self._confirming())
+            self.take(seconds * (100 if set(due) & set(self.slow) else 1), self.confirming())
             self.errors |= {name: "its loss diverged" for name in due if name in self.failing}
             self.done |= set(due)
 
@@ -554,6 +554,14 @@ def test_the_dearer_of_two_is_confirmed_first_and_the_cheaper_plays_then():
     news = [(item.kind, item.line[:1]) for item in search.steps(state)]
     assert news[2:6] == [("screen", "g"), ("confirm", "g"), ("screen", "d"), ("train", "t")]
     assert [each.name for each in state.confirmations] == first("g", "d")
+
+
+@pytest.mark.parametrize(("game", "next_step"), [(0.5, "train"), (0.01, "confirm")])
+def test_a_confirmation_that_takes_next_to_no_time_comes_before_shapes_are_bisected(game, next_step):
+    state = Synthetic(WON | {"d": 89}, game=game)
+    news = [item.kind for item in search.steps(state)]
+    assert news[:6] == ["teacher", "train", "screen", "confirm", "screen", next_step]
+    assert state.answer == "d_way-1"
 
 
 def test_the_dearest_is_confirmed_first_and_then_the_cheapest():

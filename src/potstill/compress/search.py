@@ -74,9 +74,9 @@ def steps(state: "Search") -> Iterator[News]:
     """Looks for the cheapest student. Whenever it yields, `state` holds what was found so far.
 
     The teacher plays. Then, round by round, as many trials as there are cores are trained and screened. One that
-    promises to do is confirmed: at once where nothing is confirmed yet, and then the dearest, else when no shape is
-    left to bisect. So it goes on downward until the budget is spent or nothing is left to try. Where no time is left to
-    train, one is confirmed that may do, though its games so far do not promise it.
+    promises to do is confirmed: at once where nothing is confirmed yet, and then the dearest, or where that takes next
+    to no time, else when no shape is left to bisect. So it goes on downward until the budget is spent or nothing is
+    left to try. Where no time is left to train, one is confirmed that may do, though its games do not promise it.
 
     Raises:
         InputError: the teacher is no better than random play, or there is no time for its games.
@@ -95,8 +95,8 @@ def steps(state: "Search") -> Iterator[News]:
         raise InputError("the teacher is no better than random play: there is nothing to keep")
     while True:
         trials, bisecting = state.next_trials()
-        hope = state.hope()
-        if hope is not None and (state.chosen is None or not (trials and bisecting)):
+        hope, soon = state.hope(), 0 < state.confirming() <= CHEAP * 60 * state.config.budget
+        if hope is not None and (state.chosen is None or soon or not (trials and bisecting)):
             try:
                 state.confirm(hope)
             except TimeUp:
@@ -161,7 +161,7 @@ class Search:
         cores, every = self.runtime.cores, len(self.shapes)
         bound = min((place for place in range(every) if self.will_do(place)), default=every)
         candidates = [trial for trial in self.untried() if trial.place < bound]
-        seen, confirming = [trial.way for trial in candidates if trial.way], self._confirming()
+        seen, confirming = [trial.way for trial in candidates if trial.way], self.confirming()
         fits = [trial for trial in candidates if self.time_for(self.duration(trial), confirming)]
         first: list[Trial] = []
         if bound == every and len(seen) < 2:
@@ -388,7 +388,7 @@ class Search:
             RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), self.origin) for t in trials
         ]
         begun = any(map(self.begun, trials))  # by an earlier call: the clock tells nothing
-        for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(self._confirming())):
+        for ended in execute(specs, folder, self.runtime, study=self.run, until=self.until(self.confirming())):
             if ended.error is not None:
                 self.errors[ended.spec.name] = ended.error
         if not all(self.name(trial) in self.errors or self.trained(trial) for trial in trials):
@@ -411,7 +411,7 @@ class Search:
             count = math.ceil(times * self.config.games)
             if (times > 1 or (times == 1 and not self.more)) and count > self.cheap(count):
                 return
-            self.play(f"screen {self.name(trial)}", count, self._confirming())
+            self.play(f"screen {self.name(trial)}", count, self.confirming())
             if not self.may_do(trial):
                 return
 
@@ -534,7 +534,7 @@ class Search:
     def played(self, name: str) -> int:
         return len(self.games[name].episodes) if name in self.games else 0
 
-    def _confirming(self) -> float:
+    def confirming(self) -> float:
         """Seconds kept for the confirmation that is due, for the games of both that are not played yet."""
         hope = self.hope()
         if hope is None or (count := self.needed(hope)) is None:
