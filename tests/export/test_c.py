@@ -83,7 +83,7 @@ NETWORKS = [
     ((4,), np.float32, {"width": "1/8", "view": ("delay=2",)}),
     ((10, 10, 4), bool, {"width": "1/8", "view": ("keep=0,3", "crop=1:9,0:10")}),
     ((4, 84, 84), np.uint8, {"width": "1/16", "view": ("crop=10:84", "37x42", "frames=2")}),
-    ((40, 36, 3), np.uint8, {"width": "1/8", "family": "mlp", "layout": "last", "view": ("grey", "10x9")}),
+    ((40, 36, 3), np.uint8, {"family": "mlp", "layout": "last", "view": ("grey", "10x9"), "sparsity": 0.9}),
 ]
 
 

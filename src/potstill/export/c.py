@@ -330,8 +330,8 @@ def _view(policy: Policy, constants: list[tuple[str, str, Array]]) -> dict[str, 
                 loops.append(f"for (int {n} = {first}]; {n} < {first} + 1]; {n}++)")
                 shares.append(f"share{axis}[{n}] * ")
                 place = n
-            constants.append((f"place{axis}", "int32_t", step.astype(np.int32)))
-            place = f"place{axis}[{place}]"
+            constants.append((f"shown{axis}", "int32_t", step.astype(np.int32)))
+            place = f"shown{axis}[{place}]"
         index = f"({index}) * {raw} + {place}" if index else place
     return {"loops": loops, "sum": f"{''.join(shares)}({_wide(policy)})x[{index}]"}
 
