@@ -77,6 +77,7 @@ NETWORKS = [
     ((4, 84, 84), np.uint8, {"width": "1/16", "family": "nature"}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "family": "framewise"}),
     ((3, 40, 36), np.uint8, {"width": "1/16", "layout": "first"}),
+    ((20, 24), np.uint8, {"width": "1/8", "layout": "first"}),
     ((4,), np.float32, {"sparsity": 0.9}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "sparsity": 0.9}),
     ((5,), np.float64, {"width": "1/8", "view": ("mask=1,3",)}),

@@ -6,6 +6,7 @@ import sys
 import gymnasium
 import numpy as np
 import onnxruntime
+import own_tasks
 import pytest
 import torch
 from gymnasium import spaces
@@ -147,3 +148,15 @@ def test_whole_numbers_of_a_range_are_refused_for_no_file_rounds(tmp_path):
     for name in ("policy.onnx", "policy.c", "policy.zip"):
         with pytest.raises(InputError, match="takes whole numbers of a range, to which no file rounds"):
             export(loaded, tmp_path / name)
+
+
+@pytest.mark.parametrize("network", ["auto", "mlp", "gru"])
+def test_pictures_without_a_channel_are_written(network, tmp_path):
+    env = find_env(own_tasks.Picture)
+    envs = Envs(env, 1)
+    policy = Policy(NetworkConfig("1/8", network), **envs.spaces).initialise(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        policy.actor.weight *= 100
+    save_policy(tmp_path / "policy.safetensors", policy, env, envs.reset(0), {})
+    for name in ("policy.onnx", "policy.c"):
+        assert export(load_policy(tmp_path), tmp_path / name, quiet=True)["max_difference"] < 1e-4

@@ -103,7 +103,6 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
             raise InputError(f"{loaded.env.id} takes several choices at once")
         if bounds is not None and len(space.shape or ()) != 1:
             raise InputError(f"{loaded.env.id} takes actions of shape {space.shape}")
-        axes(policy)
         listed = layers(policy)
     except InputError as error:
         unlisted = str(error)
@@ -133,16 +132,10 @@ def layers(policy: Policy, critic: bool = False) -> list[nn.Module]:
 
 
 def axes(policy: Policy) -> list[int] | None:
-    """How the axes of its observations are ordered anew for its first layer; None where they are not.
-
-    Raises:
-        InputError: they are images without a channel, to which a file would have to add one.
-    """
+    """How the axes of its observations are ordered anew for its first layer; None where they are not."""
     convolved = isinstance(policy.trunk, Trunk) and len(policy.trunk.convs) > 0
-    if policy.layout == "flat" or (policy.layout == "last") != convolved:
+    if len(policy.observation_shape) == 2 or policy.layout == "flat" or (policy.layout == "last") != convolved:
         return None
-    if len(policy.observation_shape) == 2:
-        raise InputError(f"it reads images of shape {policy.observation_shape}")
     return [0, 3, 1, 2] if convolved else [0, 2, 3, 1]
 
 

@@ -94,6 +94,8 @@ def blocks(actor: Actor) -> list[Block]:
     shape = actor.policy.seen_shape
     if actor.policy.layout == "last":
         shape = (shape[2], *shape[:2])
+    elif actor.policy.layout == "first":
+        shape = actor.policy.input_shape
     found: list[Block] = []
     for layer in actor.layers:
         match layer:

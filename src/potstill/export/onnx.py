@@ -134,6 +134,8 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         x = node("Clip", x, *limits)
     if (order := axes(policy)) is not None:
         x = node("Transpose", x, perm=order)
+    if policy.layout == "first" and len(policy.seen_shape) == 2:  # it has no channel
+        x = node("Reshape", x, stored("observation.single", torch.tensor([-1, *policy.input_shape])))
     for number, layer in enumerate(actor.layers):
         last = layer is actor.layers[-1] and actor.bounds is None
         out = "logits" if last else None

@@ -108,6 +108,7 @@ def _weights(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
     if convs:  # one number for every pixel, and no pixel is clipped
         shapes = [(conv.kernel_size, conv.stride, conv.padding) for conv in convs]
         fits = len(convs) == 3 and shapes == [((n, n), (m, m), (0, 0)) for n, m in ((8, 4), (4, 2), (3, 1))]
+        fits = fits and len(policy.observation_shape) == 3
         fits = fits and all(conv.out_channels <= most for conv, most in zip(convs, (32, 64, 64), strict=False))
         reach = (torch.tensor([0.0, 255.0]) - mean.flatten()[0]) * scale.flatten()[0]
         fits = fits and len(mean.unique()) == len(scale.unique()) == 1 and bool((reach.abs() <= policy.clip).all())
