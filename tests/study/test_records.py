@@ -278,13 +278,16 @@ def test_a_run_whose_loss_diverges_is_recorded_and_not_tried_again_and_the_other
 def test_a_run_that_cannot_begin_when_its_turn_comes_is_recorded_and_the_others_finish(tmp_path, save_teacher):
     save_teacher(tmp_path / "expert")
     plan = PLAN.replace("seeds = [0]", "seeds = [0, 1]").replace("[arms.rl]", "[arms.rl]\nseeds = [1]")
-    plan += 'seeds = [0]\ncritic = "split"\n'
+    plan += "seeds = [0]\n"
+    place = tmp_path / "out" / "runs" / NAMES[2]
+    place.mkdir(parents=True)
+    (place / "notes.txt").write_text("mine")
     ended = study(
         "run", write(tmp_path, plan), "--out", tmp_path / "out", "--quiet", "--workers", "1", "--device", "cpu"
     )
     assert ended.code == 1
     assert "1 of 4 runs failed" in ended.err
-    assert f"{NAMES[2]}: the policy to start from is of another shape" in ended.err
+    assert f"{NAMES[2]}: {place} is not a run directory" in ended.err
     report = status(read_plan(tmp_path / "plan.toml"), tmp_path / "out")
     assert (report["done"], set(report["failures"])) == (3, {NAMES[2]})
 
