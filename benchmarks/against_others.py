@@ -1,21 +1,32 @@
-"""PPO against Stable-Baselines3's on Pong under sticky actions (0.25), one thread each.
+"""PPO against others' on Pong, side by side, on the same cores.
 
-python benchmarks/against_sb3.py speed      the same network and settings: agent steps per second, peak memory, and what
-                                            the emulator and the network alone would allow
-python benchmarks/against_sb3.py --to 15    each at its own defaults: minutes to that mean of the last 100 games
+python benchmarks/against_others.py speed      the same network and settings: agent steps per second, peak memory, and
+                                               what the emulator and the network alone would allow
+python benchmarks/against_others.py --to 15    each at its own defaults, on one core: minutes to that mean of the last
+                                               100 games
 
-Run it on an otherwise quiet machine. Stable-Baselines3 plays in the environments its own `make_atari_env` makes, with
-the settings of RL Zoo's `atari` entry. `--to` keeps what it knows every minute: a run cut short gives a lower bound.
+Run it on an otherwise quiet machine. Stable-Baselines3 plays in the environments its own `make_atari_env` makes, under
+sticky actions (0.25) as ours, with the settings of RL Zoo's `atari` entry. `--to` keeps what it knows every minute: a
+run cut short gives a lower bound. `--cleanrl` takes CleanRL's `ppo_atari_envpool.py` as it is, for `speed`. It has no
+sticky actions. Its environment, once:
+
+python -m venv cleanrl
+cleanrl/bin/pip install envpool==0.8.4 gym==0.23.1 "setuptools<81" "numpy<2" torch tyro tensorboard
 """
 
 import argparse
 import math
+import os
+import resource
+import subprocess
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import replace
 from operator import itemgetter
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -49,22 +60,29 @@ SAME = ppo.PPOConfig(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", nargs="?", choices=("speed", "ours", "sb3", "parts"), help="the last three: what the others start"
+        "what", nargs="?", choices=("speed", "ours", "sb3", "cleanrl", "parts"), help="all but speed: what it starts"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--updates", type=int, default=8, help="rollouts and updates per measurement of speed")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1], help="to measure speed on; ours overlaps on two")
+    parser.add_argument("--cleanrl", type=Path, help="its ppo_atari_envpool.py, to be measured too")
+    parser.add_argument("--cleanrl-python", type=Path, help="the Python that it runs under")
     parser.add_argument("--to", type=float, help="mean of the last 100 games to wait for")
     parser.add_argument("--limit-minutes", type=float, default=180.0, help="of each run to that mean")
     parser.add_argument("--who", nargs="+", choices=("ours", "sb3"), default=["ours", "sb3"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of our runs; sb3 has one, with seed 0")
     options = parser.parse_args()
-    if options.what in ("ours", "sb3", "parts"):
+    if options.cleanrl and not options.cleanrl_python:
+        parser.error("say --cleanrl-python too")
+    if options.what in ("ours", "sb3", "cleanrl", "parts"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores[0]])
         one_thread()
         runs = {
             ("parts", False): our_parts,
             ("ours", False): our_speed,
             ("ours", True): our_time,
             ("sb3", False): sb3_speed,
+            ("cleanrl", False): cleanrl_speed,
             ("sb3", True): sb3_time,
         }
         runs[options.what, options.to is not None](options)
@@ -78,29 +96,35 @@ def main() -> None:
 
 def speed(options: argparse.Namespace) -> None:
     """Alternately, each time in a process of its own."""
-    measured: dict[str, list[Row]] = {"ours": [], "sb3": []}
-    for _ in range(options.repeats):
-        for who, rows in measured.items():
-            printed, peak = child([__file__, who, "--updates", str(options.updates)])
-            rows.append(printed[-1] | {"peak_gib": peak})
     table = []
-    for who, rows in measured.items():
-        medians = {key: median(row[key] for row in rows) for key in ("steps_per_s", "peak_gib")}
-        table.append({"who": who, "precision": rows[0]["precision"], **medians, "all": rows})
+    for cores in options.cores:
+        how = ["--updates", str(options.updates), "--cores", str(cores)]
+        measured: dict[str, list[Row]] = {"ours": [], "sb3": []}
+        if options.cleanrl:
+            measured["cleanrl"] = []
+            how += ["--cleanrl", str(options.cleanrl.absolute())]
+            how += ["--cleanrl-python", str(options.cleanrl_python.absolute())]
+        for _ in range(options.repeats):
+            for who, rows in measured.items():
+                printed, peak = child([__file__, who, *how])
+                rows.append({"peak_gib": peak} | printed[-1])
+        for who, rows in measured.items():
+            medians = {key: median(row[key] for row in rows) for key in ("steps_per_s", "peak_gib")}
+            pairs = zip(measured["ours"], rows, strict=True)
+            ratio = median(ours["steps_per_s"] / row["steps_per_s"] for ours, row in pairs)
+            facts = {"who": who, "cores": cores, "precision": rows[0]["precision"], "ours_over_it": ratio}
+            table.append({**facts, **medians, "all": rows})
     # What the steps of ours cost at least: with the same kernels, no loop around them is faster.
     parts = child([__file__, "parts", "--updates", str(options.updates), "--repeats", str(options.repeats)])[0][-1]
-    table.append(
-        {"who": "sum of the parts of ours", "times_sb3": parts["steps_per_s"] / table[1]["steps_per_s"], **parts}
-    )
-    pairs = zip(measured["ours"], measured["sb3"], strict=True)
-    table[0]["times_sb3"] = median(ours["steps_per_s"] / sb3["steps_per_s"] for ours, sb3 in pairs)
-    keys = ["who", "precision", "steps_per_s", "times_sb3", "peak_gib"]
-    publish("against_sb3_speed", table, keys, repeats=options.repeats)
+    table.append({"who": "sum of the parts of ours", "cores": 1, **parts})
+    keys = ["who", "cores", "precision", "steps_per_s", "ours_over_it", "peak_gib"]
+    publish("against_others_speed", table, keys, repeats=options.repeats)
 
 
 def our_speed(options: argparse.Namespace) -> None:
-    with closing(Envs(SAME.env, SAME.num_envs)) as envs:
-        training = ppo.train(SAME, ppo.start(SAME, envs, torch.device("cpu")), envs)
+    config = replace(SAME, overlap=options.cores[0] > 1)
+    with closing(Envs(config.env, config.num_envs)) as envs:
+        training = ppo.train(config, ppo.start(config, envs, torch.device("cpu")), envs)
         next(training)
         begin = time.perf_counter()
         for _ in range(options.updates):
@@ -116,6 +140,7 @@ def our_parts(options: argparse.Namespace) -> None:
 
 
 def sb3_speed(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.cores[0])
     begins: list[float] = []
 
     def note(steps: int, score: float) -> bool:
@@ -126,9 +151,31 @@ def sb3_speed(options: argparse.Namespace) -> None:
     say(steps_per_s=options.updates * SAME.batch_size / (begins[-1] - begins[1]), precision="float32")
 
 
+def cleanrl_speed(options: argparse.Namespace) -> None:
+    """From the end of its first update to the end of its last, each of which it prints."""
+    settings = {
+        "env-id": "Pong-v5",
+        "total-timesteps": (options.updates + 1) * SAME.batch_size,
+        "num-envs": SAME.num_envs,
+        "num-steps": SAME.num_steps,
+        "num-minibatches": SAME.batch_size // SAME.minibatch_size,
+        "update-epochs": SAME.epochs,
+    }
+    command = [str(options.cleanrl_python), "-u", str(options.cleanrl), "--no-cuda"]
+    command += [f"--{name}={value}" for name, value in settings.items()]
+    threads = os.environ | {"OMP_NUM_THREADS": str(options.cores[0])}
+    with TemporaryDirectory(prefix="potstill-") as folder:  # it writes its curves where it stands
+        with subprocess.Popen(command, cwd=folder, env=threads, stdout=subprocess.PIPE, text=True) as process:
+            ends = [time.perf_counter() for line in process.stdout or () if line.startswith("SPS:")]
+        if process.returncode:
+            raise SystemExit(f"{options.cleanrl} failed")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    say(steps_per_s=options.updates * SAME.batch_size / (ends[-1] - ends[0]), precision="float32", peak_gib=peak)
+
+
 def time_to(options: argparse.Namespace) -> None:
     """One run after the other; the records of earlier calls stay where this one makes no new ones."""
-    name = f"against_sb3_to_{options.to:g}"
+    name = f"against_others_to_{options.to:g}"
     rows: list[Row] = []
     for who in options.who:
         for seed in options.seeds if who == "ours" else [0]:
