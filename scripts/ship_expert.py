@@ -1,4 +1,4 @@
-"""Puts a finished training run among the experts that ship: its files and a card made from its result.
+"""Puts a finished training run among the policies that ship: its files and a card made from its result.
 
 python scripts/ship_expert.py pong_run/RUN data/experts/pong/seed-0
 """
@@ -13,7 +13,7 @@ from potstill.storage import checkpoints
 
 CARD = """# {name}
 
-A {env} expert: PPO from scratch, width {width}, {parameters:,} parameters, {env_steps:,} agent steps, seed {seed}.
+A {env} {kind}: PPO {start}, width {width}, {parameters:,} parameters, {env_steps:,} agent steps, seed {seed}.
 
 | evaluation | mean score |
 |---|---|
@@ -36,7 +36,8 @@ def main() -> None:
         sys.exit(__doc__)
     run, folder = Path(sys.argv[1]), Path(sys.argv[2])
     result = json.loads((run / "result.json").read_text())
-    config = json.loads((run / "config.json").read_text())["config"]
+    made = json.loads((run / "config.json").read_text())
+    config = made["config"]
     result["command"] = _anywhere(result["command"])
     result.setdefault(
         "secondary_games", result["episodes"]
@@ -56,7 +57,9 @@ def main() -> None:
     words = result | {
         "nosticky": f"\n| greedy, no sticky actions | {alone:.2f} |" if (alone := result["score_nosticky"]) else "",
         "points": f" It loses {lost} of its games and wins {won} of the points." if against else "",
-        "name": f"{config['env']['id']} expert, {folder.name}",
+        "kind": (kind := "student" if "initial" in made else "expert"),
+        "start": f"from the student in {made['initial']} on" if "initial" in made else "from scratch",
+        "name": f"{config['env']['id']} {kind}, {folder.name}",
         "sticky": config["env"]["sticky"],
         "low": low,
         "high": high,
