@@ -105,7 +105,8 @@ def steps(state: "Search") -> Iterator[News]:
             yield News("confirm", state.told(hope))
         elif trials:
             if due := [trial for trial in trials if not state.trained(trial)]:
-                yield News("train", f"training {' and '.join(map(state.label, due))}")
+                few = "" if state.rates["steps"] == 1 else f", in {state.rates['steps']:.0%} of the steps"
+                yield News("train", f"training {' and '.join(map(state.label, due))}{few}")
             try:
                 state.train(trials)
                 for trial in sorted(trials, reverse=state.chosen is None):
@@ -212,6 +213,7 @@ class Search:
             beside = max(map(self.duration, trials)) - longest
             self.rates["steps"] *= min(1.0, max(FEWEST, (self.left / SLACK - beside) / longest))
             self.plan()
+            self.save()  # before a run is made with these steps
 
     def plan(self) -> None:
         """The ways, in as many steps as there is time for."""
@@ -228,7 +230,11 @@ class Search:
             return found[-1 if self.chosen is None else 0]
         if self.more:
             return None
-        may = [t for t in self._unconfirmed() if self.confirmation(t) is None and self.may_do(t) and self.look(t, 0)]
+        may = [
+            t
+            for t in self._unconfirmed()
+            if self.confirmation(t) is None and self.may_do(t) and self.look(self.affordable(t), 0)
+        ]
         return max(may, key=lambda trial: self.shares(f"screen {self.name(trial)}", self.risk)[0], default=None)
 
     def _unconfirmed(self) -> list[Trial]:
@@ -347,18 +353,19 @@ class Search:
 
     def affordable(self, trial: Trial) -> int:
         """How many games of a student and of the teacher there is time for, those included that they have played."""
-        left = min(self.left, ANYTIME * 60 * self.config.budget) if self.more else self.left
+        least = SLACK * self.rates["game"] * (self.config.confirm_games + 1)  # the teacher has played as many
+        left = min(self.left, max(least, ANYTIME * 60 * self.config.budget)) if self.more else self.left
         room = left / (SLACK * self.rates["game"] or 1e-9)
         own, theirs = self.played(f"confirm {self.name(trial)}"), self.played("teacher")
         count = own + room if own + room <= theirs else (own + room + theirs) / 2
         return int(min(count, self.config.confirm_games << LOOKS - 1))
 
-    def look(self, trial: Trial, count: int) -> int:
-        """After how many games a confirmation is looked at next, after so many; 0 where there is no time for more.
+    def look(self, most: int, count: int) -> int:
+        """After how many games of `most` a confirmation is looked at next, after so many; 0 where these are all.
 
-        Twice as many, or all for which there is time where these are not a half more than that.
+        Twice as many, or all where these are not a half more than that.
         """
-        most, wanted = self.affordable(trial), max(2 * count, self.config.confirm_games)
+        wanted = max(2 * count, self.config.confirm_games)
         if most < wanted + wanted // 2:
             wanted = most
         return wanted if wanted > max(self.config.confirm_games - 1, 1.1 * count) else 0
@@ -426,22 +433,23 @@ class Search:
             TimeUp: there is no time for any games.
         """
         name, risk = f"confirm {self.name(trial)}", self.risk
-        have = self.played(name)
-        if not (count := self.look(trial, have)):
+        have, most = self.played(name), self.affordable(trial)  # once, so that its looks are few and known before
+        if not (count := self.look(most, have)):
             raise TimeUp
         while True:
             try:
                 self.play("teacher", count)
                 self.play(name, count)
-                count = self.look(trial, count)
+                count = self.look(most, count)
             except TimeUp:
                 count = 0
             if self.played(name) == have:
                 raise TimeUp
-            part = risk * (EARLY / (LOOKS - 1) if count else 1.0 - EARLY)
+            last = not count or share(*self.samples(name)) < self.config.keep
+            part = risk * (1.0 - EARLY if last else EARLY / (LOOKS - 1))
             value, low = self.shares(name, part)
             passed = self.keeps(name, part)
-            if passed or not count or value < self.config.keep:
+            if passed or last:
                 break
         self.confirmations.append(Confirmation(self.name(trial), value, max(low, -99.0), part, passed))
         self.save()

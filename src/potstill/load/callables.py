@@ -138,6 +138,8 @@ class Foreign(Policy):
                         (told >= 0).all() and all(np.allclose(each.sum(1), 1, atol=1e-3) for each in parts)
                     )
                 self._soft = True
+                if self._shares and (told < 0).any():
+                    raise InputError(f"teacher {self.name} answers numbers below 0; at first it told probabilities")
                 told = np.log(told.astype(np.float64).clip(math.exp(-CERTAIN))) if self._shares else told
                 logits = told.astype(np.float32)
                 if np.isfinite(logits).all():
@@ -260,7 +262,7 @@ def _onnx(path: Path) -> Answer:
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     if len(inputs) != 1:
         raise InputError(f"{path} has {len(inputs)} inputs; a teacher reads one, the observations")
-    actors = [name for name in outputs if not re.search("value|critic", name, re.IGNORECASE)]
+    actors = [name for name in outputs if not re.search("(?<!q)(?<!q_)value|critic", name, re.IGNORECASE)]
     output = next((name for name in ("logits", "action") if name in outputs), (actors or outputs)[0])
     kinds = {"float": np.float32, "double": np.float64, "uint8": np.uint8}
     dtype = kinds.get(inputs[0].type[7:-1])  # of tensor(float); another is the observations' own
