@@ -37,7 +37,7 @@ def _in_one_line(node: ast.AST) -> Any:
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
-attrdoc.ast_get_constant_value = _in_one_line
+_AS_IT_IS = attrdoc.ast_get_constant_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,13 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = N
             hint = f"did you mean {same}?" if same else meant(name, known, f"see potstill {command} --help")
             raise InputError(f"{command} has no option --{name}; {hint.replace('mean ', 'mean --')}")
     options: T
-    options, more = tyro.cli(
-        cls, args=list(arguments), prog=f"potstill {command}", return_unknown_args=True, **keywords
-    )
+    attrdoc.ast_get_constant_value = _in_one_line  # of our classes alone
+    try:
+        options, more = tyro.cli(
+            cls, args=list(arguments), prog=f"potstill {command}", return_unknown_args=True, **keywords
+        )
+    finally:
+        attrdoc.ast_get_constant_value = _AS_IT_IS
     if more:
         hint = f", such as --env {more[0]}" if command == "train" else ""
         raise InputError(f"{more[0]!r} is one word too many for {command}: it may want an option before it{hint}")

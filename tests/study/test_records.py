@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from potstill.study.plan import Part
 from potstill.study.planfile import read_plan
 from potstill.study.records import make_record, recorded, run_study, status
 from potstill.study.tune import tuning_plan
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +300,20 @@ def test_a_teacher_of_another_task_than_the_plans_is_refused(tmp_path, save_teac
     with pytest.raises(InputError, match=r"expert plays CartPole-v1, the plan's task is Acrobot-v1$"):
         list(run_study(plan, tmp_path / "out", RUNTIME))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_another_setting_of_the_teachers_task_is_a_plan_is_told(tmp_path, save_teacher):
+    save_teacher(tmp_path / "expert", replace(TASKS["cartpole"].env, max_frames=100))
+    plan = read_plan(write(tmp_path, PLAN))
+    how = "expert plays CartPole-v1 with other max-frames: leave out the arms that learn from reward"
+    with pytest.raises(InputError, match=how):
+        list(run_study(plan, tmp_path / "out", RUNTIME))
+
+
+def test_a_part_of_a_plan_needs_no_teacher_that_it_does_not_learn_from(tmp_path):
+    plan = read_plan(write(tmp_path, PLAN))
+    ended = list(run_study(plan, tmp_path / "out", RUNTIME, part=Part(arms=("rl",)), workers=1))
+    assert [(each.spec.arm, each.error) for each in ended] == [("rl", None)]
 
 
 def test_a_run_with_other_settings_is_refused_at_once_though_it_would_begin_with_another(done, tmp_path):

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
     """
     specs = plan.specs()
     wanted = plan.specs_of(part)
-    _check_task(plan, specs)
+    _check_task(plan, specs, wanted)
     with _alone_in(out) as folder:
         found = find_recorded(out)
         tell(found)
@@ -76,17 +76,18 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
         yield ended
 
 
-def _check_task(plan: Plan, specs: list[RunSpec]) -> None:
+def _check_task(plan: Plan, specs: list[RunSpec], wanted: list[RunSpec]) -> None:
     """Refuses teachers of another task than the plan's: their students would be held against scores of that. How they
     are played may differ, where no arm learns from the plan's task itself."""
     task, rewarded = find_env(plan.env), any(isinstance(spec.config, PPOConfig) for spec in specs)
-    for teacher in {spec.teacher for spec in specs if spec.teacher is not None}:
+    for teacher in {spec.teacher for spec in wanted if spec.teacher is not None}:
         env = load(teacher).env
         seen = replace(env, view=(), hidden_rows=task.hidden_rows, layout=task.layout)
         if env.id != task.id or (rewarded and seen != task):
-            raise InputError(
-                f"{teacher.path} plays {env if env.id == task.id else env.id}, the plan's task is {task.id}"
-            )
+            ours = asdict(task)
+            other = ", ".join(name.replace("_", "-") for name, value in asdict(seen).items() if value != ours[name])
+            how = f" with other {other}: leave out the arms that learn from reward" if env.id == task.id else ""
+            raise InputError(f"{teacher.path} plays {env.id}{how}, the plan's task is {task.id}")
 
 
 @contextmanager

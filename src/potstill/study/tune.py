@@ -131,7 +131,10 @@ def as_toml(choices: Sequence[Choice]) -> str:
         else:
             lines.append("# interpolated between the tuned widths")
         lines += [f"# at the edge of its grid, which should grow: {name}" for name in choice.edges]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in choice.setting.items()]  # TOML writes them so, too
+        lines += [
+            f"{name} = {value if type(value) is float else json.dumps(value, ensure_ascii=False)}"
+            for name, value in choice.setting.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -139,8 +142,8 @@ def as_toml(choices: Sequence[Choice]) -> str:
 def _edges(tried: Sequence[Trial], best: Trial) -> tuple[str, ...]:
     edges = []
     for name, value in best.setting.items():
-        values = {trial.setting[name] for trial in tried}
-        ordered = len(values) > 1 and all(type(v) in (int, float) for v in values)
+        values = [trial.setting[name] for trial in tried]
+        ordered = all(type(v) in (int, float) for v in values) and min(values) < max(values)
         if ordered and value in (min(values), max(values)):
             edges.append(name)
     return tuple(edges)
