@@ -73,7 +73,6 @@ def test_the_ratio_of_a_curve_to_itself_is_one():
     same = groups([-20, -10, 0, 10, 15, 20])
     ratio = size_ratio(SIZES, same, same, 5, rng(), resamples=100)
     assert (ratio.low, ratio.high, ratio.interval) == (1, 1, pytest.approx((1, 1)))
-    assert str(ratio) == "1"
 
 
 def test_a_curve_shifted_by_one_size_needs_that_much_more():
@@ -82,21 +81,21 @@ def test_a_curve_shifted_by_one_size_needs_that_much_more():
 
 
 @pytest.mark.parametrize(
-    ("rl", "distilled", "low", "high", "text"),
+    ("rl", "distilled", "low", "high"),
     [
-        ([0, 1, 2], [0, 10, 20], 10, math.inf, "> 10"),  # 100 / 10
-        ([0, 10, 20], [0, 1, 2], 0, 0.1, "<= 0.1"),
-        ([0, 10, 20], [11, 12, 13], 10, math.inf, "> 10"),  # 10 / 1
-        ([11, 12, 13], [0, 10, 20], 0, 0.1, "<= 0.1"),
-        ([0, 1, 2], [11, 12, 13], 100, math.inf, "> 100"),
-        ([11, 12, 13], [0, 1, 2], 0, 0.01, "<= 0.01"),
-        ([0, 1, 2], [0, 1, 2], 0, math.inf, "unknown"),
-        ([11, 12, 13], [11, 12, 13], 0, math.inf, "unknown"),
+        ([0, 1, 2], [0, 10, 20], 10, math.inf),  # 100 / 10
+        ([0, 10, 20], [0, 1, 2], 0, 0.1),
+        ([0, 10, 20], [11, 12, 13], 10, math.inf),  # 10 / 1
+        ([11, 12, 13], [0, 10, 20], 0, 0.1),
+        ([0, 1, 2], [11, 12, 13], 100, math.inf),
+        ([11, 12, 13], [0, 1, 2], 0, 0.01),
+        ([0, 1, 2], [0, 1, 2], 0, math.inf),
+        ([11, 12, 13], [11, 12, 13], 0, math.inf),
     ],
 )
-def test_a_score_out_of_reach_leaves_a_bound_of_the_ratio(rl, distilled, low, high, text):
+def test_a_score_out_of_reach_leaves_a_bound_of_the_ratio(rl, distilled, low, high):
     ratio = size_ratio([1, 10, 100], groups(rl), groups(distilled), 10, rng(), resamples=100)
-    assert (ratio.low, ratio.high, str(ratio)) == (pytest.approx(low), pytest.approx(high), text)
+    assert (ratio.low, ratio.high) == (pytest.approx(low), pytest.approx(high))
     assert ratio.interval == (pytest.approx(low), pytest.approx(high))
     assert [ratio.exact, ratio.above, ratio.below, ratio.unknown].count(1.0) == 1
 
