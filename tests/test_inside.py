@@ -19,6 +19,7 @@ from potstill.inside import Inside, Watched
 from potstill.load import load
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
+from potstill.quantisation import prune
 from potstill.tasks import find_env
 
 
@@ -111,6 +112,16 @@ def drawn(loaded: LoadedPolicy, steps: int = 3) -> Inside:
             network.step(inputs, policy.logits(inputs), [0])
             observations = envs.step(envs.random_actions(rng)).observations
     return network
+
+
+def test_the_rows_of_a_pruned_network_add_up_to_its_parameters():
+    loaded = untrained("minatar-breakout", "1/4")
+    prune(loaded.policy, 0.8)
+    with closing(Watched(loaded.policy)) as watched, torch.no_grad():
+        loaded.policy.logits(torch.zeros((1, *loaded.policy.input_shape)))
+        sizes = [layer.about[2].split() for layer in watched.layers]
+    assert all(told[1:2] == ["of"] for told in sizes[:-1])
+    assert sum(int(told[0].replace(",", "")) for told in sizes) == loaded.policy.size().parameters
 
 
 @pytest.mark.parametrize(("task", "width", "family", "actions"), POLICIES)

@@ -62,7 +62,9 @@ class Layer(NamedTuple):
         elif isinstance(module, nn.Linear):
             between = f"{module.in_features} to {module.out_features} numbers"
         count = sum(values.size for values in self.parameters.values())
-        return name, between, f"{count:,} parameters", f"full colour: ±{self.scale:.2g}"
+        zeros = sum(int((values == 0).sum()) for values in self.parameters.values() if values.ndim > 1)
+        size = f"{count - zeros:,} of {count:,} not 0" if zeros else f"{count:,} parameters"
+        return name, between, size, f"full colour: ±{self.scale:.2g}"
 
 
 class Watched:
