@@ -86,7 +86,7 @@ def plan_of(folder, save_teacher, text=PLAN):
 
 
 def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_table(
-    machines, tmp_path, save_teacher, capfd, monkeypatch
+    machines, temporary, tmp_path, save_teacher, capfd, monkeypatch
 ):
     monkeypatch.setattr(cluster, "POLL_SECONDS", 0.2)  # so that the run may be short
     plan, out, lost = plan_of(tmp_path, save_teacher), tmp_path / "ray", []
@@ -118,6 +118,7 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
     ended = list(run_study(plan, out, RUNTIME, workers=2, start=start, retries=3))
     assert {each.spec.name: each.error for each in ended} == dict.fromkeys(NAMES)
     assert len(lost) == 2
+    assert len(list(temporary.glob("potstill-*"))) <= 1  # the lost machine's own; those of runs that ended are gone
     assert capfd.readouterr().err.count(f"study  {LONG}: killed by SIGKILL") == 2
     list(run_study(plan, tmp_path / "here", RUNTIME, workers=1, start=Here))
     for table in (runs_table, episodes_table, curves_table):
