@@ -88,6 +88,38 @@ def test_a_half_whose_games_are_over_plays_no_more(pong_policy, monkeypatch):
     assert sorted(counts.values()) == [10, 2 * 10]
 
 
+@pytest.mark.parametrize("actions", ["greedy", "sampled"])
+def test_games_are_the_same_on_any_number_of_threads(pong_policy, actions):
+    options = {"episodes": 9, "most": 4, "actions": actions, "seed": 3}
+    one, two = (episodes_of(pong_policy, PONG, threads=threads, **options) for threads in (1, 2))
+    assert one == two
+    assert [game.row for game in one] == sorted(game.row for game in one)
+
+
+def test_what_ends_the_games_of_one_thread_ends_those_of_the_other(pong_policy, monkeypatch):
+    whole = replace(PONG, max_frames=108_000)
+    counts = stepped(monkeypatch)
+
+    def fail(*_):
+        if sum(counts.values()) > 20:
+            raise InputError("enough")
+
+    hook = pong_policy.trunk.register_forward_pre_hook(fail)
+    with pytest.raises(InputError, match="enough"):
+        episodes_of(pong_policy, whole, episodes=4, threads=2)
+    hook.remove()
+    assert sum(counts.values()) < 30
+
+
+def test_games_that_nobody_waits_for_are_given_up(pong_policy, monkeypatch):
+    monkeypatch.setattr(module, "SIGN_EVERY", 5)
+    counts = stepped(monkeypatch)
+    games = play(pong_policy, replace(PONG, max_frames=108_000), episodes=4, seed=0, threads=2)
+    next(games)
+    games.close()
+    assert sum(counts.values()) < 30
+
+
 def test_it_yields_the_evaluation_after_each_game():
     counts = [len(evaluation.episodes) for evaluation in play(make_policy(), CARTPOLE, episodes=8, seed=0)]
     assert counts == list(range(1, 9))

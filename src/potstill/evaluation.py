@@ -1,8 +1,9 @@
 """Policy + seed -> one record per game, and what they amount to. The only source of scores."""
 
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -15,9 +16,9 @@ from tyro.conf import arg
 from potstill.configs import normalise
 from potstill.envs import Array, EnvConfig, Envs, Episode, check_seed
 from potstill.errors import InputError
-from potstill.networks import Policy, torch_threads
-from potstill.rollout import Group, Preparer, collect, in_turns
-from potstill.views import name_of
+from potstill.networks import FAMILIES, Policy, torch_threads
+from potstill.rollout import Group, Preparer, collect, in_turns, side_by_side
+from potstill.views import name_of, sensed
 
 Actions = Literal["greedy", "sampled"]
 SIGN_EVERY = 1_000  # vector steps between two signs of life of a long game
@@ -147,10 +148,17 @@ def play(
     start = start if start.policy is None else replace(start, policy=start.policy.player([policy]))
     left = np.full(num_envs, episodes // num_envs)
     left[: episodes % num_envs] += 1
-    generator, kind = torch.Generator().manual_seed(seed), policy.distribution
-    evaluation = Evaluation(env, actions, seed, start.steps)
+    kind, evaluation, over = policy.distribution, Evaluation(env, actions, seed, start.steps), threading.Event()
+    # Two halves, so that emulator and network work at the same time; what remembers its rows wants them together.
+    together = alter is not None or any(who is not None and who.remembers for who in (policy, start.policy))
+    half = num_envs if together or not env.atari else math.ceil(num_envs / 2)
+    # On several threads neither half waits for the other, unless code that is not ours would run in both at once.
+    ours = type(policy) is Policy and policy.family in FAMILIES and start.policy is None and not sensed(env.view)
+    apart = threads > 1 and half < num_envs and ours
+    threads = max(1, threads // 2) if apart else threads
 
     def group(first: int, size: int) -> Group:
+        generator = torch.Generator().manual_seed(seed + (first > 0))  # of each half, whichever is sooner
         envs = Envs(env, size, threads=threads, fingerprint=True)
         check_fit(policy, envs)
         if start.policy is not None:
@@ -172,25 +180,32 @@ def play(
 
         return Group(envs, Preparer(policy), envs.reset(seed, first), act)
 
-    # Two halves, so that emulator and network work at the same time; what remembers its rows wants them together.
-    together = alter is not None or any(who is not None and who.remembers for who in (policy, start.policy))
-    half = num_envs if together or not env.atari else math.ceil(num_envs / 2)
     groups = [group(first, min(half, num_envs - first)) for first in range(0, num_envs, half)]
-    with ExitStack() as stack, torch_threads(threads, policy.size().macs * half):
-        for each in groups:
-            stack.enter_context(closing(each.envs))
-        for turn, (which, transition) in enumerate(in_turns(groups), start=1):
-            envs, first = groups[which].envs, which * half
+    firsts = range(0, num_envs, half)
+
+    @torch.no_grad()
+    def games(which: Sequence[int]) -> Iterator[Episode | None]:
+        for turn, (at, transition) in enumerate(in_turns([groups[i] for i in which]), start=1):
+            envs, first = groups[which[at]].envs, firsts[which[at]]
             for episode in transition.step.episodes:
                 row = first + episode.row
                 if left[row]:
                     left[row] -= 1
-                    evaluation.episodes.append(episode._replace(row=row))
-                    yield evaluation
-            if not left[first : first + envs.num_envs].any():
+                    yield episode._replace(row=row)
+            if over.is_set() or not left[first : first + envs.num_envs].any():
                 envs.close()
             elif turn % SIGN_EVERY == 0:
-                yield evaluation
+                yield None
+
+    parts = [[i] for i in range(len(groups))] if apart else [list(range(len(groups)))]
+    with ExitStack() as stack, torch_threads(threads, policy.size().macs * half):
+        for each in groups:
+            stack.enter_context(closing(each.envs))
+        for episode in side_by_side([games(which) for which in parts], over):
+            if episode is not None:
+                evaluation.episodes.append(episode)
+                evaluation.episodes.sort(key=lambda episode: episode.row)  # whichever was over sooner
+            yield evaluation
 
 
 def check_fit(policy: Policy, envs: Envs) -> None:

@@ -1,9 +1,11 @@
 """Policy + environments -> transitions: the only loop that steps an environment."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from potstill.envs import Array, Envs, Step
 from potstill.networks import Policy
 from potstill.views import part, sensed
+
+T = TypeVar("T")
 
 
 class Transition(NamedTuple):
@@ -129,6 +133,29 @@ def in_turns(groups: Sequence[Group], storage: Tensor | None = None) -> Iterator
                 play()
         elif not waiting:
             return
+
+
+def side_by_side(sources: Sequence[Iterator[T]], over: threading.Event) -> Iterator[T]:
+    """What iterators yield, as it comes: each runs in a thread of its own, where there are several.
+
+    Args:
+        over: set when no more is wanted, so that they may end.
+    """
+    if len(sources) == 1:
+        yield from sources[0]
+        return
+    end = object()
+    with ThreadPoolExecutor(len(sources)) as pool:
+        try:
+            due = {pool.submit(next, source, end): source for source in sources}
+            while due:
+                for ready in wait(due, return_when=FIRST_COMPLETED).done:
+                    source = due.pop(ready)
+                    if (found := ready.result()) is not end:
+                        due[pool.submit(next, source, end)] = source
+                        yield found  # type: ignore[misc]
+        finally:
+            over.set()
 
 
 def normalise_by_play(policy: Policy, envs: Envs, observations: int, seed: int) -> None:
