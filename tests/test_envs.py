@@ -1,7 +1,8 @@
 import importlib.util
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
@@ -324,6 +325,9 @@ def test_random_continuous_actions_fill_the_range(scale):
     [
         (gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "Odd-v0 has actions without finite bounds"),
         (gymnasium.spaces.Box(0.0, np.inf, (2,)), "Odd-v0 has actions without finite bounds"),
+        (gymnasium.spaces.Box(-np.finfo("f").max, np.finfo("f").max, (2,)), "without finite bounds"),
+        (gymnasium.spaces.Box(-1e300, 1e300, (2,), np.float64), "without finite bounds"),
+        (gymnasium.spaces.Box(np.float32([0, 1]), np.float32([1, 1])), "the low one below the high one"),
         (gymnasium.spaces.Text(3), "Odd-v0 has Text actions; potstill trains Discrete, MultiDiscrete, MultiBinary"),
     ],
     ids=str,
@@ -338,6 +342,26 @@ def test_action_spaces_that_no_policy_of_ours_fits_are_refused(space, complaint)
             Envs(EnvConfig("Odd-v0"), 1)
     finally:
         del gymnasium.registry["Odd-v0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"frame_skip": 0}, "frame-skip must be at least 1, not 0"),
+        ({"frame_stack": 0}, "frame-stack must be at least 1, not 0"),
+        ({"max_frames": 2**31}, "max-frames must be at most 2,147,483,647, not 2,147,483,648"),
+        ({"noop_max": -1}, "noop-max must be 0 or more"),
+    ],
+)
+def test_numbers_of_frames_that_cannot_be_are_refused(settings, complaint):
+    with pytest.raises(InputError, match=complaint):
+        EnvConfig("CartPole-v1", **settings)
+
+
+def test_a_task_takes_the_numbers_of_numpy():
+    config = EnvConfig("pong", atari=True, actions=[0, np.int64(2)], sticky=np.float32(0.25))
+    assert config == EnvConfig("pong", atari=True, actions=(0, 2), sticky=0.25)
+    json.dumps(asdict(config))
 
 
 # Replay

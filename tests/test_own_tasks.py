@@ -62,6 +62,12 @@ def test_the_command_line_takes_the_same_name(tasks, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("own_tasks-Copy_run/*seed-0/policy.safetensors"))) == 1
 
 
+def test_a_registered_task_may_be_named_with_its_module_as_gymnasium_has_it(tasks):
+    imports.import_modules([str(TASKS)])
+    gymnasium.register("Copied-v0", tasks.Copy)
+    assert find_env("own_tasks:Copied-v0") == find_env("Copied-v0") == EnvConfig("Copied-v0")
+
+
 def test_a_wrapped_task_is_a_function_that_wraps_it_and_its_frames_are_seen_as_a_stack(tasks, tmp_path):
     def brighter():
         return FrameStackObservation(TransformReward(tasks.Picture(), lambda reward: 10 * reward), 4)

@@ -178,10 +178,13 @@ def test_an_image_is_read_by_its_channels_wherever_they_are(told, shape, axis, l
 @pytest.mark.parametrize("shape", [(8, 8, 8), (3, 40, 3), (5, 40, 40)])
 def test_an_image_that_can_be_read_in_several_ways_is_refused_with_the_option_that_settles_it(told, shape):
     env = told(shape=shape, dtype=np.uint8, axis=0)
-    with pytest.raises(InputError, match="several ways: say --layout"):
+    with pytest.raises(InputError, match=r"several ways: say --layout .*; or name the task so, as Told-v0@last$"):
         Envs(env, 1)
-    with closing(Envs(replace(env, layout="first"), 1)) as envs:
-        assert envs.layout == "first"
+    for settled in (replace(env, layout="first"), find_env("Told-v0@first")):
+        with closing(Envs(settled, 1)) as envs:
+            assert envs.layout == "first"
+    with pytest.raises(InputError, match="env Told-v0@top: behind @ stands how it is read, flat, first, last, stack"):
+        find_env("Told-v0@top")
 
 
 def test_what_a_policy_reads_and_chooses_from_comes_back_with_its_file(told, tmp_path):
@@ -239,7 +242,7 @@ def test_frames_that_a_wrapper_put_last_are_channels():
 
 
 def test_stacked_photos_are_refused_as_anything_of_four_axes():
-    with pytest.raises(InputError, match=r"shape \(4, 8, 8, 3\): --layout flat reads them as plain numbers"):
+    with pytest.raises(InputError, match=r"shape \(4, 8, 8, 3\): .*@flat takes them as numbers"):
         Envs(frames(shape=(8, 8, 3)), 1)
 
 

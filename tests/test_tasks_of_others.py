@@ -42,7 +42,7 @@ class Counter(gymnasium.Env):
         if self.kind == "no start":
             raise KeyError("map.json")
         self.t = self.buffer[0] = 0
-        return self.buffer, {}
+        return {"blind": self.buffer * np.nan, "row": self.buffer[None]}.get(self.kind, self.buffer), {}
 
     def step(self, action):
         self.t, self.total = self.t + 1, self.total + 1
@@ -77,7 +77,7 @@ class Only(Counter):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost"):
+    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost", "blind", "row"):
         gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
     gymnasium.register("Others/only-v0", entry_point=Only)
     gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
@@ -121,11 +121,18 @@ def test_a_last_observation_that_is_no_number_is_told_where_a_game_is_cut():
         envs.step(np.zeros(2, dtype=int))
 
 
+def test_a_first_observation_that_is_no_number_is_told_before_anything_is_chosen_by_it():
+    envs = Envs(EnvConfig("Others/blind-v0"), 2)
+    with pytest.raises(DivergedError, match=r"an observation that is not finite \(nan\) in environment 0, 0 steps"):
+        envs.reset(0)
+
+
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
         ("unmade", r"^Others/unmade-v0 cannot be made: ValueError: no display$"),
         ("nostart", r"^Others/nostart-v0 raised KeyError: 'map.json', when it was reset$"),
+        ("row", r"^Others/row-v0 raised ValueError: it shows float32 \(1, 1\), its space says float32 \(1,\), when it"),
         ("nowhere", r"^Others/nowhere-v0 needs a package that is not installed: ModuleNotFoundError: .*no_such_sim"),
         ("unknown", r"^no task is registered as 'Others/unknown-v0': a task of your own needs --import MODULE$"),
     ],

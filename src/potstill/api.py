@@ -8,9 +8,10 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from operator import index
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,7 +28,7 @@ from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
-from potstill.load import Place, load, load_all, nameless, origin_of
+from potstill.load import Place, check_own, load, load_all, nameless, origin_of
 from potstill.networks import Policy, as_options, resolve_device
 from potstill.options import describe_value
 from potstill.policies import LoadedPolicy
@@ -161,8 +162,10 @@ def training_config(
 ) -> tuple[str, PPOConfig]:
     """The name of a task, and the settings that `train` takes for it where none are given."""
     network, origin = None, None
-    if start_from is not None or teacher is not None:
-        origin = load(cast(Place, start_from if start_from is not None else teacher))
+    place: Place | None = start_from if start_from is not None else teacher
+    if place is not None:
+        check_own(place)
+        origin = load(place)
         env = env if env is not None else origin.env  # one that differs is refused later
         network = origin.policy.config if start_from is not None else None
     env = "pong" if env is None else env
@@ -283,6 +286,7 @@ def evaluate(
     """
     if actions not in ("greedy", "sampled"):
         raise InputError(f"actions are greedy or sampled, not {actions!r}")
+    episodes, seed, threads = map(index, (episodes, seed, threads))  # of numpy too, and no text
     where = str(resolve_device(device))
     runtime = Runtime(threads=threads)
     runtime.apply()
@@ -472,7 +476,7 @@ def study(
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     if env is not None:
         task = find_env(env)
-        name = env if isinstance(env, str) else task.id
+        name = env if isinstance(env, str) else task.id + f"@{task.layout}" * (task.layout != "auto")
         if find_env(name) != task:
             raise InputError(
                 f"a plan has its task by name, and {name} alone is another than {task}: make it in a function"

@@ -58,7 +58,7 @@ def filled(settings: dict[str, Any], *configs: Any) -> tuple[Any, ...]:
             if field.name in left:
                 changes[field.name] = given = _plain(left.pop(field.name))
                 if not (is_dataclass(value) and type(given) is type(value)) and not fits(given, hints[field.name]):
-                    raise InputError(f"{field.name} cannot be {given!r}")
+                    raise InputError(f"{field.name} cannot be {given!r}; by default it is {value!r}")
             elif is_dataclass(value):
                 changes[field.name] = fill(value)
         return replace(config, **changes)

@@ -20,6 +20,7 @@ from gymnasium.wrappers import AtariPreprocessing, FlattenObservation, FrameStac
 from numpy.typing import NDArray
 from tyro.conf import Fixed, UseAppendAction
 
+from potstill.configs import bounded, normalise
 from potstill.errors import DivergedError, InputError, TaskError, first_line, meant
 from potstill.imports import find, makers_of
 from potstill.views import Shown, chosen, measures, name_of, part, sensed, wrapped
@@ -53,7 +54,8 @@ class EnvConfig:
     not help to act, but tells the games of a rollout apart, to be learned by heart (Song et al. 2020)."""
     layout: Literal["auto", "flat", "first", "last", "stack"] = "auto"
     """How observations are read, where their space does not tell: flat numbers, an image whose channels come first or
-    last, or a stack of frames, the newest last. auto: refuses what can be read in more than one way."""
+    last, or a stack of frames, the newest last. auto: refuses what can be read in more than one way. Wherever a task is
+    named, NAME@last says the same."""
     view: Annotated[tuple[str, ...], UseAppendAction] = ()
     """What the policy sees of an observation, one view after another: 42x42, an image made smaller by means over areas;
     crop=10:84 or crop=10:84,0:42, these rows and columns; grey, of red, green and blue; frames=1, the newest of a
@@ -66,7 +68,11 @@ class EnvConfig:
     get as many agent steps, for a policy may learn to play for ever."""
 
     def __post_init__(self) -> None:
+        normalise(self)
         object.__setattr__(self, "view", chosen(self.view))
+        bounded(self, frame_skip=1 << 16, frame_stack=1 << 8, max_frames=2**31 - 1)
+        if not 0 <= self.noop_max < 2**31:
+            raise InputError(f"noop-max must be 0 or more, and below 2^31, not {self.noop_max}")
 
     @property
     def has_sticky_actions(self) -> bool:
@@ -169,8 +175,8 @@ class Envs:
         shown = shown.spaces if len(views) > 1 else {name_of(config.view): shown}
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(space.shape or ()) for name, space in shown.items()}
         observation_space = self.observation_space = shown[name_of(config.view)]
-        if not isinstance(observation_space, spaces.Box):
-            raise InputError(f"{config.id} has {type(observation_space).__name__} observations; potstill reads arrays")
+        if not isinstance(observation_space, spaces.Box) or np.dtype(observation_space.dtype).itemsize > 8:
+            raise InputError(f"{config.id} has observations {observation_space}; potstill reads arrays, to 64 bits")
         self.parts: gymnasium.Space[Any] | None = None  # what observations are flattened from, a Dict for instance
         for each in [] if self._native else _wrappers(cast(Any, self._venv).envs[0]):
             if isinstance(each, FlattenObservation):
@@ -262,6 +268,7 @@ class Envs:
         self._won = np.zeros(self.num_envs)
         self._lost = np.zeros(self.num_envs)
         self._crc = [0] * self.num_envs
+        self._check_observations(observations, steps=0)
         self._pad_stacks(observations)
         self._update_fingerprints(observations)
         self._shown, self._checksum = observations, 0
@@ -293,14 +300,10 @@ class Envs:
         observations, rewards, terminated, truncated, info = self._venv.recv()
         rewards = np.asarray(rewards, dtype=np.float32)
         self._check_finite(rewards, "a reward")
-        if not self._native:
-            for name in observations.dtype.names or [...]:
-                self._check_finite(observations[name], "an observation")
+        self._check_observations(observations)
         ended = np.flatnonzero(terminated | truncated)
         for row in ended[~terminated[ended]]:  # whose last observation tells what the game was worth
-            last = np.asarray(info["final_obs"][row])
-            for name in last.dtype.names or [...]:
-                self._check_finite(last[name][None], "an observation", int(row))
+            self._check_observations(np.asarray(info["final_obs"][row])[None], row=int(row))
         if self._doubtful:
             self._check_frames(observations, ended)
         self._ages += 1
@@ -367,13 +370,18 @@ class Envs:
     def close(self) -> None:
         self._venv.close()
 
-    def _check_finite(self, values: Array, what: str, row: int | None = None) -> None:
+    def _check_observations(self, observations: Array, row: int | None = None, steps: int = 1) -> None:
+        if not self._native:
+            for name in observations.dtype.names or [...]:
+                self._check_finite(observations[name], "an observation", row, steps)
+
+    def _check_finite(self, values: Array, what: str, row: int | None = None, steps: int = 1) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             at = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
             row = at[0] if row is None else row
             raise DivergedError(
                 f"{self.config.id} returned {what} that is not finite ({values[at]}) in environment {row},"
-                f" {self._ages[row] + 1} steps into its game"
+                f" {self._ages[row] + steps} steps into its game"
             )
 
     def _check_frames(self, observations: Array, ended: Array) -> None:
@@ -435,8 +443,13 @@ def _bounds(config: EnvConfig, space: "gymnasium.spaces.Box") -> Array:
         raise InputError(f"{config.id} has continuous actions: there are none to choose by --actions")
     dtype = space.dtype if space.dtype == np.float32 else np.float64
     bounds: Array = np.stack([space.low.ravel(), space.high.ravel()]).astype(dtype)
-    if not bounds.size or not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
-        raise InputError(f"{config.id} has actions without finite bounds; potstill needs a range to explore")
+    with np.errstate(over="ignore"):  # of the greatest float32, which stands for no bound, the range is infinite
+        finite = np.isfinite(2 * bounds.astype(np.float32)).all()
+    if not bounds.size or not finite or (bounds[0] >= bounds[1]).any():
+        raise InputError(
+            f"{config.id} has actions without finite bounds, the low one below the high one: potstill needs a range to"
+            " explore, such as gymnasium.wrappers.TransformAction gives"
+        )
     return bounds
 
 
@@ -468,10 +481,10 @@ def _layout(config: EnvConfig, venv: Any, shape: tuple[int, ...], dtype: "np.dty
         if first != last:
             return "first" if first else "last"
     elif len(shape) > 3:
-        raise InputError(f"{config.id} shows observations of shape {shape}: --layout flat reads them as plain numbers")
+        raise InputError(f"{config.id} shows observations of shape {shape}: {config.id}@flat takes them as numbers")
     raise InputError(
         f"{config.id} shows observations of shape {shape}, which can be read in several ways: say --layout first, last"
-        " (where the channels are), stack (of frames) or flat; in Python EnvConfig(..., layout=...)"
+        f" (where the channels are), stack (of frames) or flat; or name the task so, as {config.id}@last"
     )
 
 
@@ -540,7 +553,11 @@ class _Games(SyncVectorEnv):
         if not shape:
             return deepcopy(concatenate(self.single_observation_space, self._env_obs, self._observations))
         shown = np.empty((self.num_envs, *shape), self.single_observation_space.dtype)
-        np.concatenate(cast(list[Array], self._env_obs), out=shown.reshape(-1, *shape[1:]))
+        try:
+            np.concatenate(cast(list[Array], self._env_obs), out=shown.reshape(-1, *shape[1:]))
+        except (TypeError, ValueError) as error:
+            kinds = {f"{each.dtype} {each.shape}" for each in map(np.asarray, self._env_obs)}
+            raise ValueError(f"it shows {', '.join(sorted(kinds))}, its space says {shown.dtype} {shape}") from error
         return shown
 
 

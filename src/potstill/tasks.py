@@ -6,18 +6,20 @@ A task is added here, as one entry of `TASKS`. Any other Gymnasium id works with
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from potstill.envs import EnvConfig, register_minatar
 from potstill.errors import InputError, meant
-from potstill.imports import allow, find
+from potstill.imports import allow, find, imported
+from potstill.networks import Layout
 
 EnvLike = str | EnvConfig | EnvSpec | Callable[[], "gymnasium.Env[Any, Any]"]
-"""A task: a preset, `ale/<rom>`, a Gymnasium id or `module:name`; its config or spec; or what makes an environment."""
+"""A task: a preset, `ale/<rom>`, a Gymnasium id or `module:name`, behind it @first, @last, @stack or @flat where its
+space does not tell how pictures are read; its config or spec; or what makes an environment."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,15 @@ def find_env(name: EnvLike) -> EnvConfig:
         return EnvConfig(allow(name))
     if not isinstance(name, str):
         raise InputError(f"env is a name, a spec or what makes an environment, not {type(name).__name__}")
+    name, named, layout = name.partition("@")
+    if named:
+        if layout not in get_args(Layout):
+            raise InputError(f"env {name}@{layout}: behind @ stands how it is read, {', '.join(get_args(Layout))}")
+        return replace(find_env(name), layout=layout)  # type: ignore[arg-type]  # one of these
     if ":" in name:
+        module, _, registered = name.partition(":")
+        if registered in gymnasium.registry and module in imported():  # as Gymnasium has it: module:Name-v0
+            return EnvConfig(registered)
         find(name, "--env")
         return EnvConfig(name)
     if name in TASKS:

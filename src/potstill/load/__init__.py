@@ -131,6 +131,12 @@ def path_of(place: Place) -> Path:
     return _origin(place).path
 
 
+def check_own(place: Place) -> None:
+    """Raises InputError where no training learns from this beside its reward, or begins with it."""
+    if nameless(path := path_of(place)):
+        raise InputError(f"{path} is no policy of potstill's, as trainings begin with: import-sb3 or distill makes one")
+
+
 def nameless(path: Path) -> bool:
     """Whether what lies there does not name its task."""
     return path.suffix in (".zip", ".onnx", *SUFFIXES) or is_reference(path)

@@ -26,7 +26,7 @@ from potstill.envs import Array, Envs
 from potstill.errors import DivergedError, InputError, Stopped, TaskError, Terminated
 from potstill.evaluation import NOT_EVALUATED, EvalConfig
 from potstill.imports import remember_makers
-from potstill.load import Place, load, nameless, origin_in, origin_of, path_of
+from potstill.load import Place, check_own, load, origin_in, origin_of
 from potstill.networks import Precision, fitting_precision, resolve_device, resolve_precision, torch_threads
 from potstill.policies import LoadedPolicy, load_policy, rebuild, save_policy
 from potstill.storage import checkpoints
@@ -65,8 +65,8 @@ def new_run(
     for role, place in origins.items():
         if place is None:
             continue
-        if nameless(path := path_of(place)) and not kind.foreign:
-            raise InputError(f"{path} is no policy of potstill's, as a training's {role} is: import-sb3 makes one")
+        if not kind.foreign:
+            check_own(place)
         origin = origin_of(place)
         found[role] = load(origin)
         document |= origin.document(role) | {f"{role}_hash": found[role].hash}
