@@ -104,6 +104,7 @@ MADE = {
     "PPO Atari": (PPOAtari, PONG),
     "DQN": (DQN, "cartpole"),
     "DQN Atari": (DQNAtari, PONG),
+    "DQN of a checkpoint": (DQN, "cartpole"),
     "SAC": (SAC, "pendulum"),
     "SAC Atari": (SACAtari, PONG),
     "TD3": (lambda: SAC("fc_mu"), "pendulum"),
@@ -115,6 +116,10 @@ def made(name, folder):
     make, env = MADE[name]
     model = make()
     state = model.state_dict()
+    if name == "DQN of a checkpoint":  # of a training that compiled its network
+        optimizer = torch.optim.Adam(model.parameters()).state_dict()
+        compiled = {f"_orig_mod.{key}": tensor for key, tensor in state.items()}
+        state = {"step": 5, "model_state_dict": compiled, "optimizer_state_dict": optimizer}
     torch.save((state, {}) if name == "TD3" else state, folder / "model.cleanrl_model")
     return model, env
 
@@ -261,6 +266,8 @@ def test_what_is_no_state_dict_here_is_refused_in_one_line(tmp_path, capsys):
         "extra.weight, for which there is no place": state | {"extra.weight": torch.zeros(2, 2)},
         "is not finite": state | {"actor.0.bias": torch.full((64,), torch.nan)},
         "is not a plain float32 tensor": state | {"actor.0.bias": torch.zeros(64, dtype=torch.int64)},
+        "not a plain float32 tensor, but torch.float64": {name: each.double() for name, each in state.items()},
+        "holds several state dicts, actor, critic: save the actor's alone": {"actor": state, "critic": state},
         "not a plain": state | {"actor.0.bias": torch.zeros(64, device="meta")},
         "claims a shape": {"actor.0.weight": torch.zeros(1).expand(10**9, 10)},
         "its 3 outputs are not the 2": {

@@ -29,7 +29,8 @@ _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic numbe
 
 
 def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
-    """What `torch.save` wrote of a state dict, or of a tuple that begins with one: names and plain float32 tensors.
+    """What `torch.save` wrote of a state dict, of a tuple that begins with one, or of a dict that holds one: names and
+    plain float32 tensors.
 
     torch's `weights_only` unpickler builds tensors and nothing else; what it builds is checked again.
 
@@ -52,6 +53,12 @@ def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
         why = f"it asks for {asked[1]}, which is not run" if asked else "or it is damaged"
         raise InputError(f"{what} holds something else than tensors: {why}") from error
     state = state[0] if isinstance(state, tuple) and state else state
+    if isinstance(state, dict) and not any(isinstance(each, Tensor) for each in state.values()):
+        dicts = {name: each for name, each in state.items() if isinstance(each, dict) and each}
+        states = {name: each for name, each in dicts.items() if all(isinstance(t, Tensor) for t in each.values())}
+        if len(states) > 1:
+            raise InputError(f"{what} holds several state dicts, {', '.join(map(str, states))}: save the actor's alone")
+        state = next(iter(states.values()), state)  # of a checkpoint, which has an optimizer and more beside it
     if not isinstance(state, dict) or not state:
         raise InputError(f"{what} is not a state dict")
     for name, tensor in state.items():
@@ -59,10 +66,11 @@ def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
             raise InputError(f"{what} names a tensor {str(name)[:80]!r}")
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.dtype != torch.float32 or tensor.is_meta or tensor.is_nested:
-            raise InputError(f"{name} in {what} is not a plain float32 tensor")
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise InputError(f"{name} in {what} is not a plain float32 tensor, but {kind}")
         if 4 * tensor.numel() > len(content):  # one number seen from everywhere, at no cost until it is used
             raise InputError(f"{name} in {what} claims a shape of {tuple(tensor.shape)}")
-    return {name: tensor.detach() for name, tensor in state.items()}
+    return {name.replace("_orig_mod.", ""): tensor.detach() for name, tensor in state.items()}  # of torch.compile
 
 
 def check_layers(state: Mapping[str, Tensor], layers: Iterable[str], what: str) -> None:
@@ -120,6 +128,10 @@ def lay(policy: Policy, state: Mapping[str, Tensor], names: Mapping[str, str], t
                 if given is None:
                     raise InputError(f"{what} has no {theirs}.{part}")
                 if given.shape != target.shape:
+                    both = given.dim() == target.dim() == 2 and len(given) == len(target)
+                    if both and not given.shape[1] % target.shape[1]:
+                        times = given.shape[1] // target.shape[1]
+                        task += f" (FrameStackObservation(env, {times}, padding_type='zero') would show as many)"
                     raise InputError(
                         f"{theirs}.{part} is {tuple(given.shape)}; for observations {policy.observation_shape} of"
                         f" {task} and the {policy.family} family it would be {tuple(target.shape)}"
