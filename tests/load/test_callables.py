@@ -363,6 +363,23 @@ def test_probabilities_are_told_from_logits_and_taught_as_they_are():
     assert foreign.hard_objective is None
 
 
+class Alternating(torch.nn.Module):
+    """Goes left and right in turns, and is told which games begin."""
+
+    def reset(self, begun):
+        self.age = np.where(begun, 0, self.age if begun.sum() < len(begun) else 0)
+
+    def forward(self, observations):
+        self.age = self.age + 1
+        return torch.eye(2)[self.age % 2]
+
+
+def test_a_module_that_plays_beside_itself_has_two_memories():
+    module = Alternating()
+    found = ps.evaluate(module, env="cartpole", teacher=module, episodes=2, device="cpu", quiet=True)
+    assert (found["agreement"], found["agreement_teacher_states"]) == (1, 1)
+
+
 def test_a_file_with_a_value_before_its_action_acts(tmp_path):
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     weights = {"first": np.float32([[1], [0], [0]]), "second": np.float32([[0], [1], [0]])}

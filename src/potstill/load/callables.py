@@ -78,14 +78,15 @@ class Foreign(Policy):
             InputError: it cannot be copied.
         """
         other: Any = super().player()
-        if hasattr(self.answer, "reset") and any(getattr(each, "answer", None) is self.answer for each in beside):
+        own = _code_of(self)
+        if hasattr(self.answer, "reset") and any(_code_of(each) is own for each in beside):
             try:
                 other.answer = deepcopy(self.answer)
             except Exception as error:  # a user's code raises whatever it likes
                 raise InputError(
                     f"teacher {self.name} is used twice and cannot be copied: {first_line(error)}"
                 ) from error
-            if other.answer is self.answer:  # a function
+            if _code_of(other) is own:  # a function
                 raise InputError(f"teacher {self.name} is used twice, and has one memory: make it a class")
         return other  # type: ignore[no-any-return]
 
@@ -171,6 +172,12 @@ class Foreign(Policy):
             return function(argument)
         except Exception as error:  # a user's code raises whatever it likes
             raise InputError(f"teacher {self.name} raised {first_line(error)}") from error
+
+
+def _code_of(policy: Policy) -> Any:
+    """What has the memory: of a module that was handed over twice, the one that both have."""
+    answer = getattr(policy, "answer", None)
+    return answer.module if isinstance(answer, Network) else answer
 
 
 class LoadedForeign(LoadedPolicy):
