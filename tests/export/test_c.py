@@ -171,6 +171,20 @@ def test_continuous_actions_stay_within_their_bounds(tmp_path, dtype, bits):
         verify(actor, library.outputs(actor.observations), actions, "C")
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_of_a_squashed_policy_compute_its_means(tmp_path, bits):
+    actor = actor_of(*network((4,), 3, continuous=True, width="1/4"), bounds=np.float32([[-1] * 3, [1] * 3]))
+    with torch.no_grad():
+        actor.policy.actor.weight /= 100
+    actor.policy.squash = torch.tensor(1.0)
+    actor = actor._replace(layers=layers(actor.policy))
+    round_weights(actor.policy, bits)
+    library, _ = compiled(actor, tmp_path, bits)
+    means = expected(actor)
+    assert np.ptp(means) > 1
+    np.testing.assert_allclose(library.outputs(actor.observations), means, atol=0.02)
+
+
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize(("shape", "dtype", "config"), NETWORKS[::2])
 def test_the_header_tells_flash_and_stack(tmp_path, shape, dtype, config, bits):

@@ -261,7 +261,7 @@ def _quantise(actor: Actor, stack: list[Block], bits: int) -> list[_Scales]:
     for number in range(len(stack)):
         before = stack[number - 1].activation if number else None
         units.append((1.0 if before is nn.Tanh else reach[number]) / levels[number])
-    units.append(reach[-1] / 2**28)
+    units.append(1 / (2**31 - 1) if stack[-1].activation is nn.Tanh else reach[-1] / 2**28)  # of tanh all 31 bits
     found = []
     for at, block in enumerate(stack):
         scale = torch.maximum(weight_scales(block.weight, bits), block.bias.abs().double() / (units[at] * WIDEST))
