@@ -242,7 +242,8 @@ class Seeds:
         self.study = {"name": "small", "plan": "x = 1", "potstill": "0", "planned": 2, "random_score": 9.0}
         self.plan = {
             "name": "small", "env": "cartpole", "widths": ["1/8", "1/4"], "seeds": [0, 1], "teachers": ["t"],
-            "evaluation": {"episodes": 5, "starts": [50]}, "tune": {"trials": 2},
+            "evaluation": {"episodes": 5, "starts": [50]},
+            "tune": {"seeds": [9], "widths": ["1/8"], "arms": {"rl": {"learning-rate": [1e-3, 2e-3]}}},
             "arms": {
                 "rl": {"total-timesteps": 1000, "width": {"1/8": {"learning-rate": 1e-3}}},
                 "distill-student": {"objective": "forward-kl"}, "finetune": {"from": "distill-student"},

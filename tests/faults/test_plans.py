@@ -53,6 +53,11 @@ def refused(folder, old, new):
             "start-games = 0",
             ", line 6: episodes, starts and start-games are at least 1, secondary-games 0",
         ),
+        (
+            "[arms.rl]",
+            '[arms.ppd]\nteachers = ["model.zip"]\n[arms.rl]',
+            "model.zip is no policy of potstill's, as trainings begin with: import-sb3 or distill makes one",
+        ),
         ("[arms.rl]", "[arms.rll]", ", line 10: no arm is called 'rll': did you mean rl?"),
         ("total-timesteps = 8192", "total-steps = 8192", ", line 11: rl has no setting 'total-steps': did you mean"),
         ("total-timesteps = 8192", "total-timesteps = 0", ", line 10: total-timesteps must be at least 1, not 0"),

@@ -427,6 +427,7 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
         (["evaluate", "imported", "--env", "cartpole"], "--env names the task of a Stable-Baselines3 zip"),
         (["distill", "imported", "--env", "cartpole", "--out", "new"], "--env names the task of a Stable-Baselines3"),
         (["export", "ppo.zip", "--out", "new.onnx"], r"ppo\.zip does not name its task: add --env"),
+        (["train", "--env", "cartpole", "--teacher", "ppo.zip"], r"ppo\.zip is no policy of potstill's, as trainings"),
         (["watch", "imported", "ppo.zip", "--out", "new.gif"], r"ppo\.zip does not name its task: add --env"),
         (
             ["export", "imported", "--env", "cartpole", "--out", "new.onnx"],

@@ -107,6 +107,11 @@ def test_the_choice_is_written_as_toml_that_a_plan_takes_with_its_evidence(tmp_p
         ('widths = ["1/32", "1/8"]', 'widths = ["1/4"]', "tune.widths must name widths of arm rl: 1/32"),
         ("[tune.arms.rl]", "[tune.arms.rll]", "tune.arms.rll is not an arm of the plan that can be tuned: rl,"),
         ("[1e-3, 2e-3, 4e-3]", "1e-3", "tune.arms.distill-student needs a list of values"),
+        ("seeds = [100, 101]", "seeds = 100", "line 11: seeds is a list, not 100"),
+        ("seeds = [100, 101]", 'seeds = ["100"]', "line 11: seeds should be a whole number, not '100'"),
+        ("episodes = 8", "episodes = 0", "line 13: tune.episodes must be at least 1, not 0"),
+        ("episodes = 8", "games = 8", "line 13: tune.games is not a key of a plan"),
+        ("[tune.arms.rl]", "[[tune.arms.rl]]", r"line 14: tune.arms.rl is a table: \[tune.arms.rl\]"),
         ("max-learning-rate = [", "max-learning-rat = [", "rl has no setting 'max-learning-rat'"),
     ],
 )

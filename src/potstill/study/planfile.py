@@ -34,6 +34,7 @@ from potstill.envs import EnvConfig
 from potstill.errors import InputError, meant
 from potstill.evaluation import EvalConfig
 from potstill.imports import import_modules
+from potstill.load import check_own
 from potstill.load.callables import is_reference
 from potstill.networks import NetworkConfig, Precision, as_options, parse_width
 from potstill.storage.files import read_bytes
@@ -175,7 +176,18 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
     evaluation = EvalConfig(episodes, starts, start_games, secondary)
     pairing = top.choice("pairing", ("cross", "cycle"), "cross")
-    return Plan(name, env, evaluation, made, text, pairing, top.table("tune").values, scores)
+    return Plan(name, env, evaluation, made, text, pairing, _tune(top.table("tune")), scores)
+
+
+def _tune(table: _Table) -> dict[str, Any]:
+    """The grid of trials, as `tune` reads it."""
+    table.check_keys(("seeds", "widths", "episodes", "arms"))
+    if (episodes := table.value("episodes", int, 32)) < 1:
+        raise table.wrong("episodes", f"tune.episodes must be at least 1, not {episodes}")
+    arms = table.table("arms")
+    grids = {name: arms.table(name).values for name in arms.values}
+    axes = {"seeds": table.list("seeds", int, ()), "widths": table.list("widths", str, ())}
+    return {"episodes": episodes, "arms": grids, **axes} if table.values else {}
 
 
 def _arms(top: _Table, arm: _Table, folder: Path, env: str) -> list[PlannedArm]:
@@ -212,6 +224,8 @@ def _arms(top: _Table, arm: _Table, folder: Path, env: str) -> list[PlannedArm]:
     origin = arm.value("from", str) if method == "finetune" else None
     names = {teacher: Path(teacher) for teacher in teachers if is_reference(Path(teacher))}  # of code
     places = tuple(names.get(teacher, (folder / teacher).resolve()) for teacher in teachers)
+    for place in places if method == "ppd" else ():
+        _checked((*here, "teachers"), check_own, place)
     if len({place.name for place in places}) < len(places):
         raise _At(("teachers",), "two teachers have the same last name, by which their runs are told apart")
     return [

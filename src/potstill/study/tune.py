@@ -83,7 +83,7 @@ def tuning_plan(plan: Plan) -> Plan:
     Raises:
         InputError: a seed of the trials is one of the plan's, a width is not, or a setting does not exist.
     """
-    seeds, widths = tuple(plan.tune.get("seeds", ())), tuple(plan.tune.get("widths", ()))
+    seeds, widths = plan.tune.get("seeds", ()), plan.tune.get("widths", ())
     used = {seed for arm in plan.arms for seed in arm.seeds}
     if not seeds or used & set(seeds):
         raise InputError(f"tune.seeds must name seeds that no arm uses; these are used: {sorted(used)}")
@@ -95,7 +95,7 @@ def tuning_plan(plan: Plan) -> Plan:
             raise InputError(f"tune.widths must name widths of arm {arm.name}: {', '.join(arm.widths)}")
         whole = arm.settings | read_settings(trial.setting, arm.method)
         arms.append(PlannedArm(trial.name, arm.method, whole, widths, seeds, arm.teachers))
-    scored = EvalConfig(int(plan.tune.get("episodes", 32)), secondary_games=0)
+    scored = EvalConfig(plan.tune["episodes"], secondary_games=0)
     return replace(plan, name=f"{plan.name}-tune", arms=tuple(arms), evaluation=scored, tune={})
 
 
