@@ -138,6 +138,15 @@ def test_a_finished_game_stays_on_its_last_picture_until_the_others_are_done():
     assert [int(frame[0, -1, 0]) for frame in frames] == [3, 4, 5, 6, 6, 6]
 
 
+def test_no_more_is_filmed_than_a_page_has_room_for(tmp_path):
+    game = [(step, np.zeros((2, 2, 3), np.uint8)) for step in range(9)]
+    (written := tmp_path / "film").touch()
+    with watch.telemetry.Progress("film", 9, quiet=True) as bar:
+        frames = watch._side_by_side([iter(game)], 2, bar, lambda: written.stat().st_size > 0)
+        with pytest.raises(InputError, match="after 1 steps the page has 3 MB already: give fewer --max-steps"):
+            [written.write_bytes(frame.tobytes()) for frame in frames]
+
+
 def test_more_than_three_games_form_a_grid_with_even_sides():
     assert watch._tiled([np.zeros((11, 5, 3), np.uint8)] * 5).shape == (2 * 11 + 8, 3 * 5 + 2 * 8 + 1, 3)
 
@@ -227,7 +236,7 @@ def test_minatar_is_drawn_from_its_channels(tmp_path):
 
 def test_a_task_whose_picture_needs_pygame_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(InputError, match=r"drawing CartPole-v1 needs .* pygame is not installed"):
+    with pytest.raises(InputError, match="CartPole-v1 cannot be drawn: DependencyNotInstalled: pygame is not"):
         film(tmp_path / "game.mp4", untrained(find_env("cartpole")))
     assert not list(tmp_path.iterdir())
 
@@ -280,9 +289,18 @@ class Pale(own_tasks.Photo):
         return np.zeros((6, 6))
 
 
+class Headless(own_tasks.Photo):
+    def render(self):
+        raise RuntimeError("no display\nlong advice")
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
-    [(Moody, "is no function of its seed and actions"), (Pale, r"draws no pictures of bytes \(rows, columns, 3\)")],
+    [
+        (Moody, "is no function of its seed and actions"),
+        (Pale, r"draws no pictures of bytes \(rows, columns, 3\)"),
+        (Headless, "test_watch:Headless cannot be drawn: RuntimeError: no display$"),
+    ],
 )
 def test_what_cannot_be_filmed_is_told_in_a_line(task, words, tmp_path):
     with pytest.raises(InputError, match=words):

@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from html import escape
@@ -17,7 +17,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import gymnasium
 import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import torch
@@ -143,7 +142,9 @@ def film(
     try:
         title = f"film {policies[0][1].env.id}, width {widths}"
         with torch_threads(1), telemetry.Progress(title, max_steps, quiet=quiet) as bar:
-            _encode(temporary, kind, fps, _side_by_side(games, fps, bar))
+            most = 3 * MOST_PAGE // 4 if kind == ".html" else math.inf  # of a film, which takes a third more in a page
+            pictures = _side_by_side(games, fps, bar, lambda: temporary.exists() and temporary.stat().st_size > most)
+            _encode(temporary, kind, fps, pictures)
         if kind == ".html":
             write_atomically(out, _page(policies, temporary.read_bytes(), network))
         else:
@@ -259,7 +260,7 @@ class _GymnasiumScreen:
         self._config, self._seed = config, seed
         try:
             self._env = maker(config)(**options)
-        except (gymnasium.error.Error, TypeError) as error:  # it takes no render_mode, say
+        except Exception as error:  # it takes no render_mode, say
             raise InputError(f"{config.id} cannot be drawn: {first_line(error)}") from error
         told = self._env.metadata.get("render_fps", 30)
         self.rate = 60.0 / config.frame_skip if config.atari else float(told)
@@ -271,15 +272,15 @@ class _GymnasiumScreen:
 
     def step(self, action: Any) -> tuple[list[Array], float]:
         _, reward, *_ = self._env.step(action)
-        return [self._render()], float(np.float32(reward))
+        return [self._render()], float(np.float32(np.asarray(reward).item()))
 
     def _render(self) -> Array:
         try:
             picture = self._env.render()
         except NotImplementedError:
             picture = None
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise InputError(f"drawing {self._config.id} needs a package that is not installed: {error}") from error
+        except Exception as error:  # a package is missing, or it is a fault of the task's own code
+            raise InputError(f"{self._config.id} cannot be drawn: {first_line(error)}") from error
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
             raise InputError(f"{self._config.id} draws no pictures of bytes (rows, columns, 3): it cannot be filmed")
         return picture
@@ -360,11 +361,15 @@ def _strip(width: int, title: str, details: str, score: str) -> Array:
     return np.asarray(strip) & 0xF0  # with few shades of grey, a whole frame fits a GIF's 256 colours exactly
 
 
-def _side_by_side(games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress) -> Iterator[Array]:
-    """One picture of all games for each film frame, (H, W, 3) uint8, H and W even."""
+def _side_by_side(
+    games: Sequence[Iterator[tuple[int, Array]]], fps: int, bar: telemetry.Progress, full: Callable[[], bool] = bool
+) -> Iterator[Array]:
+    """One picture of all games for each film frame, (H, W, 3) uint8, H and W even, until a page is `full`."""
     latest = [next(game) for game in games]
     while True:
-        bar.update(max(step for step, _ in latest))
+        bar.update(done := max(step for step, _ in latest))
+        if full():
+            raise InputError(f"after {done:,} steps the page has 3 MB already: give fewer --max-steps, or an .mp4")
         tiled = _tiled([picture for _, picture in latest])
         yield tiled
         news = [next(game, None) for game in games]
