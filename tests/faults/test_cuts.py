@@ -79,15 +79,23 @@ def no_latency(policy):
     return {}
 
 
-# From these the run begins anew, as from "begun": what they leave has to do with the kind of run, not its settings.
-AGAIN = {"a line, no save", "a save half made"}
-CASES = [(kind, cut) for kind in KINDS for cut in CUTS if kind in CONFIGS or cut not in AGAIN]
-
-
-@pytest.mark.parametrize(("whole", "cut"), CASES, indirect=["whole"])
-def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(whole, cut, monkeypatch):
+def check(whole, cut, monkeypatch):
     monkeypatch.setattr(evaluation, "latency", no_latency)
     run = Run.open(whole.folder / cut)
     assert run.status == ("interrupted" if run.resume_path.exists() else "new")
     execute(run, RUNTIME)
     assert outcome(run) == whole.outcome
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("whole", CONFIGS, indirect=True)
+def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(whole, cut, monkeypatch):
+    check(whole, cut, monkeypatch)
+
+
+# A setting can be lost where a run goes on from a save amid its training. Whether it begins anew, or has nothing left
+# to learn, has to do with its kind.
+@pytest.mark.parametrize("cut", ["saved", "a line more than was saved"])
+@pytest.mark.parametrize("whole", [name for name in KINDS if name not in CONFIGS], indirect=True)
+def test_so_does_one_of_any_setting_cut_amid_its_training(whole, cut, monkeypatch):
+    check(whole, cut, monkeypatch)
