@@ -415,8 +415,9 @@ class Library:
             raise InputError("export compiles the C that it writes, to check it: install gcc or clang, or set CC")
         for end, text in ((".c", source), (".h", header)):
             (folder / f"{name}{end}").write_text(text)
-        for options in (["-c", "-o", f"{name}.o"], ["-shared", "-fPIC", "-o", f"{name}.so"]):
-            words = [*compiler, *FLAGS, f"{name}.c", *options, "-lm"]
+        once = [*FLAGS, "-fPIC", "-fstack-usage", "-c", f"{name}.c"]  # large arrays take a compiler its time
+        for options in (once, ["-shared", "-o", f"{name}.so", f"{name}.o", "-lm"]):
+            words = [*compiler, *options]
             done = subprocess.run(words, check=False, cwd=folder, capture_output=True, text=True)
             if done.returncode:
                 raise InputError(f"{compiler[0]} does not compile what was written: {done.stderr.strip()[:200]}")
@@ -433,8 +434,6 @@ class Library:
 
         #: Bytes of stack at most, of `act` and all that it calls, as the compiler tells.
         self.stack: int | None = None
-        words = [*compiler, *FLAGS, f"{name}.c", "-c", "-fstack-usage", "-o", f"{name}.o"]
-        subprocess.run(words, check=False, cwd=folder, capture_output=True)
         if (usage := folder / f"{name}.su").exists():
             sizes = {
                 line.split()[0].rpartition(":")[2]: int(line.split()[1]) for line in usage.read_text().splitlines()
