@@ -1,5 +1,6 @@
 """One thread for every test: the networks are tiny, and threads that wait for each other stall on a busy machine."""
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emulators import Lent
 from processes import WARM
 
 from potstill import imports
@@ -48,6 +50,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (place[item.path], -tests[item.path]))
 
 
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: to look through it for garbage again and again takes seconds
+
+
 @contextmanager
 def as_before():
     """What is done to this process in here ends here, whatever test comes next, of whatever file.
@@ -71,6 +77,13 @@ def as_before():
             del os.environ[name]
     torch.set_num_threads(1)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulators():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ale_py.vector_env.AtariVectorEnv", Lent)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
