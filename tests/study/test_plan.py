@@ -16,6 +16,7 @@ from potstill.policies import load_policy, save_policy
 from potstill.study.execute import open_or_create, teacher_of_run
 from potstill.study.plan import Part
 from potstill.study.planfile import line_of, read_plan
+from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
@@ -160,6 +161,39 @@ def test_a_plan_has_one_precision_which_is_float32_where_it_does_not_say(tmp_pat
     assert {spec.config.precision for spec in read_plan(write(tmp_path)).specs()} == {"float32"}
     coarse = read_plan(write(tmp_path, 'precision = "bfloat16"\n' + PLAN))
     assert {spec.config.precision for spec in coarse.specs()} == {"bfloat16"}
+
+
+def test_a_plan_says_how_its_task_is_played_as_the_command_line_does(tmp_path):
+    def tasks(table):
+        text = PLAN.replace("[evaluation]", f"{table}\n[evaluation]").replace('"experts/b"', '"my_tasks:controller"')
+        plan = read_plan(write(tmp_path, text))
+        runs, code = plan.specs(), "my_tasks:controller"
+        (of_code,) = {spec.teacher.env for spec in runs if spec.teacher is not None and str(spec.teacher.path) == code}
+        return {plan.task, of_code} | {spec.config.env for spec in runs if spec.method == "rl"}
+
+    assert tasks("") == {TASKS["cartpole"].env}
+    written = '[task]\nactions = [1, 0]\nmax-frames = 400\nlayout = "flat"'
+    played = replace(TASKS["cartpole"].env, actions=(1, 0), max_frames=400, layout="flat")
+    assert tasks("") != tasks(written) == {played}
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("sticky = 'no'", "line 2: sticky should be a number, not 'no'"),
+        ("actions = 3", "line 2: actions is a list, not 3"),
+        ("actions = ['noop']", "line 2: actions should be a whole number, not 'noop'"),
+        ("layout = 'last one'", "line 2: layout is one of auto, flat, first, last, stack, not 'last one'"),
+        ("stickiness = 0.1", "line 2: task has no setting 'stickiness': did you mean sticky?"),
+        ("network-options = {}", "line 2: task has no setting 'network-options'"),
+        ("id = 'pong'", "line 2: task has no setting 'id'"),
+        ("view = ['42x42']", "line 2: task has no setting 'view'"),
+    ],
+)
+def test_an_option_that_a_task_does_not_have_is_refused_by_its_line(tmp_path, table, says):
+    text = PLAN.replace('env = "cartpole"\n', "")
+    with pytest.raises(InputError, match=re.escape(says)):
+        read_plan(write(tmp_path, f'env = "cartpole"\ntask = {{ {table} }}\n{text}'))
 
 
 def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path):

@@ -310,6 +310,14 @@ def test_what_another_setting_of_the_teachers_task_is_a_plan_is_told(tmp_path, s
         list(run_study(plan, tmp_path / "out", RUNTIME))
 
 
+def test_a_plan_that_plays_its_task_otherwise_takes_teachers_of_that(tmp_path, save_teacher):
+    save_teacher(tmp_path / "expert")
+    students = PLAN[: PLAN.index("[arms.")] + "[task]\nmax-frames = 100\n[arms.distill-student]\n"
+    how = "expert plays CartPole-v1 with other max-frames: leave out \\[task\\] of the plan"
+    with pytest.raises(InputError, match=how):
+        list(run_study(read_plan(write(tmp_path, students)), tmp_path / "out", RUNTIME))
+
+
 def test_a_part_of_a_plan_needs_no_teacher_that_it_does_not_learn_from(tmp_path):
     plan = read_plan(write(tmp_path, PLAN))
     ended = list(run_study(plan, tmp_path / "out", RUNTIME, part=Part(arms=("rl",)), workers=1))

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from potstill.arms import Method
 from potstill.distill import DistillConfig
+from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.load import Origin, load, nameless, origin_of
@@ -136,6 +137,12 @@ class Plan:
     tune: dict[str, Any] = field(default_factory=dict)
     scores: tuple[float, ...] = ()
     """At which the report compares sizes, fixed before the runs; without them, the task's."""
+    played: dict[str, Any] = field(default_factory=dict)
+    """How the task is played, where otherwise than by default: fields of its `EnvConfig`."""
+
+    @property
+    def task(self) -> EnvConfig:
+        return replace(find_env(self.env), **self.played)
 
     def specs(self) -> list[RunSpec]:
         """Every run: each arm's first seed at all widths, large ones first, then its second, and so on.
@@ -192,7 +199,8 @@ class Plan:
     ) -> list[RunSpec]:
         """Those of an arm at a width; `views` remembers what teachers see."""
         specs = []
-        places = [origin_of(path, self.env if nameless(path) else None) for path in arm.teachers]
+        found = [origin_of(path, self.env if nameless(path) else None) for path in arm.teachers]
+        places = [place._replace(env=place.env and replace(place.env, **self.played)) for place in found]
         for number, seed in enumerate(arm.seeds):
             teachers: list[Origin | None] = [*places] or [None]
             if self.pairing == "cycle":
@@ -213,7 +221,7 @@ class Plan:
                         seen = chosen(start_from.config.view, seen)
                         settings = _begun(arm, settings, start_from.config.network, seen)
                     settings |= {"view": chosen(settings.get("view", ()), seen)}
-                config = make_config(arm.method, self.env, width, seed, settings)
+                config = make_config(arm.method, self.task, width, seed, settings)
                 name = run_name(arm.name, width, seed, teacher)
                 spec = RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from)
                 specs += [spec, *_branches(spec)]
@@ -264,7 +272,7 @@ def run_name(arm: str, width: str, seed: int, teacher: Origin | None) -> str:
     return "_".join([*parts, f"seed-{seed}"])
 
 
-def make_config(method: Method, env: str, width: str, seed: int, settings: Mapping[str, Any]) -> Config:
+def make_config(method: Method, env: EnvConfig, width: str, seed: int, settings: Mapping[str, Any]) -> Config:
     """The config of one run: the task's preset with `settings`, whose keys are field names.
 
     Raises:
@@ -273,7 +281,7 @@ def make_config(method: Method, env: str, width: str, seed: int, settings: Mappi
     network = NetworkConfig(width=width, **{key: settings[key] for key in NETWORK if key in settings})
     of_task = ("view",) if method != "distill" else ()  # a distillation's task is its teacher's
     rest = {key: value for key, value in settings.items() if key not in (*NETWORK, *of_task)}
-    config: Config = CONFIGS[method].for_task(replace(find_env(env), view=settings.get("view", ())))
+    config: Config = CONFIGS[method].for_task(replace(env, view=settings.get("view", ())))
     return replace(config, network=network, seed=seed, **rest)
 
 

@@ -1,32 +1,12 @@
-"""A plan's TOML file -> Plan. What is wrong in it is told by its line.
-
-imports = ["./my_tasks.py"]               # modules or files of your own; the only way a plan names code
-env = "pong"
-widths = ["1/8", "1/4"]
-seeds = [0, 1, 2]
-teachers = ["../data/experts/pong/seed-0"]     # from the plan's own folder; or a zip, an .onnx file, module:name
-critic = ["shared", "full", "1/4"]        # an arm of rl for each: rl, rl-split, rl-split-1_4; without it, shared
-scores = [5, 10]                          # at which the report compares sizes
-precision = "float32"                     # of all arms; without it, float32
-
-[evaluation]
-episodes = 100
-starts = [50, 200, 500]                   # also scored after so many random steps
-
-[arms.rl]                                 # a key of ARMS, or any name with a `method`
-total-timesteps = 1_500_000               # any setting of `potstill train` or `potstill distill`
-branch = ["1/8", "1/4", "1/2"]            # also a run of each of these shares of that budget, which costs its end alone
-[arms.rl.width."1/8"]                     # for one width alone
-max-learning-rate = 5e-3
-[arms.distill-student]
-"""
+"""A plan's TOML file -> Plan. What is wrong in it is told by its line. `examples/plan.toml` has every key."""
 
 import math
 import tomllib
 from collections.abc import Callable, Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import takewhile
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from potstill.arms import ARMS, Method
@@ -47,7 +27,7 @@ MAX_DOTS = 200  # in a line: tomllib takes time in the square of a dotted key, 2
 
 _AXES = ("widths", "seeds", "teachers")  # which an arm may have of its own
 _PLAN_KEYS: tuple[str, ...] = ("name", "env", *_AXES, "critic", "precision", "scores", "pairing")
-_PLAN_KEYS += ("imports", "evaluation", "arms", "tune")
+_PLAN_KEYS += ("imports", "task", "evaluation", "arms", "tune")
 _ARM_KEYS = ("method", *_AXES, "from", "width")
 
 
@@ -147,7 +127,9 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
     top.check_keys(_PLAN_KEYS)
     _checked(("imports",), import_modules, top.list("imports", str, ()), "imports", path.parent)
     env: str = top.value("env", str)
-    _checked(("env",), find_env, env)
+    of_task = {key: hint for key, hint in get_type_hints(EnvConfig).items() if key not in ("id", "atari", "view")}
+    played = _typed(top.table("task"), of_task, "task")
+    task = replace(_checked(("env",), find_env, env), **played)
     name: str = top.value("name", str, path.stem)
     if not _is_name(name):
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
@@ -160,7 +142,7 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
     arms = top.table("arms")
     if not arms.values:
         raise _At(("arms",), f"a plan needs arms, such as [arms.rl]; known: {', '.join(ARMS)}")
-    made = tuple(arm for name in arms.values for arm in _arms(top, arms.table(name), path.parent, env))
+    made = tuple(arm for name in arms.values for arm in _arms(top, arms.table(name), path.parent, task))
     names = [arm.name for arm in made]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise _At(("arms", twice), f"two arms are called {twice}: another arm's critic makes one of them")
@@ -176,7 +158,7 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
             raise _At(("arms", arm.name, "from"), f"from names an arm of this plan that distils, not {arm.origin!r}")
     evaluation = EvalConfig(episodes, starts, start_games, secondary)
     pairing = top.choice("pairing", ("cross", "cycle"), "cross")
-    return Plan(name, env, evaluation, made, text, pairing, _tune(top.table("tune")), scores)
+    return Plan(name, env, evaluation, made, text, pairing, _tune(top.table("tune")), scores, played)
 
 
 def _tune(table: _Table) -> dict[str, Any]:
@@ -190,7 +172,7 @@ def _tune(table: _Table) -> dict[str, Any]:
     return {"episodes": episodes, "arms": grids, **axes} if table.values else {}
 
 
-def _arms(top: _Table, arm: _Table, folder: Path, env: str) -> list[PlannedArm]:
+def _arms(top: _Table, arm: _Table, folder: Path, task: EnvConfig) -> list[PlannedArm]:
     """An arm as it stands in the plan, once for each critic that it names: `rl`, `rl-split`, `rl-split-1_4`."""
     here, name = arm.here, arm.here[-1]
     if not _is_name(name):
@@ -218,7 +200,7 @@ def _arms(top: _Table, arm: _Table, folder: Path, env: str) -> list[PlannedArm]:
             raise each.wrong(width, f"width {width} is not one of this arm's: {', '.join(widths)}")
         by_width[width] = _settings(each.table(width), method)
     for width in widths:
-        _checked(here, make_config, method, env, width, 0, settings | by_width.get(width, {}))
+        _checked(here, make_config, method, task, width, 0, settings | by_width.get(width, {}))
     if method != "finetune" and "from" in arm.values:
         raise arm.wrong("from", "from goes with the method finetune")
     origin = arm.value("from", str) if method == "finetune" else None
@@ -250,21 +232,27 @@ def _settings(table: _Table, method: Method) -> dict[str, Any]:
         hints.pop(own, None)
     hints |= {name: get_type_hints(NetworkConfig)[name] for name in NETWORK if name != "options"}
     hints["view"] = get_type_hints(EnvConfig)["view"]
+    return _typed(table, hints, method)
+
+
+def _typed(table: _Table, hints: dict[str, Any], whose: str) -> dict[str, Any]:
+    """Values by field name, each of the type its field has."""
     settings: dict[str, Any] = {}
     for key, value in table.values.items():
-        if key == "network-options":
+        if key == "network-options" and "family" in hints:
             settings["options"] = as_options(table.table(key).values)
             continue
         name = "family" if key == "network" else key.replace("-", "_")
         if name not in hints:
-            hint = meant(name, hints, "see `potstill train --help`").replace("_", "-")
-            raise table.wrong(key, f"{method} has no setting {key!r}: {hint}")
-        if get_origin(hints[name]) is tuple:
-            settings[name] = table.list(key, str)
-        elif options := get_args(hints[name]):
+            hint = meant(name, hints, "see `potstill train --help-all`").replace("_", "-")
+            raise table.wrong(key, f"{whose} has no setting {key!r}: {hint}")
+        hint = get_args(hints[name])[0] if get_origin(hints[name]) is UnionType else hints[name]
+        if get_origin(hint) is tuple:
+            settings[name] = table.list(key, get_args(hint)[0])
+        elif options := get_args(hint):
             settings[name] = table.choice(key, options)
         else:
-            settings[name] = table.typed(key, value, hints[name])
+            settings[name] = table.typed(key, value, hint)
     return settings
 
 

@@ -21,7 +21,6 @@ from potstill.storage.files import read_json
 from potstill.storage.runs import FORMAT_VERSION, InUseError, Run, read_document, working_in
 from potstill.study.execute import Ended, execute, identity, teacher_of_run
 from potstill.study.plan import WHOLE, Part, Plan, RunSpec
-from potstill.tasks import find_env
 from potstill.training.runtime import Runtime
 
 _COSTS = ("env_steps", "gradient_steps", "training_macs")
@@ -79,14 +78,15 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
 def _check_task(plan: Plan, specs: list[RunSpec], wanted: list[RunSpec]) -> None:
     """Refuses teachers of another task than the plan's: their students would be held against scores of that. How they
     are played may differ, where no arm learns from the plan's task itself."""
-    task, rewarded = find_env(plan.env), any(isinstance(spec.config, PPOConfig) for spec in specs)
+    task, rewarded = plan.task, any(isinstance(spec.config, PPOConfig) for spec in specs)
     for teacher in {spec.teacher for spec in wanted if spec.teacher is not None}:
         env = load(teacher).env
         seen = replace(env, view=(), hidden_rows=task.hidden_rows, layout=task.layout)
-        if env.id != task.id or (rewarded and seen != task):
+        if env.id != task.id or ((rewarded or plan.played) and seen != task):
             ours = asdict(task)
             other = ", ".join(name.replace("_", "-") for name, value in asdict(seen).items() if value != ours[name])
-            how = f" with other {other}: leave out the arms that learn from reward" if env.id == task.id else ""
+            left = "[task] of the plan" if plan.played else "the arms that learn from reward"
+            how = f" with other {other}: leave out {left}" if env.id == task.id else ""
             raise InputError(f"{teacher.path} plays {env.id}{how}, the plan's task is {task.id}")
 
 
@@ -190,7 +190,7 @@ def _random_score(plan: Plan, out: Path, runtime: Runtime, folder: Run) -> float
     """Mean score of a uniformly random policy over 32 games, measured once per study."""
     with suppress(InputError, KeyError, ValueError, TypeError):
         return float(read_json(out / "study.json")["random_score"])
-    env = find_env(plan.env)
+    env = plan.task
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), **envs.spaces)
     alone = all(spec.config.num_envs == 1 for spec in plan.specs())

@@ -1,12 +1,6 @@
 """Settings for each arm and size from a grid of trials, the same number for all, on seeds that are not used afterwards.
 
-[tune]
-seeds = [100, 101]
-widths = ["1/32", "1/8", "1"]             # the plan's other widths are interpolated
-episodes = 32
-[tune.arms.rl]
-max-learning-rate = [1e-3, 2.5e-3, 5e-3]  # every combination of the lists is a trial
-total-timesteps = [500_000]               # one value is no choice: the trials have it, the plan keeps its own
+`examples/plan.toml` has such a table, `[tune]`.
 """
 
 import itertools
