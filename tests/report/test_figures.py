@@ -228,3 +228,16 @@ def test_a_part_of_too_many_points_is_a_picture_and_so_is_each_of_a_figure_of_to
     for axes in figure.subplots(2, 2).flat:
         axes.plot([0.0] * points)
     assert figures.svg(figure).count("<image") == pictures
+
+
+@pytest.mark.parametrize("width", [page.PHONE, page.WIDTH])
+def test_the_least_and_the_largest_size_are_labelled_however_close_others_lie(width):
+    sizes = {"1/32": 1_964, "1/16": 2_300, "1/8": 27_479, "1/4": 400_000, "1/2": 424_019}
+    records = [
+        run | {"parameters": sizes[run["width"]]}
+        for run in synthetic.study({"rl": 1.0, "distill-student": 3.0}, tuple(sizes), seeds=1, extended=False)
+    ]
+    figure = scaling_figures.size_score(answer(records, resamples=100), width)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert {"2.0k\n1/32", "424k\n1/2", "27k\n1/8"} == set(labels)
+    check_legible(figure)

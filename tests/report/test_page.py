@@ -209,7 +209,7 @@ def test_the_command_writes_the_page_and_says_where(folder, tmp_path, capsys):
     html = out.read_text()
     assert html.count("<video") == 1
     assert "data:video/mp4;base64,ZmlsbQ==" in html
-    assert "27 done" in text(html)
+    assert "27 runs, all done" in text(html)
 
 
 def test_run_directories_with_their_metrics_make_a_page_too():
@@ -263,3 +263,27 @@ def test_200_runs_of_100_games_make_their_report_within_two_minutes_of_processor
 
 def test_a_record_s_files_are_json(folder):
     assert json.loads((folder / "study.json").read_text())["planned"] == 27
+
+
+@pytest.mark.parametrize(
+    ("statuses", "planned", "told"),
+    [
+        (["done"] * 3, 3, "3 runs, all done"),
+        (["done"] * 2 + ["failed"], 3, "3 runs: 2 done, 1 failed"),
+        (["done"] * 53, 177, "177 runs planned: 53 done, 124 not begun yet"),
+        (["new", "done", "failed"], 40, "40 runs planned: 1 done, 1 failed, 1 new, 37 not begun yet"),
+        ([], 0, "0 runs"),
+    ],
+)
+def test_the_first_line_tells_runs_that_have_not_begun_from_those_that_failed(statuses, planned, told):
+    records = [run | {"status": status} for run, status in zip(few() * 3, statuses, strict=False)]
+    assert f"{told} · potstill" in text(rendered(records, {"planned": planned}))
+
+
+def test_words_of_a_section_s_tables_are_explained_one_by_one(html):
+    section = re.findall(r"<h3>Size and score in numbers</h3>.*?</section>", html, flags=re.DOTALL)[0]
+    told = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section))
+    assert set(told) == {"Ratio", "Difference", "p (Holm)", "Equivalent", "Probability", "Per doubling"}
+    assert all(len(meaning.split()) <= 22 for meaning in told.values())
+    assert "within 0.5 of no difference" in told["Equivalent"]
+    assert '<p class="note">' not in section

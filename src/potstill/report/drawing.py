@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -52,8 +52,8 @@ def grid(
     return figure, axes[:count], axes[max(count - columns, 0) : count]
 
 
-def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
-    """The keys below the panels, in as many columns as the width has room for."""
+def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> Figure:
+    """The figure with the keys below its panels, in as many columns as the width has room for."""
     longest = 0.07 * max(len(str(handle.get_label())) for handle in handles) + 0.45  # inches, with its key
     columns = min(3 if width > NARROW else 2, len(handles), max(1, int(width / longest)))
     rows = -(-len(handles) // columns)
@@ -65,6 +65,7 @@ def legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
         handles=handles, loc="outside lower left", ncols=columns, frameon=False,
         fontsize=9 if width > NARROW else 8.5, handlelength=1.6, columnspacing=1.0,
     )  # fmt: skip
+    return figure
 
 
 def panel_title(ax: Axes, words: str, width: float, **options: Any) -> None:
@@ -72,7 +73,7 @@ def panel_title(ax: Axes, words: str, width: float, **options: Any) -> None:
     ax.set_title("\n".join(textwrap.wrap(words, max(8, int(13 * (width - 0.5))))), fontsize=9, **options)
 
 
-def key_of(arms: Sequence[str], lines: bool = False) -> list[Line2D]:
+def key_of(arms: Iterable[str], lines: bool = False) -> list[Line2D]:
     """A key per arm: its colour with its marker, or with a thicker line where the curves have none."""
     looks = {arm: look_of(arm) for arm in arms}
     return [
@@ -110,13 +111,14 @@ def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
 def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
     """A logarithmic axis of sizes: a tick per size, with its width where there is room for it."""
     sizes = sorted({(group.parameters, group.width) for group in groups})
-    span = max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9)
+    room = 0.34 * max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9) / (width - 1.0)
     ticks: list[tuple[int, str]] = []
-    for parameters, name in reversed(sizes):
-        if not ticks or math.log(ticks[-1][0] / parameters) > 0.34 * span / (width - 1.0):
-            ticks.append((parameters, f"{short(parameters)}\n{name}"))
+    for size in (sizes[-1], sizes[0], *sizes[1:-1]):  # the ends are labelled whatever lies near them
+        if all(abs(math.log(size[0] / other)) > room for other, _ in ticks):
+            ticks.append(size)
     ax.set_xscale("log")
-    ax.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=10 if width > NARROW else 9)
+    labels = [f"{short(parameters)}\n{name}" for parameters, name in ticks]
+    ax.set_xticks([parameters for parameters, _ in ticks], labels, fontsize=10 if width > NARROW else 9)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(sizes[0][0] / 1.8, sizes[-1][0] * 1.8)
     ax.set_xlabel(

@@ -151,13 +151,14 @@ def render(
     each = answers_of(studies, seed, resamples) if each is None else each
     records = [record for study in studies for record in study.records]
     statuses = [str(record.get("status")) for record in records]
+    waiting = sum(max((planned or 0) - len(answers.records), 0) for answers, planned, _ in each)
     full = tables.runs(records, [answers for answers, *_ in each])
     shown = full._replace(rows=full.rows[:SHOWN])
     return template("study.html").render(
         name=", ".join(conclusions.task(answers) for answers, *_ in each if answers.task) or studies[0].name,
         version=__version__,
-        status=[(status, statuses.count(status)) for status in dict.fromkeys(sorted(statuses))],
-        total=sum(max(planned or 0, len(answers.records)) for answers, planned, _ in each),
+        status=[(status, statuses.count(status)) for status in sorted({*statuses})],
+        waiting=waiting,
         across=tables.across([(answers, planned) for answers, planned, _ in each]) if len(each) > 1 else None,
         tasks=[_task(found, alone=len(each) == 1) for found in each],
         runs=shown,

@@ -55,8 +55,7 @@ def size_score(answers: Answers, width: float = WIDTH) -> Figure:
                 drawing.panel_title(ax, " and ".join(look_of(arm).label for arm in shown), room)
                 ax.set_xlabel("parameters" if ax in lowest else "")
         drawing.same_heights(axes)
-        legend(figure, drawing.key_of(first or arms) + lines, width)
-    return figure
+        return legend(figure, drawing.key_of(first or arms) + lines, width)
 
 
 def _draw_scores(ax: Axes, groups: Sequence[Group], beside: float) -> None:
@@ -131,8 +130,7 @@ def agreement_score(answers: Answers, width: float = WIDTH) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.set_xlabel("states where both would act the same")
         ax.set_ylabel("score of a game")
-        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group, _ in runs))) + lines, width)
-    return figure
+        return legend(figure, drawing.key_of(group.arm for group, _ in runs) + lines, width)
 
 
 def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
@@ -175,8 +173,7 @@ def size_ratios(answers: Answers, width: float = WIDTH) -> Figure:
         ax.set_yticks(range(len(answers.scale.targets)), [f"{target:g}" for target in answers.scale.targets])
         ax.set_ylabel("score to reach")
         ax.set_xlabel(f"times the parameters (log scale){', ' if width > NARROW else chr(10)}above 1: RL needs more")
-        legend(figure, drawing.key_of(arms), width)
-    return figure
+        return legend(figure, drawing.key_of(arms), width)
 
 
 def differences(answers: Answers, width: float = WIDTH) -> Figure:
@@ -205,8 +202,7 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
             )
         drawing.size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
         ax.set_ylabel("difference in score")
-        legend(figure, drawing.key_of(arms), width)
-    return figure
+        return legend(figure, drawing.key_of(arms), width)
 
 
 def budgets(answers: Answers, width: float = WIDTH) -> Figure:
@@ -272,8 +268,7 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
             Line2D([], [], color=look_of(r).colour, linestyle=lines[r], label=look_of(r).short.replace("\n", " "))
             for r in rewards
         ]
-        legend(figure, key, width)
-    return figure
+        return legend(figure, key, width)
 
 
 def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
@@ -296,8 +291,7 @@ def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_xlim(left=0.0)
             ax.set_xlabel("agent steps" if ax in lowest else "")
         drawing.same_heights(axes)
-        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group in groups)), lines=True), width)
-    return figure
+        return legend(figure, drawing.key_of((group.arm for group in groups), lines=True), width)
 
 
 def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
@@ -330,8 +324,7 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
             ax.set_xlabel(words if beside else f"{words} (log scale)")
         drawing.same_heights(axes)
-        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group in groups))), width)
-    return figure
+        return legend(figure, drawing.key_of(group.arm for group in groups), width)
 
 
 def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
@@ -356,8 +349,7 @@ def bad_starts(answers: Answers, width: float = WIDTH) -> Figure:
             ax.yaxis.set_major_locator(MaxNLocator(5))
             ax.set_xlabel("k, random steps first" if ax in lowest else "")
         drawing.same_heights(axes)
-        legend(figure, drawing.key_of(list(dict.fromkeys(group.arm for group in groups))), width)
-    return figure
+        return legend(figure, drawing.key_of(group.arm for group in groups), width)
 
 
 def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
@@ -393,8 +385,7 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
             ax.set_ylim(bottom=0.0)
             ax.set_title(words, fontsize=10)
             drawing.size_axis(ax, groups, width / columns)
-        legend(figure, drawing.key_of(arms), width)
-    return figure
+        return legend(figure, drawing.key_of(arms), width)
 
 
 def growth(answers: Answers, width: float = WIDTH) -> Figure:
@@ -417,8 +408,7 @@ def growth(answers: Answers, width: float = WIDTH) -> Figure:
             ax.plot(x, [each.score.value for each in mine], color=look.colour, marker=look.marker, markersize=5.5)
         drawing.size_axis(ax, [group for group in answers.groups if group.arm in arms], width)
         ax.set_ylabel("points per doubling")
-        legend(figure, drawing.key_of(arms), width)
-    return figure
+        return legend(figure, drawing.key_of(arms), width)
 
 
 def _compared(answers: Answers) -> list[Group]:
