@@ -16,7 +16,7 @@ from statistics import mean
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 from numpy.random import default_rng
 
 from potstill.analysis.scaling import Bounded
@@ -138,7 +138,7 @@ def _three(size: Bounded) -> str:
 
 def answers(told: dict[str, Scores]) -> str:
     """The three questions, and what the records say of each: whole sentences, with units and a comparison."""
-    pong, breakout, invaders = told.values()
+    _, breakout, invaders = told.values()
     lead = {
         play: [sum(each) for each in zip(*(_lead(scores, play) for scores in told.values()), strict=True)]
         for play in PLAYS
@@ -147,13 +147,13 @@ def answers(told: dict[str, Scores]) -> str:
     rise = {arm: [f"{gain:.0f}" for *_, gain in invaders.growth(arm)] for arm in ("rl", "distill-student")}
     return f"""\
 **1. Does learning from reward need a bigger network than learning from a teacher? Not known yet.** On Breakout a
-student of {2189:,} parameters scores {breakout.mean("distill-student", 2189):.1f} bricks, and RL needs {33323:,} for
-{breakout.mean("rl", 33323):.1f}, with one million steps and a small critic.
-{pilots(pong, breakout)}
+student of {2189:,} parameters clears {breakout.mean("distill-student", 2189):.1f} bricks in a game, and RL needs
+{33323 / 2189:.0f} times as many parameters for {breakout.mean("rl", 33323):.1f}. [More training and a larger
+critic](docs/results.md#two-pilots-with-a-larger-critic) may change that.
 
 **2. Can a student beat RL of its own size? On average it did, but three runs cannot show it.** The
 students' mean score is above RL's at {spoken["greedy"]} of the three games in greedy play, and at {spoken["sampled"]}
-with sampled actions. An exact test of three runs against three cannot go below p = 0.10.
+with sampled actions. With three runs of each at a size, that may still be chance.
 
 **3. How do both scale with size? From some size on, a larger network gains less.** On Space Invaders, from 611 to
 33,532 parameters, each doubling gains a student {_and(rise["distill-student"])} points, and RL {_and(rise["rl"])}. On
@@ -236,7 +236,7 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         note = "line: mean of the runs; dot: a run; RL has a critic as small as its actor, and 2M agent steps on Pong,"
         note += " 1M on the others"
-        title = "Students score higher than RL in greedy play, less so in sampled"
+        title = "Students score higher than RL, most of all in greedy play"
         figure, axes = canvas(title, note, width, 5.6, 2, len(told))
         for place, ax in enumerate(axes):
             (game, scores), play = list(told.items())[place % len(told)], list(PLAYS)[place // len(told)]
@@ -249,7 +249,8 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
                 ax.plot(sizes, means, color=look.colour, marker=look.marker, markersize=4.5, linewidth=1.5)
             ax.set_xscale("log")
             ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+            sizes = sorted({size for arm in arms for size in scores.sizes(arm)})
+            ax.set_xticks(sizes, [short(size) for size in sizes], fontsize=9)
             if place < len(told):
                 ax.set_title(f"{game}, {UNITS[game]}", fontsize=10)
             else:
@@ -261,8 +262,7 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
         reward, student = key_of(arms)
         reward.set_label("RL: learns from reward")
         student.set_label("student: learns from a teacher")
-        legend(figure, [reward, student], width)
-    return figure
+        return legend(figure, [reward, student], width)
 
 
 def main(arguments: list[str]) -> int:

@@ -5,7 +5,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+from test_figures import check_legible
 
+from potstill.report.figures import short
 from potstill.report.tables import Table, Value
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "front_page.py"
@@ -112,3 +114,12 @@ def test_the_pilots_are_told_by_their_records_and_tested_only_once_they_are_whol
         *first
     )
     assert "from 2.0 to 7.0 bricks (exact test, p = 0.008); students score 5.0." in pilots(*first, "sampled")
+
+
+def test_every_size_that_was_measured_has_its_tick_in_the_first_figure(front):
+    told = {game: front["read"](name) for name, game in front["STUDIES"].items()}
+    figure = front["score_by_size"](told)
+    check_legible(figure)
+    for ax, scores in zip(figure.axes, 2 * list(told.values()), strict=True):
+        labels = [label.get_text() for label in ax.get_xticklabels()]
+        assert labels == [short(size) for size in scores.sizes("distill-student")]
