@@ -1,4 +1,4 @@
-"""Do the documents tell the truth, and plainly? Links lead somewhere; commands and their flags exist in `--help`.
+"""Do the documents tell the truth, and plainly? Links lead somewhere; commands and their flags exist.
 
 A command counts where it stands as one: at the start of an inline code span, or of a line in a fenced shell block.
 Flags are checked in the fenced blocks, which a reader copies. README, CONTRIBUTING and docs/ are for those who learned
@@ -41,13 +41,13 @@ DECORATION = re.compile(
 
 @cache
 def help_text(*command: str) -> str | None:
-    """What `python COMMAND --help` prints, None where it fails: there is no such command.
+    """All options, as `python COMMAND` prints them, None where it fails: there is no such command.
 
     All in this process: the imports would take longer than the rest.
     """
     module, *words = command
     path, arguments, shown = sys.path.copy(), sys.argv.copy(), StringIO()
-    sys.argv = [module, *words, "--help"]
+    sys.argv = [module, *words, "--help" if "/" in module else "--help-all"]
     sys.path.insert(0, str((ROOT / module).parent))
     try:
         with redirect_stdout(shown), redirect_stderr(StringIO()):

@@ -1,16 +1,17 @@
-"""What MkDocs fills in while it builds the site: the help of every command, and the columns of the tables.
+"""What MkDocs fills in while it builds the site: the help of every command, the columns of the tables, and files.
 
-A page that would load anything from elsewhere, or lacks a file that it includes, stops the build.
+A page that would load anything from elsewhere stops the build, and so does a link to a file that is not there.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from check_docs import help_text
+from check_docs import ROOT, help_text
 
-from potstill.cli import COMMANDS
+from potstill.menu import COMMANDS
 from potstill.results import COLUMNS
 
 TYPES = {"String": "text", "Int64": "whole number", "Float64": "number"}
@@ -19,10 +20,7 @@ TYPES = {"String": "text", "Int64": "whole number", "Float64": "number"}
 def command_line() -> str:
     """A section per command with what its `--help` prints."""
     os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    names = [name for name in COMMANDS if name != "study"] + [
-        f"study {name}" for name in ("run", "status", "tune", "table")
-    ]
-    shown = {f"potstill {name}": help_text("potstill", *name.split()) for name in names}
+    shown = {f"potstill {name}": help_text("potstill", *name.split()) for name in COMMANDS}
     if missing := [name for name, text in shown.items() if text is None]:
         raise SystemExit(f"no help is printed by {', '.join(missing)}")
     return "\n\n".join(f"## {name}\n\n```text\n{(text or '').strip()}\n```" for name, text in shown.items())
@@ -54,16 +52,23 @@ MADE: dict[str, Callable[[], str]] = {
 }
 
 
+LINKED = re.compile(r"^\[`[^`\n]+`\]\((?:\.\./)+([^)\n]+)\)$", re.MULTILINE)  # a line of nothing but a link to a file
+
+
+def file_of(link: re.Match[str]) -> str:
+    """The file itself, where GitHub shows the link to it."""
+    path = Path(link[1])
+    return f'```{path.suffix[1:]} title="{path}"\n{(ROOT / path).read_text()}```'
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     for marker, made in MADE.items():
         if marker in markdown:
             markdown = markdown.replace(marker, made())
-    return markdown
+    return LINKED.sub(file_of, markdown)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     if loaded := re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)", output):
         raise SystemExit(f"{page.file.src_path} loads {loaded[0]}: the site works without a network")
-    if "--8" in re.sub(r"<[^>]*>", "", output):  # a formatter of code once took the marker for Python
-        raise SystemExit(f'{page.file.src_path} shows the marker of an include: write --8<-- "FILE"')
     return output

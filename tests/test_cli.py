@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from potstill import __version__, evaluation
-from potstill.cli import COMMANDS
 from potstill.distill import DistillConfig
+from potstill.menu import COMMANDS
 from potstill.networks import NetworkConfig, Policy
-from potstill.options import peek
+from potstill.options import FIRST, peek
 from potstill.policies import save_policy
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import Run
@@ -208,24 +208,39 @@ def test_a_bad_option_of_train_is_one_line_and_makes_nothing(call, tmp_path, mon
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "--bogus", "3"], "--bogus"),
-        (["train", "--num-envs", "many"], "many"),
-        (["train", "--precision", "float8"], "float8"),
-        (["train", "--env"], "--env"),
-        (["evaluate"], "PATH"),
+        ("train --num-envs many", "train: --num-envs is a whole number, not 'many'"),
+        ("train --num-envs 50%", "train: --num-envs is a whole number, not '50%'"),
+        ("train --gamma 99%", "train: --gamma is a number, not '99%': write 0.99"),
+        ("train --precision float8", "train: invalid choice 'float8' for argument '--precision'. Expected one of"),
+        ("train --env", "train: Missing value for argument '--env'"),
+        ("compress one --keep 95%", "compress: --keep is a number, not '95%': write 0.95"),
+        ("compress one --max-parameters 50%", "compress: --max-parameters is a whole number, not '50%'"),
+        ("evaluate one --sticky 12.5%", "evaluate: --sticky is a number, not '12.5%': write 0.125"),
+        ("compare --seeds 0 x", "compare: --seeds: Could not find valid parse for arguments: ['0', 'x']"),
+        ("evaluate", "evaluate needs POLICY, such as potstill evaluate data/experts/pong/seed-0"),
+        ("evaluate --episodes 3", "evaluate needs POLICY, such as potstill evaluate data/experts/pong/seed-0"),
+        ("watch", "watch needs POLICIES, such as potstill watch data/experts/pong/seed-0"),
+        ("watch --seed 2", "watch needs POLICIES, such as potstill watch data/experts/pong/seed-0"),
+        ("report", "report needs STUDIES, such as potstill report data/results/first/pong"),
+        ("compress", "compress needs TEACHER, such as potstill compress data/experts/pong/seed-0 --keep 0.95"),
+        ("export", "export needs POLICY, such as potstill export data/experts/pong/seed-0 --out policy.c"),
+        ("study run", "study run needs PLAN, such as potstill study run plans/quick.toml"),
+        ("study table results", "study table needs --out, such as potstill study table data/results/first/pong --out"),
+        ("import-sb3 model.zip", "import-sb3 needs --env and --out, such as potstill import-sb3 model.zip --env pong"),
+        ("push", "push needs POLICY and REPO_ID, such as potstill push data/experts/pong/seed-0 USER/NAME"),
     ],
 )
-def test_what_the_parser_does_not_know_is_named_without_a_traceback(call, words, said):
-    code, out, err = call(*words)
+def test_a_value_of_another_kind_and_a_missing_word_are_told_in_one_line_with_what_would_be_right(call, words, said):
+    code, out, err = call(*words.split())
     assert (code, out) == (2, "")
-    assert said in err
-    assert "Traceback" not in err
+    assert err.startswith(f"potstill: {said}")
+    assert is_one_line(err)
 
 
 def test_distill_needs_a_teacher(call, policies, tmp_path):
     code, _, err = call("distill", "--out", tmp_path / "run")
     assert (code, is_one_line(err)) == (2, True)
-    assert "name the teacher" in err
+    assert "distill needs TEACHER, such as potstill distill data/experts/pong/seed-0" in err
     code, _, err = call("distill", "--resume", tmp_path, "--out", tmp_path / "run")
     assert (code, is_one_line(err)) == (2, True)
     assert "leave one of them out" in err
@@ -298,8 +313,12 @@ def test_an_unknown_command_is_answered_with_the_nearest(call):
         ("train cartpole", "'cartpole' is one word too many for train: it may want an option before it, such as"),
         ("info now", "'now' is one word too many for info: it may want an option before it"),
         ("report one two --xyz", "report has no option --xyz; see potstill report --help"),
-        ("study plan.toml", "'plan.toml' is no command of potstill study: write one of run, status, table, tune"),
-        ("study", "potstill study needs a command: write one of run"),
+        (
+            "study plan.toml",
+            "no command is called 'study plan.toml'; write one of study run, study status, study tune,",
+        ),
+        ("study", "no command is called 'study'; write one of study run, study status, study tune, study table"),
+        ("compress one --width=1/8", "compress has no option --width; did you mean --max-parameters?"),
     ],
 )
 def test_a_word_that_a_command_does_not_know_is_one_line_that_names_the_right_one(call, words, told):
@@ -312,21 +331,24 @@ def test_a_word_that_a_command_does_not_know_is_one_line_that_names_the_right_on
 def test_help_lists_every_command(call):
     code, out, err = call("--help")
     assert (code, err) == (0, "")
-    for command, what in COMMANDS.items():
-        assert f"potstill {command:<14}  {what}" in out
+    for command, each in COMMANDS.items():
+        assert f"\n  potstill {command:<14}  {each.does}\n" in out
     assert call() == (2, out, "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_shows_its_defaults(call, command):
-    code, out, err = call(command, "--help")
+    code, out, err = call(*command.split(), "--help-all")
     assert (code, err) == (0, "")
     assert f"usage: potstill {command}" in out
     assert {
         "train": f"(default: {PPOConfig().total_timesteps})",
         "distill": f"(default: {DistillConfig().total_timesteps})",
         "compare": "(default: 1/4 1/8 1/16)",
-        "study": "study run PLAN",
+        "study run": "(default: 900.0)",
+        "study status": "--json",
+        "study tune": "(default: 1)",
+        "study table": "(required)",
         "report": "(default: 10000)",
         "compress": "(default: 0.95)",
         "evaluate": "(default: 100)",
@@ -340,18 +362,39 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
     }[command] in " ".join(out.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "study run", "study status", "study table", "study tune"])
-def test_every_option_that_a_help_shows_is_known(call, command):
-    """The list that a mistaken option is compared with is that of tyro."""
-    out = call(*command.split(), "--help")[1]
-    shown = re.findall(r"^[│| ]{1,2}(?:-h, )?(--[a-z][a-z0-9-]*)", out, re.MULTILINE)
-    assert bool(shown) == (command != "study")
-    for option in shown:
-        assert "has no option" not in call(*command.split(), option, "--help")[2], option
+OPTION = re.compile(r"^  (?:-h, )?(--[a-z][a-z0-9-]*)", re.MULTILINE)
+
+
+def test_a_long_help_shows_what_is_needed_first_on_two_screens_and_one_word_shows_all(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    known, long = set(), []
+    for command in COMMANDS:
+        short, whole = (call(*command.split(), word)[1] for word in ("--help", "--help-all"))
+        assert max(map(len, (short + whole).splitlines())) <= 80
+        assert len(short.splitlines()) <= 48, command
+        assert f"\n\nSuch as: potstill {command}" in short
+        first, every = OPTION.findall(short), OPTION.findall(whole)
+        known.update(option.removeprefix("--") for option in every)
+        assert not {f"--{name}" for name in COMMANDS[command].without}.intersection(every)
+        assert "{None}" not in whole
+        assert "(default: None)" not in whole
+        if short != whole:
+            long.append(command)
+            assert short.endswith(f"\n{len(every) - len(first)} more options: potstill {command} --help-all\n")
+            assert first == [option for option in every if option.removeprefix("--") in FIRST]
+    assert long == ["train", "distill", "compare", "study run", "study tune", "compress"]
+    assert known >= FIRST - {"help-all"}
+
+
+def test_the_example_of_a_command_names_what_there_is():
+    check = runpy.run_path(str(ROOT / "scripts" / "check_docs.py"))["broken_command"]
+    for command, (_, _, example, _) in COMMANDS.items():
+        assert check(f"potstill {command} {example}", check_flags=True) == []
+        assert all((ROOT / word).exists() for word in example.split() if word.startswith(("data/", "plans/")))
 
 
 def test_the_defaults_shown_are_those_of_the_task(call):
-    _, out, _ = call("train", "--env", "cartpole", "--help")
+    _, out, _ = call("train", "--env", "cartpole", "--help-all")
     shown = " ".join(out.replace("│", " ").split())
     assert "(default: cartpole)" in shown
     assert "Probability that the emulator repeats" in shown
@@ -384,7 +427,7 @@ def test_compare_refuses_the_options_of_a_single_distillation(call, policies, tm
     for flag in ("--width", "--lead", "--seed"):
         code, _, err = call("compare", "--teachers", policies / "one", flag, "1", "--out", tmp_path / "out")
         assert (code, is_one_line(err)) == (2, True)
-        assert f"write {flag}s" in err
+        assert f"compare has no option {flag}; did you mean {flag}s?" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,8 +12,8 @@ import pytest
 from processes import call, python
 
 import potstill
-from potstill.cli import COMMANDS
 from potstill.distill import DistillConfig
+from potstill.menu import COMMANDS
 from potstill.results import COLUMNS
 from potstill.study.planfile import read_plan
 
@@ -113,7 +113,7 @@ def test_the_readme_has_no_commits_and_no_machines():
 
 def test_the_reference_has_every_command_and_every_column(site):
     shown, table = site["command_line"](), site["columns"]()
-    for name in [name for name in COMMANDS if name != "study"] + ["study run", "study tune"]:
+    for name in COMMANDS:
         assert f"## potstill {name}\n\n```text\nusage: potstill {name}" in shown
     assert [row.split("`")[1] for row in table.splitlines()[2:]] == list(COLUMNS)
 
@@ -142,5 +142,17 @@ def test_a_page_that_loads_from_elsewhere_stops_the_build(site):
     assert site["on_post_page"](own, page=Page) == own
     with pytest.raises(SystemExit, match=r"index\.md loads https://example\.org/a\.js"):
         site["on_post_page"]('<script src="https://example.org/a.js"></script>', page=Page)
-    with pytest.raises(SystemExit, match=r"index\.md shows the marker of an include"):
-        site["on_post_page"]('<code><span>--</span><span>8</span> &lt; --"file.py"</code>', page=Page)
+
+
+def test_a_file_of_code_is_a_link_on_github_and_stands_whole_on_the_site(site):
+    pages, shown = {path: path.read_text() for path in (ROOT / "docs").rglob("*.md")}, {}
+    for path, text in pages.items():
+        assert "--8<--" not in text, path
+        linked = re.findall(r"^\[`(.+)`\]\((.+)\)$", text, re.MULTILINE)
+        made = site["on_page_markdown"](text) if linked else ""
+        for name, target in linked:
+            assert (path.parent / target).resolve() == ROOT / name
+            assert f'\n```{name.partition(".")[2]} title="{name}"\n{(ROOT / name).read_text()}```\n' in made
+            shown[name] = path.name
+    files = {"examples/my_tasks.py": "task.md", "examples/plan.toml": "plan.md", "src/potstill/distill.py": "code.md"}
+    assert shown == files

@@ -131,7 +131,7 @@ def test_full_is_everything_again():
 def test_the_help_has_every_view(capsys):
     for command in (["train"], ["distill"]):
         with pytest.raises(SystemExit):
-            main([*command, "--help"])
+            main([*command, "--help-all"])
         told = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert "--view" in told
         assert command == ["distill"] or all(view.written in told for view in views.VIEWS.values())

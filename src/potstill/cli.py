@@ -2,33 +2,13 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-COMMANDS = {
-    "train": "an expert, from scratch, with PPO",
-    "distill": "a student from a teacher",
-    "compare": "several distillations at once, a table and figures",
-    "study": "a plan's runs: run, status, tune, table",
-    "report": "a study's answers and figures as one HTML page",
-    "compress": "the smallest student that keeps a share of the score",
-    "evaluate": "a policy's score, with its interval and latency",
-    "watch": "film a game, or teacher and student side by side",
-    "export": "a policy as ONNX or C, checked against PyTorch",
-    "import-sb3": "a Stable-Baselines3 zip, running none of it",
-    "import-weights": "a state dict, running none of it",
-    "push": "a policy to the Hugging Face Hub, with a card",
-    "pull": "a policy from the Hugging Face Hub, never a pickle",
-    "info": "versions, devices, cores: what a bug report needs",
-}
-_ROOMS = {
-    "commands.learning": ("train", "distill", "compress"),
-    "commands.looking": ("report", "evaluate", "watch", "info"),
-    "commands.exchange": ("export", "import-sb3", "import-weights", "push", "pull"),
-    "commands.studying": ("compare", "study"),
-}
+from potstill.menu import COMMANDS
 
 LEAST_MEMORY = 800
 """MiB of address space without which importing torch, or the first run after it, may end the process."""
@@ -71,7 +51,8 @@ def _guarded(arguments: list[str]) -> Any:
 
 
 def _run(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    words = 1 + (arguments[:1] == ["study"])  # of the command's name
+    if not arguments or {"-h", "--help", "--help-all"}.intersection(arguments[:words]):
         print(_usage())
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
@@ -85,9 +66,10 @@ def _run(arguments: list[str]) -> None:
 
     from potstill.errors import InputError, Terminated, meant
 
-    command, *rest = arguments
+    command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
-        hint = meant(command, COMMANDS, f"commands: {', '.join(COMMANDS)}")
+        study = ", ".join(name for name in COMMANDS if name.startswith("study "))
+        hint = f"write one of {study}" if arguments[0] == "study" else meant(command, COMMANDS)
         raise InputError(f"no command is called {command!r}; {hint}")
     try:
         os.getcwd()
@@ -101,11 +83,10 @@ def _run(arguments: list[str]) -> None:
     main_thread = threading.current_thread() is threading.main_thread()  # no other may have handlers
     previous = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:
-        room = next(room for room, commands in _ROOMS.items() if command in commands)
         with _starting(command):
             rest = _import_named(rest)
-            module = import_module(f"potstill.{room}")
-        getattr(module, command.replace("-", "_"))(rest)
+            module = import_module(f"potstill.commands.{COMMANDS[command].room}")
+        getattr(module, re.sub("[- ]", "_", command))(rest)
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -202,17 +183,12 @@ def _import_named(arguments: list[str]) -> list[str]:
 
 
 def _usage() -> str:
-    lines = [
-        "usage: potstill COMMAND [OPTIONS]",
-        "",
-        "Train a policy, distil it into smaller ones, measure what size buys.",
-        "",
-    ]
     longest = max(map(len, COMMANDS))
-    lines += [f"  potstill {name:<{longest}}  {what}" for name, what in COMMANDS.items()]
-    lines += ["", "potstill COMMAND --help lists a command's options with their defaults."]
-    lines += ["--import MODULE, with any command, imports tasks or networks of yours first."]
-    return "\n".join(lines)
+    opening = "usage: potstill COMMAND [OPTIONS]\nTrain a policy, distil it to smaller ones, measure what size buys.\n"
+    commands = (f"  potstill {name:<{longest}}  {each.does}" for name, each in COMMANDS.items())
+    closing = "\npotstill COMMAND --help lists its options; --help-all lists the rare ones too."
+    imports = "--import MODULE, with any command, imports tasks or networks of yours first."
+    return "\n".join((opening, *commands, closing, imports))
 
 
 if __name__ == "__main__":

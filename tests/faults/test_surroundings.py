@@ -13,7 +13,7 @@ from processes import call, surrounded
 TINY = ["--env", "cartpole", "--total-timesteps", "256", "--num-envs", "4", "--num-steps", "64", "--minibatch-size"]
 TINY += ["64", "--width", "1/8", "--normalise-inputs", "40", "--device", "cpu", "--threads", "1", "--evaluate", "0"]
 TRAIN = ["train", *TINY, "--precision", "float32", "--out", "run"]
-HELP = "potstill COMMAND --help lists a command's options with their defaults."
+HELP = "potstill COMMAND --help lists its options; --help-all lists the rare ones too."
 
 
 def potstill(tmp_path, before, words):

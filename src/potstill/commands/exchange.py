@@ -128,18 +128,16 @@ def export(arguments: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", *record["models"], box=None)
-    models = record["models"].values()
-    for name in ("path", "bytes", "constants", "flash", "stack", "latency_ms", "latency_p95_ms"):
-        if name not in record["models"]["float32"]:
-            continue
-        table.add_row(name.replace("_", " "), *(Text(describe_value(model[name])) for model in models))
+    models = list(record["models"].values())
+    names = ("path", "bytes", "constants", "flash", "stack", "latency_ms", "latency_p95_ms")
+    rows = {name: [model[name] for model in models] for name in names if name in models[0]}
     for games in ("score", "action_noise", "observation_noise", "delay"):
-        if games not in record["models"]["float32"]:
-            continue
         for name in ("mean", "ci95", "worst", "episodes") if games == "score" else ("mean",):
-            title = name if games == "score" else f"{name}, {games.replace('_', ' ')}"
-            table.add_row(title, *(Text(describe_value(model[games][name])) for model in models))
+            if games in models[0]:
+                rows[name if games == "score" else f"{name}, {games}"] = [model[games][name] for model in models]
+    table = Table("", *record["models"], box=None)
+    for name, values in rows.items():
+        table.add_row(name.replace("_", " "), *(Text(describe_value(value)) for value in values))
     Console(width=1_000).print(table)
     print(f"card: {out}.json", *demands(loaded.policy), sep="\n")
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""

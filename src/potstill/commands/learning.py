@@ -14,7 +14,7 @@ from potstill.compress.config import CompressConfig
 from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
-from potstill.options import Unnamed, fitted, parse, peek
+from potstill.options import Unnamed, fitted, lacking, parse, peek
 from potstill.ppo import PPOConfig
 from potstill.storage.runs import next_directory
 from potstill.study.execute import StudyInterrupted
@@ -72,9 +72,7 @@ def distill(arguments: Sequence[str]) -> None:
     """`potstill distill`."""
     options = vars(parse(_Distill, arguments, "distill", _Distill()))
     if options["resume"] is None and options["teacher"] is None:
-        raise InputError(
-            "name the teacher: a run directory, an expert directory such as data/experts/pong/seed-0, or a checkpoint"
-        )
+        raise lacking("distill", "TEACHER")
     _make(api.distill, options)
 
 
@@ -96,8 +94,6 @@ class _Compress(Unnamed):
 
 def compress(arguments: Sequence[str]) -> None:
     """`potstill compress`: exits with 1 where no student was found."""
-    if peek(arguments, "--width", ""):
-        raise InputError("--width is what compress looks for: bound it with --max-parameters")
     options = vars(parse(_Compress, arguments, "compress"))
     out = options.pop("out") or next_directory(Path("distill_run"), "compression")
     runtime = Runtime(**{name: options.pop(name) for name in ("device", "threads", "quiet")})

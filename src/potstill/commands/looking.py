@@ -16,7 +16,7 @@ from potstill.arms import arm_of, look_of
 from potstill.errors import InputError
 from potstill.load import load_all
 from potstill.networks import resolve_device
-from potstill.options import Unnamed, fitted, parse
+from potstill.options import Unnamed, fitted, lacking, parse
 from potstill.policies import LoadedPolicy
 from potstill.storage.files import read_json
 from potstill.training.runtime import Runtime, processor
@@ -79,7 +79,7 @@ def watch(arguments: Sequence[str]) -> None:
 
     options = parse(_Watch, arguments, "watch")
     if not options.policies:
-        raise InputError("name a policy to watch, or several to stand side by side")
+        raise lacking("watch", "POLICIES")
     loaded = load_all(options.policies, options.env, statistics=options.statistics)
     film(
         list(zip(_roles(options.policies, loaded), loaded, strict=True)),
@@ -127,7 +127,7 @@ def report(arguments: Sequence[str]) -> None:
     if options.resamples < 100:
         raise InputError(f"resamples must be 100 or more, not {options.resamples}: percentiles are read from them")
     if not options.studies:
-        raise InputError("potstill report needs a study's folder, such as data/results/first/pong")
+        raise lacking("report", "STUDIES")
     out = options.out or options.studies[0] / "report.html"
     with Console(stderr=True).status("potstill report: computing and drawing"):
         said = page.write(options.studies, out, options.seed, options.resamples)

@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from potstill import api
 from potstill.errors import InputError, printable
 from potstill.evaluation import EvalConfig
-from potstill.options import parse, peek
+from potstill.options import parse
 from potstill.report import scaling_figures as drawn
 from potstill.report.answers import answer
 from potstill.report.figures import save
@@ -43,9 +43,6 @@ class _Compare:
 
 def compare(arguments: Sequence[str]) -> None:
     """`potstill compare`: a grid of distillations, then its tables and figures."""
-    for one in ("--width", "--lead", "--seed"):
-        if peek(arguments, one, ""):
-            raise InputError(f"{one} is of a single distillation: write {one}s and what to compare")
     options = parse(_Compare, arguments, "compare", _Compare())
     out = options.out or next_directory(Path("distill_run"), "comparison")
     specs = options.grid.specs()
@@ -72,11 +69,15 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _StudyTune:
+class _Study:
     plan: Positional[Path]
     """The plan, a TOML file: see docs/reference/plan.md."""
     out: Path | None = None
     """Folder of the study's records, with the run directories under `runs`. Default: results/<name of the plan>."""
+
+
+@dataclass(frozen=True)
+class _StudyTune(_Study):
     pool: OmitArgPrefixes[Pool] = field(default_factory=Pool)
     runtime: OmitArgPrefixes[Runtime] = field(default_factory=lambda: Runtime(threads=1))  # of each run
 
@@ -87,11 +88,7 @@ class _StudyRun(_StudyTune):
 
 
 @dataclass(frozen=True)
-class _StudyStatus:
-    plan: Positional[Path]
-    """The plan, a TOML file."""
-    out: Path | None = None
-    """Folder of the study's records. Default: results/<name of the plan>."""
+class _StudyStatus(_Study):
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -104,21 +101,7 @@ class _StudyTable:
     """The table: .csv or .parquet; must not exist."""
 
 
-def study(arguments: Sequence[str]) -> None:
-    """`potstill study run|status|table|tune`."""
-    commands = {"run": _run, "status": _status, "table": _table, "tune": _tune}
-    word, *rest = arguments or [""]
-    if word in ("-h", "--help"):
-        print("usage: potstill study run PLAN | status PLAN | tune PLAN | table FOLDER --out FILE")
-        print("\npotstill study run --help lists its options with their defaults; so do the others.")
-        return
-    if word not in commands:
-        what = f"{word!r} is no command of potstill study" if word else "potstill study needs a command"
-        raise InputError(f"{what}: write one of {', '.join(commands)}, such as potstill study run PLAN")
-    commands[word](rest)
-
-
-def _run(arguments: Sequence[str]) -> None:
+def study_run(arguments: Sequence[str]) -> None:
     options = parse(_StudyRun, arguments, "study run")
     plan = read_plan(options.plan)
     out = options.out or Path("results") / plan.name
@@ -138,7 +121,7 @@ def _drive(plan: Plan, out: Path, options: _StudyTune, part: Part = WHOLE) -> di
     return done.failed
 
 
-def _tune(arguments: Sequence[str]) -> None:
+def study_tune(arguments: Sequence[str]) -> None:
     options = parse(_StudyTune, arguments, "study tune")
     plan = read_plan(options.plan)
     trial_plan = tune.tuning_plan(plan)
@@ -151,22 +134,22 @@ def _tune(arguments: Sequence[str]) -> None:
     print(out / "chosen.toml")
 
 
-def _status(arguments: Sequence[str]) -> None:
+def study_status(arguments: Sequence[str]) -> None:
     options = parse(_StudyStatus, arguments, "study status")
     plan = read_plan(options.plan)
     report = records.status(plan, options.out or Path("results") / plan.name)
     if options.json:
         print(json.dumps(report))
         return
-    counts = (f"{report[state]} {state}" for state in ("done", "running", "interrupted", "failed", "missing"))
-    print(f"{report['study']}: {report['planned']} runs, {', '.join(counts)}")
+    counts = [f"{report[state]} {state}" for state in ("done", "running", "interrupted", "failed")]
+    print(f"{report['study']}: {report['planned']} runs, {', '.join(counts)}, {report['missing']} not begun yet")
     for name, error in report["failures"].items():
         print(printable(f"{name}: {error}"))
     for line in (*report["damaged"].values(), *report["ignored"]):
         print(f"potstill: {line}", file=sys.stderr)
 
 
-def _table(arguments: Sequence[str]) -> None:
+def study_table(arguments: Sequence[str]) -> None:
     options = parse(_StudyTable, arguments, "study table")
     if options.out.suffix not in (".csv", ".parquet"):
         raise InputError(f"{options.out} is neither a .csv nor a .parquet")
