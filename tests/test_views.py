@@ -332,7 +332,7 @@ def opinionated(env, **network):
 SHORT = replace(PONG, max_frames=80)
 FILES = [
     (replace(SHORT, view=("42x42", "frames=2")), {"width": "1/32"}),
-    (replace(SHORT, view=("crop=34:84", "50x60")), {"width": "1/16", "family": "framewise"}),
+    (replace(SHORT, view=("crop=34:80", "46x60")), {"width": "1/16", "family": "framewise"}),
     (replace(TASKS["minatar-breakout"].env, view=("keep=0,1,3",)), {"width": "1/8"}),
     (replace(CARTPOLE, view=("mask=1",)), {"width": "1/8"}),
 ]

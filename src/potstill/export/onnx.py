@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +123,8 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
             continue
         turned = [*range(len(policy.seen_shape) + 1)]
         turned[axis + 1], turned[-2] = turned[-2], turned[axis + 1]
-        weights_of = stored(f"view.{axis}", torch.from_numpy(step).to(policy.mean.dtype))
+        whole = np.pad(step, ((0, 0), (0, policy.observation_shape[axis] - step.shape[1])))  # of a crop it ends early
+        weights_of = stored(f"view.{axis}", torch.from_numpy(whole).to(policy.mean.dtype))
         x = node("Transpose", node("MatMul", weights_of, node("Transpose", x, perm=turned)), perm=turned)
     x = node("Sub", x, stored("observation.mean", policy.mean))
     if policy.mean.dtype != torch.float32:
