@@ -174,6 +174,10 @@ class Several(Dicts):
     action_space = spaces.MultiDiscrete([2, 3])
 
 
+class Wheel(Dicts):
+    observation_space = spaces.MultiDiscrete([3, 2])
+
+
 class Grey(Dicts):
     observation_space = spaces.Box(0, 255, (20, 21), np.uint8)
 
@@ -221,6 +225,7 @@ ODD = {
         frames,
     ),
     "a grey picture": (lambda: A2C("MlpPolicy", Grey(), seed=0, device="cpu"), Grey),
+    "choices that are seen": (lambda: A2C("MlpPolicy", Wheel(), seed=0, device="cpu"), Wheel),
     "a value without layers": (
         lambda: A2C("MlpPolicy", "CartPole-v1", seed=0, policy_kwargs={"net_arch": {"pi": [8], "vf": []}}),
         "CartPole-v1",

@@ -80,9 +80,12 @@ def _actions(policy: Any, loaded: LoadedPolicy, envs: Envs) -> Any:
         given: Any = np.clip((observations - mean) / deviation, -clip, clip).astype(np.float32)
         if statistics is None:
             given = _first(observations, envs)
-        if isinstance(envs.parts, gymnasium.spaces.Dict):
+        if envs.parts is not None:
             given = _unflattened(envs.parts, given)
-        theirs, state = policy.predict(given, state, begun, deterministic=True)
+        try:
+            theirs, state = policy.predict(given, state, begun, deterministic=True)
+        except Exception as error:  # SB3 raises whatever it likes
+            raise InputError(f"stable-baselines3 reads no such observations: {first_line(error)}") from error
         yield theirs, (ours, logits)
         observations = envs.step(ours if step >= STEPS // 2 else envs.random_actions(rng)).observations
 
@@ -108,14 +111,15 @@ def _images(envs: Envs) -> bool:
     return len(envs.observation_shape) == 3 and envs.observation_dtype == np.uint8
 
 
-def _unflattened(parts: gymnasium.spaces.Dict, rows: Array) -> dict[str, Array]:
+def _unflattened(parts: "gymnasium.Space[Any]", rows: Array) -> Any:
+    if isinstance(parts, gymnasium.spaces.Box):
+        return rows.reshape(-1, *parts.shape)
+    if not isinstance(parts, gymnasium.spaces.Dict):
+        return np.array([gymnasium.spaces.unflatten(parts, rows[0])])
     found, at = {}, 0
     for key, part in parts.spaces.items():
         size = gymnasium.spaces.flatdim(part)
         piece = rows[:, at : at + size]
-        if isinstance(part, gymnasium.spaces.Box):
-            found[key] = piece.reshape(-1, *part.shape)
-        else:
-            found[key] = np.array([gymnasium.spaces.unflatten(part, piece[0])])
+        found[key] = _unflattened(part, piece)
         at += size
     return found
