@@ -391,3 +391,9 @@ def test_a_file_with_a_value_before_its_action_acts(tmp_path):
     onnx.save(model, tmp_path / "policy.onnx")
     policy = ps.load(tmp_path / "policy.onnx", env="pendulum").policy
     assert policy.logits(torch.tensor([[0.5, 1.0, 0.0]]))[0, 0].item() == pytest.approx(0.5)
+
+    onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, size_threshold=0)
+    with pytest.raises(InputError, match=r"its weights lie in a file beside it: onnx.save.onnx.load.'apart.onnx'"):
+        ps.load(tmp_path / "apart.onnx", env="pendulum")
+    onnx.save(onnx.load(tmp_path / "apart.onnx"), tmp_path / "whole.onnx")
+    assert ps.load(tmp_path / "whole.onnx", env="pendulum").policy.logits(torch.ones(1, 3))[0, 0].item() == 0.5

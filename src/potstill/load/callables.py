@@ -265,7 +265,12 @@ def _onnx(path: Path) -> Answer:
     try:
         session = onnx_session(content)
     except Exception as error:  # onnxruntime has a dozen kinds
-        raise InputError(f"{path} cannot be read as ONNX: {first_line(error)}") from error
+        why = first_line(error)
+        if b"\n\x08location" in content:  # the format's word for it
+            why = (
+                f"its weights lie in a file beside it: onnx.save(onnx.load({path.name!r}), 'whole.onnx') joins the two"
+            )
+        raise InputError(f"{path} cannot be read as ONNX: {why}") from error
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     if len(inputs) != 1:
         raise InputError(f"{path} has {len(inputs)} inputs; a teacher reads one, the observations")

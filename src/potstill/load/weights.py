@@ -50,7 +50,7 @@ def read_tensors(content: bytes, what: str) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a hostile or damaged pickle raises whatever its instructions run into
         asked = re.search(r"GLOBAL ([\w.]{1,60})", str(error))
-        why = f"it asks for {asked[1]}, which is not run" if asked else "or it is damaged"
+        why = f"it asks for {asked[1]}, which is not run: save a state_dict()" if asked else "or it is damaged"
         raise InputError(f"{what} holds something else than tensors: {why}") from error
     state = state[0] if isinstance(state, tuple) and state else state
     if isinstance(state, dict) and not any(isinstance(each, Tensor) for each in state.values()):
