@@ -58,6 +58,7 @@ def refused(folder, old, new):
             '[arms.ppd]\nteachers = ["model.zip"]\n[arms.rl]',
             "model.zip is no policy of potstill's, as trainings begin with: import-sb3 or distill makes one",
         ),
+        ("[arms.rl]", '[arms.rl]\nmethod = "ppd"', ", line 11: rl is an arm of rl: one of ppd needs another name"),
         ("[arms.rl]", "[arms.rll]", ", line 10: no arm is called 'rll': did you mean rl?"),
         ("total-timesteps = 8192", "total-steps = 8192", ", line 11: rl has no setting 'total-steps': did you mean"),
         ("total-timesteps = 8192", "total-timesteps = 0", ", line 10: total-timesteps must be at least 1, not 0"),

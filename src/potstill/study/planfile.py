@@ -182,6 +182,8 @@ def _arms(top: _Table, arm: _Table, folder: Path, task: EnvConfig) -> list[Plann
         hint = f"{meant(name, ARMS)} Or give it a method: {', '.join(CONFIGS)}"
         raise _At(here, f"no arm is called {name!r}: {hint}")
     method: Method = arm.choice("method", tuple(CONFIGS), known.method if known is not None else None)
+    if known is not None and method != known.method:
+        raise arm.wrong("method", f"{name} is an arm of {known.method}: one of {method} needs another name")
     fixed = known.settings if known is not None else {}
     widths, seeds = _axis(top, arm, "widths", str), _axis(top, arm, "seeds", int)
     teachers = _axis(top, arm, "teachers", str) if method != "rl" else ()
