@@ -11,6 +11,7 @@ from potstill.imports import HANDED
 from potstill.load.callables import is_reference, load_foreign, reference
 from potstill.load.sb3 import as_sb3, load_sb3
 from potstill.load.state_dicts import SUFFIXES, load_weights
+from potstill.networks import Policy
 from potstill.policies import LoadedPolicy, load_policy, rebuild
 from potstill.storage.runs import Run
 from potstill.tasks import EnvLike, find_env
@@ -154,6 +155,8 @@ def _origin(place: Place) -> Origin:
             return Origin(place.path, place.env if lacking else None, place.statistics or without)
         case Run():
             return Origin(place.path)
+        case Policy():
+            raise InputError("a policy alone does not know its task: hand over its run, or what `load` gives of it")
         case _:
             return Origin(reference(place))
 
