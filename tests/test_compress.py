@@ -15,10 +15,11 @@ from scipy import stats
 from potstill import evaluation
 from potstill.cli import main
 from potstill.compress import outcome, search
-from potstill.compress.budget import TimeUp
+from potstill.compress.budget import Clock, TimeUp
+from potstill.compress.choice import Trial, first_round, spread
 from potstill.compress.config import CompressConfig
-from potstill.compress.confirmation import NOTHING, Sample, measure, share, share_low
-from potstill.compress.search import Search, Trial, spread
+from potstill.compress.confirmation import NOTHING, Confirmation, Sample, measure, next_risk, share, share_low
+from potstill.compress.search import Search
 from potstill.compress.shapes import Shape, shapes, ways
 from potstill.distill import DistillConfig
 from potstill.envs import Episode
@@ -284,6 +285,29 @@ def test_places_part_what_is_undecided_evenly():
     assert spread(3, 0) == []
 
 
+def test_a_first_round_is_the_dearest_that_is_much_smaller_than_the_teacher_and_one_of_half_its_size():
+    tried = shapes(NATURE, CompressConfig())
+    first = [tried[place] for place, _ in first_round(tried, NATURE.size().parameters, 2)]
+    assert [shape.name for shape in first] == ["sparse-75-3_16", "sparse-75-1_4"]
+    assert max(shape.size.parameters for shape in first) <= 27_479 < NATURE.size().parameters / 15
+    assert first_round(tried, NATURE.size().parameters, 1) == [Trial(tried.index(first[1]), 0)]
+    assert first_round(tried, 15, 1) == [Trial(len(tried) - 1, 0)]  # no shape is that small
+
+
+def test_a_first_round_of_numbers_has_a_linear_network():
+    tried = shapes(VECTOR, CompressConfig())
+    for cores in (1, 2, 4):
+        first = [tried[place] for place, _ in first_round(tried, 4_610, cores)]
+        assert (first[0].name, len(first)) == ("linear", cores)
+    assert first[-1].size.parameters <= 4_610 / 15 < 2 * first[-1].size.parameters
+
+
+class Still(Clock):
+    """A clock that goes on where it is told to."""
+
+    spent = 0.0
+
+
 class Synthetic(Search):
     """A search among students whose games are made up: `rates` are the points they win of 100, by shape and way.
 
@@ -293,69 +317,62 @@ class Synthetic(Search):
         endless: games that go on for ever, such as "screen e_way-1".
         slow: trials whose training takes a hundred times what was foreseen.
         seconds, game: what a training and a game take.
+        parameters: of the teacher.
     """
 
     def __init__(
-        self, rates, confirmed=None, failing=(), endless=(), slow=(), budget=15.0, cores=2, seconds=60.0, game=0.5
-    ):
+        self, rates, confirmed=None, failing=(), endless=(), slow=(), budget=15.0, cores=2, seconds=60.0, game=0.5,
+        parameters=math.inf,
+    ):  # fmt: skip
         self.config, self.runtime = CompressConfig(budget=budget), replace(RUNTIME, threads=cores)
-        self.ways = ways(self.config.base)
         size = VECTOR.size()
+        self.teacher = SimpleNamespace(
+            policy=SimpleNamespace(size=lambda: size._replace(parameters=parameters)), env=TASKS["pong"].env
+        )
+        self.ways = ways(self.config.base)
         self.shapes = [
             Shape(name, NetworkConfig(), 0.0, size._replace(parameters=100 * number), 100.0 * number)
             for number, name in enumerate(rates, start=1)
         ]
+        self.every = [Trial(place, way) for place in range(len(self.shapes)) for way in range(len(self.ways))]
         self.won, self.surprises, self.failing, self.step = rates, confirmed or {}, failing, seconds
-        self.endless, self.slow, self.teacher_cost = endless, slow, math.inf
-        self.points, self.games, self.errors, self.confirmations, self._samples = True, {}, {}, [], {}
-        self.rates, self.clock, self.rounds = {"game": game, "start": 0.0, "training": 1.0, "steps": 1.0}, 0.0, []
-        self.done, self.noise = set(), 0.2
-
-    spent = property(lambda self: self.clock)
+        self.endless, self.slow, self.points, self.few, self.noise = endless, slow, True, 8, 0.2
+        self.games, self.errors, self.confirmations, self.steps, self.trained = {}, {}, [], {}, set()
+        self.clock, self.rounds = Still(60 * budget, 0.0, game=game, training=1.0), []
 
     def save(self):
         pass
 
     def foresee(self, trial):
-        return 0.0 if self.trained(trial) else self.step * self.rates["steps"]
+        return self.step * self.distillation(trial).total_timesteps / self.config.base.total_timesteps
 
-    def trained(self, trial):
-        return self.name(trial) in self.done
-
-    begun = trained
-
-    def take(self, seconds, keep):
-        """The clock goes on, until there would be too little left."""
-        end = 60 * self.config.budget * (1 - search.FINISHING) - keep
-        self.clock = min(self.clock + seconds, max(end, self.clock))
-        if self.clock == end:
+    def take(self, seconds):
+        """The clock goes on, until time is up."""
+        if seconds >= self.clock.left:
+            self.clock.spent += self.clock.left
             raise TimeUp
+        self.clock.spent += seconds
 
-    def play(self, name, count, keep=0.0):
+    def play(self, name, count):
         kind, _, trial = name.partition(" ")
-        known = self.games.get(name)
-        before = 0 if known is None else len(known.episodes)
+        before = self.played(name)
         if before < count:
             shape, _, way = trial.partition("_way-")
             rates = self.won[shape] if trial else 90
             rate = rates if isinstance(rates, int) else rates[min(int(way), len(rates)) - 1]
             rate = self.surprises.get(trial, rate) if kind == "confirm" else rate
-            self.take(math.inf if name in self.endless else self.rates["game"] * (count - before), keep)
+            self.take(math.inf if name in self.endless else self.clock.game * (count - before))
             spread = self.noise * np.resize([-1, 1, -0.5, 0.5, 0], count)
             self.games[name] = games([(rate + extra, 100 - rate - extra) for extra in spread])
         return self.games[name]
 
     def train(self, trials):
-        if due := [self.name(trial) for trial in trials if not self.trained(trial)]:
-            self.rounds.append(due)
-            seconds = max(map(self.foresee, trials))
-            self.take(seconds * (100 if set(due) & set(self.slow) else 1), self.confirming())
-            self.errors |= {name: "its loss diverged" for name in due if name in self.failing}
-            self.done |= set(due)
-
-    def screen(self, trial):
-        if self.name(trial) not in self.errors:
-            super().screen(trial)
+        names = [self.name(trial) for trial in trials]
+        self.rounds.append(names)
+        self.take(max(map(self.foresee, trials)) * (100 if set(names) & set(self.slow) else 1))
+        failed = {trial for trial in trials if self.name(trial) in self.failing}
+        self.errors |= dict.fromkeys(failed, "its loss diverged")
+        self.trained |= {*trials} - failed
 
     @property
     def answer(self):
@@ -382,13 +399,13 @@ def test_the_first_that_will_do_is_confirmed_at_once_and_the_search_bisects_belo
 def test_what_a_confirmation_would_show_is_foreseen_by_its_own_number_of_games():
     state = Synthetic(WON)
     state.play("screen g_way-1", 128)
-    whole, half = (state._sample("screen g_way-1", count) for count in (0, 64))
+    whole, half = (state.sample("screen g_way-1", count) for count in (0, 64))
     assert half.error == pytest.approx(whole.error * math.sqrt(2))
     assert (half.value, half.df) == (whole.value, 63)
 
 
 def test_it_goes_on_downward_until_the_budget_is_spent_nearest_and_least_tried_first():
-    state = Synthetic(WON, budget=40.0)
+    state = Synthetic(WON, budget=60.0)
     news = list(search.steps(state))
     # below d, which kept too little, lies c, and d itself another way: score need not grow with size
     assert state.rounds[2:5] == [["c_way-1", "d_way-2"], ["b_way-1", "c_way-2"], ["d_way-3", "a_way-1"]]
@@ -431,17 +448,17 @@ def test_one_core_finds_one_that_will_do_and_then_bisects():
     assert state.answer == "e_way-1"
 
 
-def test_one_core_tries_another_shape_before_it_tries_one_again():
+def test_dearer_shapes_are_bisected_before_any_is_tried_another_way():
     state = Synthetic({"linear": 10, "b": 20, "c": 30, "d": 40, "e": 50}, cores=1, budget=40.0)
     list(search.steps(state))
-    assert state.rounds[:5] == [first("linear"), first("e"), ["e_way-2"], first("d"), ["e_way-3"]]
+    assert state.rounds[:5] == [first("linear"), first("c"), first("e"), first("d"), ["e_way-2"]]
 
 
-def test_a_linear_network_is_among_the_first():
-    state = Synthetic({"a": 10, "linear": 89, "c": 89, "d": 90})
+def test_where_the_first_will_not_do_a_dearer_one_is_found():
+    state = Synthetic(dict.fromkeys("abcd", 60) | {"e": 80, "f": 89, "g": 90}, budget=40.0, parameters=15 * 400)
     list(search.steps(state))
-    assert state.rounds[0] == first("linear", "c")
-    assert state.answer == "linear_way-1"
+    assert state.rounds[:2] == [first("b", "d"), first("e", "g")]  # of 200 and 400 parameters, and then above
+    assert state.answer == "f_way-1"
 
 
 def test_a_student_that_fails_its_confirmation_counts_as_too_little():
@@ -459,7 +476,7 @@ def test_the_error_rate_of_a_confirmation_that_passes_is_handed_on():
     given = []
     for passed in (True, True, False, True):
         given.append(state.risk)
-        state.confirmations.append(search.Confirmation("x", 1.0, 1.0, state.risk, passed))
+        state.confirmations.append(Confirmation("x", 1.0, 1.0, state.risk, passed))
     given.append(state.risk)
     # two thirds of what is left of 0.05, and the one before where it passed
     assert given == pytest.approx([0.1 / 3, 0.4 / 9, 1.3 / 27, 0.1 / 81, 0.4 / 243])
@@ -468,13 +485,11 @@ def test_the_error_rate_of_a_confirmation_that_passes_is_handed_on():
 def test_false_confirmations_are_as_seldom_as_promised_however_many_pass_before():
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(500):
-        state = Synthetic(WON)
+        found = []
         for number in range(6):  # every second student is too bad, and its test is wrong at just its error rate
-            bad = number % 2 == 1
-            passed = rng.random() < state.risk if bad else True
-            wrong_now = bad and passed
-            state.confirmations.append(search.Confirmation("x", 1.0, 1.0, state.risk, passed))
-            if wrong_now:
+            bad, risk = number % 2 == 1, next_risk(found, 0.95)
+            found.append(Confirmation("x", 1.0, 1.0, risk, not bad or rng.random() < risk))
+            if bad and found[-1].passed:
                 wrong += 1
                 break
     assert wrong / 500 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
@@ -492,86 +507,66 @@ def test_nothing_is_begun_that_would_not_end_within_the_budget():
     answers = []
     for budget in (1.0, 2.0, 4.0, 6.0, 8.0):
         state = Synthetic(WON, budget=budget)
-        list(search.steps(state))
-        assert state.clock <= 60 * budget * 0.9
-        assert state.stopped == "budget"
+        news = [item.kind for item in search.steps(state)]
+        assert state.clock.spent <= 60 * budget * 0.9
+        assert (state.stopped, "time" in news) == ("budget", False)
         answers.append(state.answer)
-    assert answers == [None, "g_way-1", "g_way-1", "e_way-1", "e_way-1"]
+    assert answers == [None, "g_way-1", "e_way-1", "e_way-1", "e_way-1"]
 
 
-def test_where_no_training_would_end_in_time_all_take_fewer_steps_so_that_something_is_tried():
+def test_where_there_is_no_time_for_all_steps_trainings_take_fewer():
     state = Synthetic(WON, budget=15.0, seconds=1_500.0)  # on a machine that is busy with something else
     news = list(search.steps(state))
-    # 810 seconds, 32 for the teacher's games and 48 for a student's, and a tenth more than foreseen: 660 of 1,500
-    assert state.rates["steps"] == pytest.approx((778 / 1.1 - 48) / 1500)
-    assert state.ways[0].total_timesteps == math.ceil(state.rates["steps"] * state.config.base.total_timesteps)
-    assert state.ways[1].total_timesteps == 3 * state.ways[0].total_timesteps
+    # 810 seconds, 32 for the teacher's games and 36 for a student's, and a tenth more than foreseen: 671 of 1,500
+    assert state.steps["g_way-1"] == state.steps["d_way-1"] == math.ceil((778 / 1.1 - 36) / 1500 * 250_000)
     assert (state.rounds, state.answer, news[-1].kind) == ([first("d", "g")], "g_way-1", "end")
+    assert news[1].line.endswith(f"g, 700 parameters, way 1 of {state.steps['g_way-1']:,} steps")
 
 
 def test_a_training_that_was_begun_keeps_its_steps():
     state = Synthetic(WON, budget=15.0, seconds=1_500.0)
-    state.begun = lambda trial: True
+    state.steps = {"d_way-1": 250_000, "g_way-1": 200_000}
     list(search.steps(state))
-    assert (state.rates["steps"], state.rounds) == (1.0, [first("d", "g")])
-
-
-def test_the_first_round_is_the_dearest_that_is_much_smaller_than_the_teacher_and_one_of_half_its_size():
-    state = Synthetic(dict.fromkeys("abcd", 60) | {"e": 80, "f": 89, "g": 90}, budget=40.0)
-    state.teacher_cost = 15 * 400.0
-    list(search.steps(state))
-    assert state.rounds[0] == first("b", "d")  # of 200 and 400 parameters
-    assert "g_way-1" in state.rounds[1]
-    assert state.answer == "f_way-1"
-    pruned = Synthetic(WON)
-    pruned.shapes = [shape._replace(sparsity=0.75) for shape in pruned.shapes]
-    pruned.teacher_cost = 15 * 400.0
-    list(search.steps(pruned))
-    assert pruned.rounds[0] == first("a", "b")
+    assert state.steps == {"d_way-1": 250_000, "g_way-1": 200_000}
+    assert (state.rounds, state.clock.left) == ([first("d", "g")], pytest.approx(0.0, abs=1e-6))
 
 
 def test_where_one_round_is_all_there_is_time_for_its_dearest_gets_the_games():
-    state = Synthetic(WON | {"g": 88}, budget=15.0, seconds=350.0, game=1.4)
+    state = Synthetic(WON | {"d": 90, "g": 88}, budget=15.0, seconds=350.0, game=1.4)  # of few games, d looks better
     state.noise = 10
     news = [item.kind for item in search.steps(state)]
-    assert news == ["teacher", "train", "screen", "confirm", "end"]
-    # 359 seconds are left: time for 148 games of both with a tenth to spare, in two looks
+    assert news[:4] == ["teacher", "train", "screen", "confirm"]
+    # 359 seconds are left, for 144 games of both with a tenth to spare; and then for eight more of each
     played = {name: len(each.episodes) for name, each in state.games.items()}
-    assert played == {"teacher": 148, "screen g_way-1": 8, "confirm g_way-1": 148}
+    assert (played["teacher"], played["screen g_way-1"], played["confirm g_way-1"]) == (152, 8, 152)
+    assert state.answer == "g_way-1"
 
 
-def test_what_takes_much_longer_than_the_quickest_is_not_tried_first():
-    state = Synthetic(WON)
-    seconds = {"g": 400, "f": 300}
-    state.foresee = lambda trial: seconds.get(state.shapes[trial.place].name, 60)
+def test_no_minutes_are_left_where_nothing_is_confirmed():
+    state = Synthetic(WON, confirmed={"g_way-1": 84}, budget=15.0, seconds=400.0)
     list(search.steps(state))
-    assert state.rounds[0] == first("c", "e")
-    assert state.answer == "e_way-1"
+    assert [(each.name, each.passed) for each in state.confirmations[:1]] == [("g_way-1", False)]
+    assert state.rounds[1] == ["f_way-1", "g_way-2"]  # nearest and least tried, in what steps there is time for
+    assert 25_000 <= state.steps["g_way-2"] < 750_000
+    assert state.answer == "g_way-2"
 
 
 def test_the_dearer_of_two_is_confirmed_first_and_the_cheaper_plays_then():
     state = Synthetic(WON | {"d": 89})
     news = [(item.kind, item.line[:1]) for item in search.steps(state)]
-    assert news[2:6] == [("screen", "g"), ("confirm", "g"), ("screen", "d"), ("train", "t")]
+    assert news[2:6] == [("screen", "g"), ("confirm", "g"), ("screen", "d"), ("confirm", "d")]
     assert [each.name for each in state.confirmations] == first("g", "d")
-
-
-@pytest.mark.parametrize(("game", "next_step"), [(0.5, "train"), (0.01, "confirm")])
-def test_a_confirmation_that_takes_next_to_no_time_comes_before_shapes_are_bisected(game, next_step):
-    state = Synthetic(WON | {"d": 89}, game=game)
-    news = [item.kind for item in search.steps(state)]
-    assert news[:6] == ["teacher", "train", "screen", "confirm", "screen", next_step]
-    assert state.answer == "d_way-1"
 
 
 def test_the_dearest_is_confirmed_first_and_then_the_cheapest():
     state = Synthetic(dict.fromkeys("abc", 90))
     state.play("teacher", 64)
-    for place in range(3):
-        state.play(f"screen {state.name(Trial(place, 0))}", 32)
-    assert state.hope() == Trial(2, 0)
-    state.confirm(state.hope())
-    assert (state.chosen, state.hope()) == (Trial(2, 0), Trial(0, 0))
+    state.trained = {Trial(place, 0) for place in range(3)}
+    for trial in state.trained:
+        state.play(f"screen {state.name(trial)}", 32)
+    assert state.next_confirmed() == Trial(2, 0)
+    state.confirm(Trial(2, 0))
+    assert (state.chosen, state.next_confirmed()) == (Trial(2, 0), Trial(0, 0))
 
 
 def test_what_is_far_too_little_is_given_up_after_a_few_games():
@@ -581,12 +576,24 @@ def test_what_is_far_too_little_is_given_up_after_a_few_games():
     assert played == {"screen d_way-1": 8, "screen e_way-1": 32}
 
 
+def test_what_is_known_of_a_student_is_not_for_the_clock_to_say():
+    state = Synthetic(WON)
+    state.noise = 10
+    list(search.steps(state))
+    known = {}
+    for spent in (0.0, 1e9):
+        state.clock.spent = spent
+        known[spent] = {t: state.outcome(t) for t in state.trained if state.played("screen", t)}
+    assert known[0.0] == known[1e9]
+    assert set(known[0.0].values()) >= {"confirmed", "too little"}
+
+
 @pytest.mark.parametrize("what", ["a game", "a training"])
 def test_what_takes_longer_than_any_before_is_cut_and_the_answer_stays(what):
     slow = {"endless": ("screen e_way-1",)} if what == "a game" else {"slow": ("e_way-1",)}
     state = Synthetic(WON, **slow)
     news = list(search.steps(state))
-    assert state.clock <= 60 * 15 * 0.9
+    assert state.clock.spent <= 60 * 15 * 0.9
     assert [item.kind for item in news[-2:]] == ["time", "end"]
     assert (state.answer, state.stopped) == ("g_way-1", "budget")
 
@@ -596,7 +603,7 @@ def test_more_games_are_played_where_they_will_tell():
     state = Synthetic({"b": 89})
     noise = np.random.default_rng(0).integers(-30, 11, 100_000)
 
-    def play(name, count, keep=0.0):
+    def play(name, count):
         rate = 90 if name == "teacher" else 89
         state.games[name] = games([(rate + int(noise[i]), 110 - rate - int(noise[i])) for i in range(count)])
         return state.games[name]
@@ -612,7 +619,7 @@ def test_more_games_are_played_where_they_will_tell():
 def test_a_confirmation_goes_on_until_it_is_decided_at_looks_that_share_its_error_rate():
     state, rates = Synthetic({"b": 0}, budget=60.0), {"teacher": 90, "screen": 88, "confirm": 86}
 
-    def play(name, count, keep=0.0):
+    def play(name, count):
         won = [rates[name.partition(" ")[0]] + 1.6 * (-1) ** i for i in range(count)]
         state.games[name] = games([(points, 100 - points) for points in won])
         return state.games[name]
@@ -632,13 +639,21 @@ def test_a_confirmation_is_given_up_where_the_student_has_kept_too_little():
     assert len(state.games["confirm g_way-1"].episodes) == 64
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_a_confirmation_takes_a_third_of_the_budget_where_others_can_be_trained(others):
+    state = Synthetic({"b": 87}, budget=15.0, seconds=20.0 if others else 5_000.0)
+    state.play("teacher", 64)
+    state.trained = {Trial(0, 0)}
+    assert state.affordable(Trial(0, 0)) == (272 if others else 736)  # of 300 and 778 seconds, with a tenth to spare
+
+
 def test_a_student_just_below_is_let_through_as_seldom_as_promised_by_all_looks_together():
     rng, passed = np.random.default_rng(0), 0
     for _ in range(300):
         state = Synthetic({"b": 0}, budget=1e6)
         state.config = replace(state.config, confirm_games=8)
 
-        def play(name, count, keep=0.0, state=state):
+        def play(name, count, state=state):
             known = state.games[name].episodes if name in state.games else []
             mean = 900 if name == "teacher" else 855
             won = rng.normal(mean, 60, count - len(known))
@@ -655,8 +670,8 @@ def test_time_that_is_left_goes_to_the_confirmation_of_a_student_that_may_do():
     state = Synthetic({"b": 0}, budget=3.5)
     noise, play = np.random.default_rng(0).integers(-20, 21, 1_000), state.play
 
-    def noisy(name, count, keep=0.0):
-        play(name, count, keep)
+    def noisy(name, count):
+        play(name, count)
         rate = 90 if name == "teacher" else 88
         state.games[name] = games([(rate + int(noise[i]), 100 - rate - int(noise[i])) for i in range(count)])
         return state.games[name]
@@ -669,7 +684,8 @@ def test_time_that_is_left_goes_to_the_confirmation_of_a_student_that_may_do():
 
 
 def test_games_of_the_teacher_that_take_too_long_are_one_line():
-    with pytest.raises(InputError, match="a budget of 15 minutes is too short: the teacher's games alone take longer"):
+    told = "a budget of 15 minutes is too short: the teacher's games alone take longer here; try --budget 60"
+    with pytest.raises(InputError, match=told):
         list(search.steps(Synthetic(WON, endless=("teacher",))))
 
 
@@ -829,11 +845,13 @@ def test_a_search_that_the_budget_ended_goes_on_with_a_larger_one(teacher, call,
     assert json.loads((out / "games.json").read_bytes())["games"] == known["games"]
 
 
-def test_a_budget_that_trains_nothing_is_refused_before_anything_is_made(teacher, call, tmp_path):
-    done = call(teacher, "--out", tmp_path / "out", "--budget", "0.00001")
-    assert done.code == 2
-    assert re.match(r"potstill: a budget of 1e-05 minutes is too short: the smallest student alone takes", done.err)
+def test_a_budget_that_trains_nothing_is_refused_before_anything_is_made(teacher, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome, "training_seconds", lambda *_: 3_000.0)
+    done = call(teacher, "--out", tmp_path / "out", "--budget", 4)
+    told = "a budget of 4 minutes is too short: 10% of the steps of the smallest student alone take 5 to train here"
+    assert (done.code, done.err) == (2, f"potstill: {told}; try --budget 100\n")
     assert not (tmp_path / "out").exists()
+    assert outcome.open_compression(teacher, CompressConfig(budget=6.0), tmp_path / "out", RUNTIME)  # in fewer steps
 
 
 def test_a_folder_of_something_else_is_left_alone(teacher, call, tmp_path):
@@ -857,7 +875,7 @@ def test_a_folder_of_something_else_is_left_alone(teacher, call, tmp_path):
         (("--games", "1"), "games must be at least 2, not 1"),
         (("--confirm-games", "0"), "confirm-games must be at least 2, not 0"),
         (("--max-parameters", "8"), "max-parameters 8: the smallest student has 9"),
-        (("--width", "1/8"), "bound it with --max-parameters"),
+        (("--width", "1/8"), "compress has no option --width; did you mean --max-parameters?"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_one_line_and_exit_code_2(words, said, teacher, call, tmp_path):
@@ -895,7 +913,7 @@ def test_games_are_cut_at_the_step_at_which_time_is_up(teacher, tmp_path, monkey
     monkeypatch.setattr(search, "load", lambda *_, **__: state.teacher)
     with run.lock(), pytest.raises(TimeUp):
         state.play(kind, 64)
-    assert state.spent < 5.0
+    assert state.clock.spent < 5.0
     assert state.games == {}
 
 
@@ -906,13 +924,12 @@ def test_training_stops_when_time_is_up_and_a_larger_budget_goes_on_with_it(teac
         patch.setattr(outcome, "training_seconds", lambda *_: 1.0)
         run = outcome.open_compression(teacher, config, tmp_path / "out", RUNTIME)
     state, trial = Search(run, config, RUNTIME), Trial(0, 0)
-    state.foresee, state.until = lambda trial: 1.0, lambda keep: time.monotonic() + 3.0
+    state.clock.began -= state.clock.left - 3.0
     with run.lock(), pytest.raises(TimeUp):
         state.train([trial])
-    assert state.spent < 60.0
+    assert state.clock.left > -60.0
     assert Run.open(run.path / "runs" / state.name(trial)).status in ("new", "interrupted")
-    assert not state.trained(trial)
-    assert (state.errors, state.rates["training"]) == ({}, 1.0)
+    assert (state.trained, state.errors, state.clock.training) == (set(), {}, 1.3)
 
 
 def test_a_stable_baselines3_zip_teaches_as_it_lies_there(tmp_path):

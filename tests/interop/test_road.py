@@ -24,8 +24,9 @@ from stable_baselines3.common.vec_env import VecFrameStack
 from potstill import evaluation
 from potstill.cli import main
 from potstill.compress import outcome, search
+from potstill.compress.choice import Trial
 from potstill.compress.config import CompressConfig
-from potstill.compress.search import Search, Trial
+from potstill.compress.search import Search
 from potstill.distill import DistillConfig
 from potstill.load import Origin
 from potstill.load.sb3 import as_sb3

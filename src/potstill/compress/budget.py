@@ -1,9 +1,9 @@
-"""The clock: how long a training will take here, and games that stop when time is up."""
+"""The clock: what is spent of the budget, what a game and a training cost here, and games that stop when time is up."""
 
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from potstill.distill import DistillConfig, distill, start
 from potstill.envs import Envs
@@ -11,9 +11,53 @@ from potstill.networks import Policy, fitting_precision, resolve_device, torch_t
 from potstill.policies import LoadedPolicy
 from potstill.training.runtime import Runtime
 
+FINISHING = 0.1  # share of the budget kept for ONNX, card, film and page
+SLACK = 1.1  # on every estimate of time: what is begun and does not end in time is cut, and lost to this call
+CHEAP = 0.02  # share of the budget for games that are no more than welcome
+EIGHT = 8  # games are played side by side, or a multiple
+RATES = ("game", "start", "training")
+
 
 class TimeUp(Exception):
     """The budget is spent: what was under way counts as not begun."""
+
+
+@dataclass
+class Clock:
+    """What is spent of a budget, and what things cost here. All in seconds."""
+
+    budget: float
+    began: float  # as `time.monotonic()` counts, and earlier where earlier calls spent some
+    game: float = 0.0
+    start: float = 0.0  # of the processes that train
+    training: float = 1.3  # times what was foreseen; before one was timed, a guess that leaves room
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def left(self) -> float:
+        """For the search: some of the budget is kept for what comes after it."""
+        return (1 - FINISHING) * self.budget - self.spent
+
+    @property
+    def end(self) -> float:
+        """Of the search, as `time.monotonic()` counts."""
+        return time.monotonic() + self.left
+
+    def games(self, seconds: float) -> float:
+        """How many are played in these."""
+        return max(0.0, seconds) / (SLACK * self.game or 1e-9)
+
+    @property
+    def cheap(self) -> int:
+        """How many games take but a small share of the budget, in whole eights."""
+        return int(self.games(CHEAP * self.budget)) // EIGHT * EIGHT
+
+    def part(self, foreseen: float, games: int) -> float:
+        """How much there is time for of a training, and of games after it; above 1 where more than all."""
+        return (self.left / SLACK - self.start - self.game * games) / (self.training * foreseen)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from potstill import evaluation
-from potstill.compress.budget import training_seconds
+from potstill.compress.budget import FINISHING, training_seconds
+from potstill.compress.choice import Trial
 from potstill.compress.config import CompressConfig
-from potstill.compress.search import FINISHING, News, Search, Trial, steps
+from potstill.compress.search import FEWEST, News, Search, steps
 from potstill.compress.shapes import shapes
 from potstill.errors import InputError
 from potstill.evaluation import Evaluation
@@ -42,7 +43,7 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
 
     Raises:
         InputError: nothing smaller than the teacher is asked for, `out` is something else's, a package is missing, or
-            the budget would not train even the smallest student. Nothing is made then.
+            the budget would not train even the smallest student, in the fewest steps. Nothing is made then.
     """
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
@@ -64,11 +65,11 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
                 " --out"
             )
     else:
-        minutes = training_seconds(replace(config.base, network=smallest.network), loaded, runtime) / 60
+        minutes = FEWEST * training_seconds(replace(config.base, network=smallest.network), loaded, runtime) / 60
         if minutes > config.budget:
             raise InputError(
-                f"a budget of {config.budget:g} minutes is too short: the smallest student alone takes {minutes:.1f} to"
-                " train here"
+                f"a budget of {config.budget:g} minutes is too short: {FEWEST:.0%} of the steps of the smallest student"
+                f" alone take {minutes:.2g} to train here; try --budget {math.ceil(20 * minutes)}"
             )
         run = Run.create(out, document | provenance(runtime))
     return run
@@ -132,8 +133,8 @@ def _record(state: Search) -> dict[str, Any]:
         "floor": chosen is not None and chosen.place == 0,
         **{key: getattr(config, key) for key in ("keep", "confidence", "minimise", "max_parameters", "budget")},
         "measure": "point-win rate" if state.points else "return above random play",
-        "seconds": state.spent,
-        "game_seconds": state.rates["game"],
+        "seconds": state.clock.spent,
+        "game_seconds": state.clock.game,
         "env": teacher.env.id,
         "sticky": teacher.env.sticky,
         "teacher": state.run.config["teacher"],
@@ -143,18 +144,14 @@ def _record(state: Search) -> dict[str, Any]:
         "teacher_games": _told(theirs),
         "teacher_latency": evaluation.latency(teacher.policy),
         "random_score": None if state.points else state.games["random"].summary()["mean"],
-        "trials": [
-            _trial(state, trial)
-            for place in range(len(state.shapes))
-            for trial in (Trial(place, way) for way in range(state.tried(place)))
-        ],
+        "trials": [_trial(state, t) for t in state.every if t in state.errors or state.played("screen", t)],
     }
     made_by = provenance(state.runtime)
     if chosen is None:
         return record | made_by
     loaded = load_policy(state.run.path / "runs" / state.name(chosen))
     trained = read_document(loaded.path.with_name("result.json"))
-    found, games = state.confirmation(chosen), state.games[f"confirm {state.name(chosen)}"].summary()
+    found, games = state.confirmed(chosen), state.games[f"confirm {state.name(chosen)}"].summary()
     assert found is not None
     record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")} | made_by
     record |= {"shape": state.shapes[chosen.place].name, "network": str(loaded.policy), "way": chosen.way + 1}
@@ -171,20 +168,19 @@ def _told(played: Evaluation) -> dict[str, Any]:
 
 
 def _trial(state: Search, trial: Trial) -> dict[str, Any]:
-    name, shape, config = state.name(trial), state.shapes[trial.place], state.ways[trial.way]
+    name, shape, config = state.name(trial), state.shapes[trial.place], state.distillation(trial)
     record: dict[str, Any] = {"shape": shape.name, "way": trial.way + 1, "parameters": shape.size.parameters}
-    record |= {"cost": shape.cost, "run": f"runs/{name}", "error": state.errors.get(name), "screen": None}
+    record |= {"cost": shape.cost, "run": f"runs/{name}", "error": state.errors.get(trial)}
+    record |= {"screen": None, "confirm": None}
     record |= {key: getattr(config, key) for key in ("total_timesteps", "lead", "objective", "seed")}
-    screened = state.screened(trial)
-    if screened is not None:
-        low = screened[1] if math.isfinite(screened[1]) else None
-        record["screen"] = _told(state.games[f"screen {name}"]) | {"share": screened[0], "share_low": low}
-        record["outcome"] = state.outcome(trial)
-    confirmed = state.confirmation(trial)
-    if confirmed is None:
-        return record | {"confirm": None}
-    found = {"share": confirmed.share, "share_low": confirmed.low, "passed": confirmed.passed}
-    return record | {"confirm": _told(state.games[f"confirm {name}"]) | found}
+    if trial not in state.errors:
+        kept, low = state.screened(trial)
+        found = {"share": kept, "share_low": low if math.isfinite(low) else None}
+        record |= {"screen": _told(state.games[f"screen {name}"]) | found, "outcome": state.outcome(trial)}
+    if (confirmed := state.confirmed(trial)) is not None:
+        found = {"share": confirmed.share, "share_low": confirmed.low, "passed": confirmed.passed}
+        record["confirm"] = _told(state.games[f"confirm {name}"]) | found
+    return record
 
 
 def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
