@@ -241,3 +241,14 @@ def test_the_least_and_the_largest_size_are_labelled_however_close_others_lie(wi
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert {"2.0k\n1/32", "424k\n1/2", "27k\n1/8"} == set(labels)
     check_legible(figure)
+
+
+def test_a_logarithmic_axis_of_costs_has_two_labels_or_more():
+    records = synthetic.study({"rl": 1.0, "distill-student": 3.0}, ("1/16", "1/8", "1/4"), seeds=1, extended=False)
+    for run in records:
+        run["latency_ms"] = 0.15 + run["parameters"] / 2e5
+    figure = scaling_figures.cost_fronts(answer(records, resamples=100))
+    check_legible(figure)
+    for ax in figure.axes:
+        low, high = ax.get_xlim()
+        assert sum(low <= tick <= high for tick in ax.get_xticks()) > 1, ax.get_xlabel()

@@ -9,7 +9,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from potstill.arms import ARMS, STUDENTS, look_of
 from potstill.errors import InputError
@@ -321,6 +321,9 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
                 ax.step(*zip(*sorted(front), strict=True), where="post", color="black", linewidth=1.0, zorder=1)
             ax.set_xscale("log")
             ax.xaxis.set_minor_locator(NullLocator())
+            low, high = ax.get_xlim()
+            subs = LogLocator(subs=(1.0, 3.0) if high < 100 * low else (1.0,))
+            ax.xaxis.set_major_locator(subs if high > 10 * low else MaxNLocator(3))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
             ax.set_xlabel(words if beside else f"{words} (log scale)")
         drawing.same_heights(axes)
