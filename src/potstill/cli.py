@@ -165,8 +165,7 @@ def _import_named(arguments: list[str]) -> list[str]:
     from potstill.errors import InputError
 
     named, rest = [("POTSTILL_IMPORT", name) for name in os.environ.get("POTSTILL_IMPORT", "").split(os.pathsep)], []
-    options = iter(arguments)
-    for word in options:
+    for word in (options := iter(arguments)):
         flag, equals, value = word.partition("=")
         if flag == "--import":
             named.append((flag, value if equals else next(options, "")))

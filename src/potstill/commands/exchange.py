@@ -143,10 +143,8 @@ def export(arguments: Sequence[str]) -> None:
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
     print(f"outputs within {record['max_difference']:.1g} of PyTorch's on {record['observations']} observations{tied}")
     if played := record["models"]["float32"].get("raw"):
-        print(
-            "from colour frames, over a game: "
-            + ", ".join(f"{name.replace('_', ' ')} {played[name]:g}" for name in played)
-        )
+        figures = ", ".join(f"{name.replace('_', ' ')} {played[name]:g}" for name in played)
+        print(f"from colour frames, over a game: {figures}")
     for name, why in record["left_out"].items():
         print(f"no {name} file: {why}")
 

@@ -77,19 +77,13 @@ def watch(arguments: Sequence[str]) -> None:
     """`potstill watch`."""
     from potstill.watch import film
 
-    options = parse(_Watch, arguments, "watch")
-    if not options.policies:
+    options = vars(parse(_Watch, arguments, "watch"))
+    paths = options.pop("policies")
+    if not paths:
         raise lacking("watch", "POLICIES")
-    loaded = load_all(options.policies, options.env, statistics=options.statistics)
-    film(
-        list(zip(_roles(options.policies, loaded), loaded, strict=True)),
-        options.out,
-        seed=options.seed,
-        max_steps=options.max_steps,
-        actions=options.actions,  # type: ignore[arg-type]  # film refuses other words
-        inside=options.inside,
-    )
-    print(options.out)
+    loaded = load_all(paths, options.pop("env"), statistics=options.pop("statistics"))
+    film(list(zip(_roles(paths, loaded), loaded, strict=True)), **options)
+    print(options["out"])
 
 
 def _roles(paths: Sequence[Path], loaded: Sequence[LoadedPolicy]) -> list[str]:

@@ -46,13 +46,10 @@ def compare(arguments: Sequence[str]) -> None:
     options = parse(_Compare, arguments, "compare", _Compare())
     out = options.out or next_directory(Path("distill_run"), "comparison")
     specs = options.grid.specs()
-    failed = {}
     try:
         with working_in(out) as folder:
             runs = execute(specs, out, options.runtime, options.evaluation, workers=options.workers, study=folder)
-            for ended in runs:
-                if ended.error is not None:
-                    failed[ended.spec.name] = ended.error
+            failed = {ended.spec.name: ended.error for ended in runs if ended.error is not None}
     except StudyInterrupted as stop:
         print(f"potstill: {stop}: --out {out}", file=sys.stderr)
         sys.exit(stop.code)

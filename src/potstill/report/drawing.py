@@ -121,9 +121,7 @@ def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
     ax.set_xticks([parameters for parameters, _ in ticks], labels, fontsize=10 if width > NARROW else 9)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(sizes[0][0] / 1.8, sizes[-1][0] * 1.8)
-    ax.set_xlabel(
-        "parameters of the deployed actor (log), and width" if width > NARROW else "parameters (log), and width"
-    )
+    ax.set_xlabel(f"parameters{' of the deployed actor' * (width > NARROW)} (log), and width")
 
 
 def same_heights(axes: Sequence[Axes]) -> None:

@@ -228,15 +228,12 @@ def _facts(studies: Sequence[Study], seed: int, resamples: int, asked: int) -> l
         shown = list(values)[:6]
         return "; ".join(shown) + (f"; and {len(values) - len(shown)} more" if len(values) > len(shown) else "")
 
+    asked_for = f" instead of {asked:,}, for there are so many runs" if resamples < asked else ""
     facts = {
-        "Games per run": seen("episodes"),
-        "Arithmetic in training": seen("precision"),
-        "Threads per run": seen("threads"),
-        "Machines": seen("machine"),
-        "Commits": seen("commit"),
+        "Games per run": seen("episodes"), "Arithmetic in training": seen("precision"),
+        "Threads per run": seen("threads"), "Machines": seen("machine"), "Commits": seen("commit"),
         "potstill at the runs": "; ".join(dict.fromkeys(str(each.document.get("potstill") or "") for each in studies)),
         "Commands of the runs": seen("command"),
-        "This page": f"potstill {__version__}, seed {seed}, {resamples:,} resamples"
-        + (f" instead of {asked:,}, for there are so many runs" if resamples < asked else ""),
-    }
+        "This page": f"potstill {__version__}, seed {seed}, {resamples:,} resamples{asked_for}",
+    }  # fmt: skip
     return [(what, value or "not recorded") for what, value in facts.items()]

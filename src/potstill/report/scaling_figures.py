@@ -197,9 +197,8 @@ def differences(answers: Answers, width: float = WIDTH) -> Figure:
             x = each.parameters * drawing.dodge(arms.index(each.arm), len(arms))
             drawing.interval(ax, x, each.score.low, each.score.high, look.colour)
             face = look.colour if each.p is not None and each.p < LEVEL else "white"
-            ax.plot(
-                [x], [each.score.value], look.marker, color=look.colour, markerfacecolor=face, markersize=6, zorder=3
-            )
+            style: Any = {"color": look.colour, "markerfacecolor": face, "markersize": 6, "zorder": 3}
+            ax.plot([x], [each.score.value], look.marker, **style)
         drawing.size_axis(ax, [group for group in answers.groups if group.arm == "rl"], width)
         ax.set_ylabel("difference in score")
         return legend(figure, drawing.key_of(arms), width)
@@ -224,10 +223,8 @@ def budgets(answers: Answers, width: float = WIDTH) -> Figure:
         note = "scores: medians of RL's runs, a colour per size; dots: students, at their own and their teachers' steps"
         if target is not None:
             note += f"; ratios: RL's size over the student's at a score of {target:g}, 95 % intervals"
-        rows = 2 * len(plays) // columns
-        figure, axes = canvas(
-            f"Score and size needed by budget, {task(answers)}", note, width, 1.5 + 2.3 * rows, rows, columns
-        )
+        rows, title = 2 * len(plays) // columns, f"Score and size needed by budget, {task(answers)}"
+        figure, axes = canvas(title, note, width, 1.5 + 2.3 * rows, rows, columns)
         for place, play in enumerate(plays):
             left, right = axes[2 * place : 2 * place + 2]
             mine = [at for at in answers.at_budgets if at.play == play]
@@ -312,11 +309,9 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
                 x = group.middle(cost)
                 if x is None or group not in groups:
                     continue
-                look = look_of(group.arm)
-                ax.plot(
-                    [x], [group.score.value], look.marker, color=look.colour, alpha=1 if best else 0.4, markersize=6
-                )
-                front += [(x, group.score.value)] if best else []
+                look, y = look_of(group.arm), group.score.value
+                ax.plot([x], [y], look.marker, color=look.colour, alpha=1 if best else 0.4, markersize=6)
+                front += [(x, y)] if best else []
             if front:
                 ax.step(*zip(*sorted(front), strict=True), where="post", color="black", linewidth=1.0, zorder=1)
             ax.set_xscale("log")
@@ -369,9 +364,8 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
     with rc_context(STYLE):
         rows, columns = (1, 2) if width > NARROW else (2, 1)
         note = "hollow: on the teacher's states; filled: on the student's own; mean over runs"
-        figure, axes = canvas(
-            f"Distance from the teacher, {task(answers)}", note, width, 1.5 + 2.6 * rows, rows, columns
-        )
+        title = f"Distance from the teacher, {task(answers)}"
+        figure, axes = canvas(title, note, width, 1.5 + 2.6 * rows, rows, columns)
         for ax, (words, keys) in zip(axes, measures.items(), strict=True):
             for group in groups:
                 look = look_of(group.arm)
@@ -379,10 +373,8 @@ def covariate_shift(answers: Answers, width: float = WIDTH) -> Figure:
                 ends = [group.mean(key) or 0.0 for key in keys]
                 ends = [1 - end for end in ends] if "agreement" in keys else ends
                 ax.plot([x, x], ends, color=look.colour, linewidth=1.2, zorder=2)
-                ax.plot(
-                    [x], ends[:1], look.marker, color=look.colour, markerfacecolor="white", markersize=5.5, zorder=3
-                )
-                ax.plot([x], ends[1:], look.marker, color=look.colour, markersize=5.5, zorder=3)
+                for y, face in zip(ends, ("white", look.colour), strict=True):
+                    ax.plot([x], [y], look.marker, color=look.colour, markerfacecolor=face, markersize=5.5, zorder=3)
             if "agreement" in keys:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             ax.set_ylim(bottom=0.0)
