@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from potstill.analysis.statistics import welch
 from potstill.evaluation import Evaluation
@@ -107,7 +107,7 @@ def share_low(student: Sample, teacher: Sample, random: Sample, confidence: floa
             return -math.inf
         gain = float(sum(w * part.value for w, part in zip(weights, parts, strict=True)))
         df = welch(variances, [part.df for part in parts])
-        return gain - float(stats.t.ppf(confidence, df)) * math.sqrt(sum(variances))
+        return gain - float(special.stdtrit(df, confidence)) * math.sqrt(sum(variances))
 
     value = share(*parts)
     if beyond(value) >= 0:  # no variance at all
