@@ -8,7 +8,7 @@ import pytest
 
 from potstill.errors import InputError
 
-CASES = 2_000
+CASES = 1_000
 
 
 @pytest.fixture(scope="module")
