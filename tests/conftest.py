@@ -9,10 +9,10 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import emulators
 import numpy as np
 import pytest
 import torch
-from emulators import Lent
 from processes import WARM
 
 from potstill import imports
@@ -80,10 +80,11 @@ def as_before():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def emulators():
+def lent_emulators():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ale_py.vector_env.AtariVectorEnv", Lent)
+        patch.setattr("ale_py.vector_env.AtariVectorEnv", emulators.Lent)
         yield
+    emulators.idle.clear()  # or nanobind tells of each at the end
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from ale_py.vector_env import AtariVectorEnv
 
-_idle: dict[object, list[AtariVectorEnv]] = defaultdict(list)
+idle: dict[object, list[AtariVectorEnv]] = defaultdict(list)
 
 
 class Lent:
@@ -13,7 +13,7 @@ class Lent:
     _real = None
 
     def __init__(self, game: str, number: int, **settings: object) -> None:
-        self._same = _idle[(game, number, *sorted(settings.items()))]
+        self._same = idle[(game, number, *sorted(settings.items()))]
         self._real = self._same.pop() if self._same else AtariVectorEnv(game, number, **settings)
         self._sent = 0  # that nothing has come back of yet
 
