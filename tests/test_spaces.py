@@ -199,6 +199,12 @@ def test_what_a_policy_reads_and_chooses_from_comes_back_with_its_file(told, tmp
     assert torch.equal(loaded(torch.from_numpy(probe))[0], policy(torch.from_numpy(probe))[0])
 
 
+@pytest.mark.parametrize("options", [{"shape": (0,)}, {"dtype": np.longdouble}], ids=["nothing", "longer numbers"])
+def test_observations_of_nothing_and_of_more_than_64_bits_are_refused(told, options):
+    with pytest.raises(InputError, match=r"Told-v0 has observations Box.*; potstill reads arrays, to 64 bits"):
+        Envs(told(**options), 1)
+
+
 def test_observations_that_are_no_vectors_are_refused(told):
     gymnasium.register("Told-v0", Told, kwargs={"dict_": True})
     space = KEYS.spaces["place"]

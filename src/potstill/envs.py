@@ -175,7 +175,8 @@ class Envs:
         shown = shown.spaces if len(views) > 1 else {name_of(config.view): shown}
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(space.shape or ()) for name, space in shown.items()}
         observation_space = self.observation_space = shown[name_of(config.view)]
-        if not isinstance(observation_space, spaces.Box) or np.dtype(observation_space.dtype).itemsize > 8:
+        readable = isinstance(observation_space, spaces.Box) and 0 not in observation_space.shape
+        if not readable or np.dtype(observation_space.dtype).itemsize > 8:
             raise InputError(f"{config.id} has observations {observation_space}; potstill reads arrays, to 64 bits")
         self.parts: gymnasium.Space[Any] | None = None  # what observations are flattened from, a Dict for instance
         for each in [] if self._native else _wrappers(cast(Any, self._venv).envs[0]):

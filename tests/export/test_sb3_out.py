@@ -4,7 +4,9 @@ import json
 from contextlib import closing
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
+import own_tasks
 import pytest
 import torch
 from stable_baselines3 import PPO
@@ -103,7 +105,16 @@ def test_the_zip_is_timed_and_plays_and_its_card_lies_beside_it(tmp_path):
     assert json.loads((tmp_path / "policy.zip.json").read_text()) == record
 
 
+class One(own_tasks.Copy):
+    observation_space = gymnasium.spaces.Box(0, 2, (), np.float32)
+
+    def observe(self):
+        return np.float32(super().observe().argmax())
+
+
 def test_what_sb3_cannot_hold_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(InputError, match="reads no single number: export to"):
+        export(saved(tmp_path, One, width="1/8"), tmp_path / "policy.zip")
     pong = saved(tmp_path, "pong", width="1/64")
     with pytest.raises(InputError, match="nor a normalisation that is clipped or another for each pixel"):
         export(pong, tmp_path / "policy.zip")

@@ -39,6 +39,8 @@ def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
     deployed.check_listed()
     if deployed.policy.remembers:
         raise InputError("Stable-Baselines3's PPO has no memory: export to .onnx or .c")
+    if not deployed.policy.observation_shape:
+        raise InputError("Stable-Baselines3's PPO reads no single number: export to .onnx or .c")
     policy, discrete = deployed.policy, isinstance(deployed.action_space, gymnasium.spaces.Discrete)
     chains = {"pi": _weights(deployed, layers(policy)), "vf": _weights(deployed, layers(policy, critic=True))}
     if discrete and deployed.actions != list(range(int(deployed.action_space.n))):
