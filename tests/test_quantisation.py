@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import potstill as ps
 from potstill.compress.config import CompressConfig
 from potstill.compress.shapes import cost_of, shapes
 from potstill.distill import DistillConfig, DistillState, distill_from, start
@@ -208,3 +209,10 @@ def test_a_network_without_hidden_weights_has_none_to_prune():
         start(config, policy(), torch.device("cpu"))
     with pytest.raises(InputError, match="sparsity is a share from 0 to below 1"):
         DistillConfig(sparsity=1.0)
+
+
+def test_what_is_to_go_is_told_beside_the_size_before_it_went(save_teacher, tmp_path, capsys):
+    save_teacher(tmp_path / "teacher")
+    small = {"total_timesteps": 512, "num_envs": 8, "warmup_steps": 64, "batch_size": 32, "width": "1/8", "episodes": 0}
+    ps.distill(tmp_path / "teacher", out=tmp_path / "run", sparsity=0.5, device="cpu", threads=1, **small)
+    assert "130 parameters, 50% of whose weights go\n" in capsys.readouterr().err

@@ -213,7 +213,8 @@ def _train(run: Run, runtime: Runtime, eval_config: EvalConfig, data_root: Path)
             algorithm.load_state_dict(saved)
         if not runtime.quiet:  # an observation that is misread shows here
             told = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False)
-            told.print(f"potstill: {algorithm.policy}")
+            pruned = f", {sparsity:.0%} of whose weights go" if (sparsity := getattr(config, "sparsity", 0.0)) else ""
+            told.print(f"potstill: {algorithm.policy}{pruned}")
         title = f"{run.config['kind']} {env.id}, width {config.network.width}"
         work = max(cost.policy.size().macs * cost.batch for cost in algorithm.costs())
         with torch_threads(cores, work):
