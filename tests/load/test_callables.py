@@ -380,6 +380,14 @@ def test_a_module_that_plays_beside_itself_has_two_memories():
     assert (found["agreement"], found["agreement_teacher_states"]) == (1, 1)
 
 
+def test_actions_that_are_ruled_out_are_hardly_ever_taught():
+    ruled_out = np.float32([[0, -np.inf], [-np.inf, -50], [1, 2]])
+    with closing(Envs(CARTPOLE, 1)) as envs:
+        foreign = Foreign("masked", lambda seen: np.resize(ruled_out, (len(seen), 2)), envs)
+        logits = foreign.logits(torch.zeros(3, 4))
+    np.testing.assert_allclose(logits.softmax(-1), [[1, 0], [0, 1], [0.269, 0.731]], atol=1e-3)
+
+
 def test_a_file_with_a_value_before_its_action_acts(tmp_path):
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     weights = {"first": np.float32([[1], [0], [0]]), "second": np.float32([[0], [1], [0]])}

@@ -1,11 +1,11 @@
 """Policies of the user's own: a function, an object, a `torch.nn.Module` or an ONNX file that answers raw observations.
 
-What the first answer is decides how it is read: floats (N, A) are logits, or probabilities where each row adds up to 1,
-whole numbers (N,) are actions of the environment's own (of K choices made at once: (N, sum of A) and (N, K)), and
-(N, d) are continuous actions in the environment's units, clipped to its bounds. Every later answer must be of the same
-kind. Where it has `reset`, that is called with (N,) bool, the games that begin, before the observations that begin
-them: so it may have a memory, or follow a script. What has none must answer an observation alike whatever stands beside
-it.
+What the first answer is decides how it is read: floats (N, A) are logits, -inf of what cannot be done, or probabilities
+where each row adds up to 1, whole numbers (N,) are actions of the environment's own (of K choices made at once: (N, sum
+of A) and (N, K)), and (N, d) are continuous actions in the environment's units, clipped to its bounds. Every later
+answer must be of the same kind. Where it has `reset`, that is called with (N,) bool, the games that begin, before the
+observations that begin them: so it may have a memory, or follow a script. What has none must answer an observation
+alike whatever stands beside it.
 """
 
 import inspect
@@ -119,6 +119,8 @@ class Foreign(Policy):
     def _read(self, told: Array, count: int) -> Array:
         """An answer as logits (B, A), or means (B, d) in units of half the range; float32."""
         whole, numbers = told.dtype.kind in "iub", told.dtype.kind in "iubf"
+        if self._bounds is None and told.ndim and not whole and numbers and (masked := np.isneginf(told)).any():
+            told = np.where(masked, np.where(masked, np.inf, told).min(-1, keepdims=True) - CERTAIN, told)
         if numbers and not np.isfinite(told).all():
             raise InputError(f"teacher {self.name} answers numbers that are not finite")
         shape = self._shape
