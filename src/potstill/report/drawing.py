@@ -111,7 +111,7 @@ def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
 def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
     """A logarithmic axis of sizes: a tick per size, with its width where there is room for it."""
     sizes = sorted({(group.parameters, group.width) for group in groups})
-    room = 0.34 * max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9) / (width - 1.0)
+    room = 0.33 * max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9) / (width - 1.0)
     ticks: list[tuple[int, str]] = []
     for size in (sizes[-1], sizes[0], *sizes[1:-1]):  # the ends are labelled whatever lies near them
         if all(abs(math.log(size[0] / other)) > room for other, _ in ticks):
