@@ -58,7 +58,7 @@ def main() -> None:
         "nosticky": f"\n| greedy, no sticky actions | {alone:.2f} |" if (alone := result["score_nosticky"]) else "",
         "points": f" It loses {lost} of its games and wins {won} of the points." if against else "",
         "kind": (kind := "student" if "initial" in made else "expert"),
-        "start": f"from a student on, {Path(made['initial']).name}," if "initial" in made else "from scratch",
+        "start": f"from a student on, {Path(made['initial']).name}" if "initial" in made else "from scratch",
         "name": f"{config['env']['id']} {kind}, {folder.name}",
         "sticky": config["env"]["sticky"],
         "low": low,
