@@ -174,20 +174,31 @@ class Search:
     @property
     def untried(self) -> list[Trial]:
         """The next way of each shape that is cheaper than the chosen one, the cheapest first."""
-        return [Trial(place, way) for place in range(self.bound) if (way := self.ways_tried(place)) < len(self.ways)]
+        due: dict[int, Trial] = {}
+        for trial in self.every:
+            if trial.place < self.bound and trial not in self.trained and trial not in self.errors:
+                due.setdefault(trial.place, trial)
+        return list(due.values())
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a larger budget could find more: shapes and ways are left, or games."""
+        open_ = (not self.played("screen", t) or self.outcome(t) == "undecided" for t in self.students)
+        return bool(self.untried) or any(open_)
 
     @property
     def stopped(self) -> str:
         """What ended the search: the budget, where that left something untried, or exhausted."""
-        return "budget" if self.untried else "exhausted"
+        return "budget" if self.unfinished else "exhausted"
 
     @property
     def reason(self) -> str:
         """Why the search ended."""
-        if self.untried:
-            return f"stopped: what is left of {self.config.budget:g} minutes is too short for another student"
         if self.bound == 0:
             return "stopped: the smallest shape of all will do"
+        if self.unfinished:
+            more = "another student" if self.untried else "more games"
+            return f"stopped: what is left of {self.config.budget:g} minutes is too short for {more}"
         return f"stopped: every shape that is left was tried in {len(self.ways)} ways"
 
     # What the games say
@@ -252,8 +263,10 @@ class Search:
     def fit(self, trials: Sequence[Trial]) -> None:
         """Says how many steps trainings take: fewer where there is no time for all, unless they were begun."""
         for trial in trials:
-            steps = math.ceil(min(1.0, self.part(trial)) * self.ways[trial.way].total_timesteps)
-            self.steps.setdefault(self.name(trial), steps)
+            way = self.ways[trial.way]
+            least = min(8 * way.num_envs, way.total_timesteps)  # that a distillation takes
+            steps = math.ceil(min(1.0, self.part(trial)) * way.total_timesteps)
+            self.steps.setdefault(self.name(trial), max(least, steps))
         self.save()
 
     def train(self, trials: Sequence[Trial]) -> None:
@@ -263,6 +276,9 @@ class Search:
             TimeUp: they did not end in time, and are saved.
         """
         began, folder = time.monotonic(), self.run.path / "runs"
+        begun = any(
+            (folder / self.name(trial)).exists() for trial in trials
+        )  # by an earlier call: the clock tells nothing
         specs = [
             RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), self.origin) for t in trials
         ]
@@ -273,10 +289,10 @@ class Search:
         self.trained.update(done)
         if not all(trial in done or trial in self.errors for trial in trials):
             raise TimeUp
-        if done:
+        if len(done) == len(trials) and not begun:
             took = {t: read_document(folder / self.name(t) / "result.json")["wall_seconds"] for t in done}
             longest = max(done, key=lambda trial: took[trial])
-            self.clock.start = max(self.clock.start, time.monotonic() - began - took[longest])
+            self.clock.start = max(0.0, time.monotonic() - began - took[longest])
             self.clock.training = took[longest] / self.foresee(longest)
         self.save()
 
@@ -301,10 +317,11 @@ class Search:
             TimeUp: there was no time for any games.
         """
         name, risk, have = f"confirm {self.name(trial)}", self.risk, self.played("confirm", trial)
+        most = self.affordable(trial)  # once: how long games take may hang on their scores
         looks = [self.config.confirm_games << number for number in range(LOOKS)]
         for look in (look for look in looks if look > have):
             with suppress(TimeUp):
-                while (count := min(look, self.affordable(trial))) > self.played("confirm", trial):
+                if (count := min(look, most)) > self.played("confirm", trial):
                     self.play("teacher", count)
                     self.play(name, count)
             if (played := self.played("confirm", trial)) == have:
