@@ -472,3 +472,11 @@ def test_pong_py_saves_when_it_is_terminated(tmp_path):
     assert err.splitlines()[-1] == f"potstill: stopped by SIGTERM; continue with --resume {run}"
     assert Run.open(run).status == "interrupted"
     assert Run.open(run).config["command"].startswith("python pong.py --env cartpole")
+
+
+def test_an_import_may_stand_before_the_second_word_of_a_command(capsys):
+    from potstill.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["study", "--import", "json", "status", "--help"])
+    assert "potstill study status" in capsys.readouterr().out

@@ -481,7 +481,7 @@ def study(
             raise InputError(
                 f"a plan has its task by name, and {name} alone is another than {task}: make it in a function"
             )
-        plan = replace(plan, env=name)
+        plan = replace(plan, env=name, played={})
     out = Path(out) if out is not None else Path("results") / plan.name
     limits: dict[str, Any] = {name: getattr(pool, name) for name in ("workers", "retries", "patience")}
     if pool.executor == "ray":

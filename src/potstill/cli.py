@@ -66,6 +66,8 @@ def _run(arguments: list[str]) -> None:
 
     from potstill.errors import InputError, Terminated, meant
 
+    if arguments[:2] == ["study", "--import"]:
+        arguments = ["study", *arguments[3:], *arguments[1:3]]
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         study = ", ".join(name for name in COMMANDS if name.startswith("study "))

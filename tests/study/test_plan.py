@@ -177,6 +177,17 @@ def test_a_plan_says_how_its_task_is_played_as_the_command_line_does(tmp_path):
     assert tasks("") != tasks(written) == {played}
 
 
+def test_students_of_code_are_others_where_the_plan_plays_its_task_otherwise(tmp_path):
+    def students(table):
+        text = PLAN.replace("[evaluation]", f"{table}\n[evaluation]").replace('"experts/b"', '"my_tasks:controller"')
+        runs = read_plan(write(tmp_path, text)).specs()
+        return {spec.name: spec.identity("0") for spec in runs if "controller" in spec.name}
+
+    before, after = students(""), students("[task]\nmax-frames = 400")
+    assert before.keys() == after.keys() != set()
+    assert not set(before.values()) & set(after.values())
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -187,6 +198,7 @@ def test_a_plan_says_how_its_task_is_played_as_the_command_line_does(tmp_path):
         ("stickiness = 0.1", "line 2: task has no setting 'stickiness': did you mean sticky?"),
         ("network-options = {}", "line 2: task has no setting 'network-options'"),
         ("id = 'pong'", "line 2: task has no setting 'id'"),
+        ("frame-skip = 0", "line 2: frame-skip must be at least 1"),
         ("view = ['42x42']", "line 2: task has no setting 'view'"),
     ],
 )

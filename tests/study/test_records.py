@@ -318,6 +318,19 @@ def test_a_plan_that_plays_its_task_otherwise_takes_teachers_of_that(tmp_path, s
         list(run_study(read_plan(write(tmp_path, students)), tmp_path / "out", RUNTIME))
 
 
+def test_the_score_of_random_play_is_measured_again_where_the_task_is_another(tmp_path):
+    rl = PLAN[: PLAN.index("[arms.")] + "[arms.rl]\ntotal-timesteps = 1024\n"
+    kept, scores = tmp_path / "out" / "study.json", []
+    for table in ("", "", "[task]\nmax-frames = 400\n"):
+        list(run_study(read_plan(write(tmp_path, rl + table)), tmp_path / "out", RUNTIME))
+        document = json.loads(kept.read_text())
+        scores.append(document["random_score"])
+        kept.write_text(json.dumps(document | {"random_score": 999.0}))
+        (tmp_path / "out" / "rl_width-1_32_seed-0.json").unlink()  # as if its run had not ended
+        shutil.rmtree(tmp_path / "out" / "runs")
+    assert scores == [pytest.approx(22, abs=7), 999.0, pytest.approx(22, abs=7)]
+
+
 def test_a_part_of_a_plan_needs_no_teacher_that_it_does_not_learn_from(tmp_path):
     plan = read_plan(write(tmp_path, PLAN))
     ended = list(run_study(plan, tmp_path / "out", RUNTIME, part=Part(arms=("rl",)), workers=1))

@@ -37,6 +37,7 @@ class RunSpec(NamedTuple):
     start_from: "RunSpec | None" = None  # whose policy to begin with
     trunk: "RunSpec | None" = None  # the run of a larger budget that it branches off
     share: str = ""  # of that budget
+    played: tuple[tuple[str, Any], ...] = ()  # how a teacher that names no task is played, as the plan says
 
     @property
     def method(self) -> Method:
@@ -60,6 +61,7 @@ class RunSpec(NamedTuple):
         """12 hex digits that change with whatever would change the result; `teacher_hash` is of the teacher's file."""
         first = self.start_from.identity(teacher_hash) if self.start_from is not None else None
         document = {"results": RESULTS, "method": self.method, "config": _plain(asdict(self.config))}
+        document |= {"played": [list(pair) for pair in self.played]} if self.played else {}
         return config_hash(document | {"teacher": teacher_hash, "start_from": first})
 
 
@@ -224,6 +226,8 @@ class Plan:
                 config = make_config(arm.method, self.task, width, seed, settings)
                 name = run_name(arm.name, width, seed, teacher)
                 spec = RunSpec(name, arm.name, config, None if arm.method == "finetune" else teacher, start_from)
+                if arm.method == "distill" and teacher is not None and teacher.env is not None:
+                    spec = spec._replace(played=tuple(sorted(self.played.items())))
                 specs += [spec, *_branches(spec)]
         return specs
 

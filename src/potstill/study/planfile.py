@@ -129,7 +129,8 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
     env: str = top.value("env", str)
     of_task = {key: hint for key, hint in get_type_hints(EnvConfig).items() if key not in ("id", "atari", "view")}
     played = _typed(top.table("task"), of_task, "task")
-    task = replace(_checked(("env",), find_env, env), **played)
+    preset = _checked(("env",), find_env, env)
+    task = _checked(("task",), lambda: replace(preset, **played))
     name: str = top.value("name", str, path.stem)
     if not _is_name(name):
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")

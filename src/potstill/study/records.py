@@ -56,6 +56,7 @@ def run_study(plan: Plan, out: Path, runtime: Runtime, *, part: Part = WHOLE, **
             "potstill": __version__,
             "planned": len(specs),
             "scores": plan.scores,
+            "task": asdict(plan.task),
         }
         document["random_score"] = _random_score(plan, out, runtime, folder)
         write_atomically(out / "study.json", _json(document))
@@ -82,10 +83,11 @@ def _check_task(plan: Plan, specs: list[RunSpec], wanted: list[RunSpec]) -> None
     for teacher in {spec.teacher for spec in wanted if spec.teacher is not None}:
         env = load(teacher).env
         seen = replace(env, view=(), hidden_rows=task.hidden_rows, layout=task.layout)
-        if env.id != task.id or ((rewarded or plan.played) and seen != task):
+        differs = seen != task if rewarded else any(getattr(seen, key) != each for key, each in plan.played.items())
+        if env.id != task.id or differs:
             ours = asdict(task)
             other = ", ".join(name.replace("_", "-") for name, value in asdict(seen).items() if value != ours[name])
-            left = "[task] of the plan" if plan.played else "the arms that learn from reward"
+            left = "the arms that learn from reward" if rewarded else "[task] of the plan"
             how = f" with other {other}: leave out {left}" if env.id == task.id else ""
             raise InputError(f"{teacher.path} plays {env.id}{how}, the plan's task is {task.id}")
 
@@ -188,8 +190,11 @@ def make_record(ended: Ended, runs: Path) -> dict[str, Any]:
 
 def _random_score(plan: Plan, out: Path, runtime: Runtime, folder: Run) -> float:
     """Mean score of a uniformly random policy over 32 games, measured once per study."""
+    task = json.loads(_json(asdict(plan.task)))
     with suppress(InputError, KeyError, ValueError, TypeError):
-        return float(read_json(out / "study.json")["random_score"])
+        known = read_json(out / "study.json")
+        if known.get("task", task) == task:
+            return float(known["random_score"])
     env = plan.task
     with closing(Envs(env, 1)) as envs:
         policy = Policy(NetworkConfig(width="1/32"), **envs.spaces)
