@@ -474,9 +474,12 @@ def test_pong_py_saves_when_it_is_terminated(tmp_path):
     assert Run.open(run).config["command"].startswith("python pong.py --env cartpole")
 
 
-def test_an_import_may_stand_before_the_second_word_of_a_command(capsys):
+@pytest.mark.parametrize(
+    "words", ["study --import json status", "study --import=json status", "--import json study status"]
+)
+def test_an_import_may_stand_anywhere_in_a_command(words, capsys):
     from potstill.cli import main
 
     with pytest.raises(SystemExit):
-        main(["study", "--import", "json", "status", "--help"])
+        main([*words.split(), "--help"])
     assert "potstill study status" in capsys.readouterr().out

@@ -51,6 +51,7 @@ def _guarded(arguments: list[str]) -> Any:
 
 
 def _run(arguments: list[str]) -> None:
+    imports, arguments = _without_imports(arguments)
     words = 1 + (arguments[:1] == ["study"])  # of the command's name
     if not arguments or {"-h", "--help", "--help-all"}.intersection(arguments[:words]):
         print(_usage())
@@ -66,8 +67,6 @@ def _run(arguments: list[str]) -> None:
 
     from potstill.errors import InputError, Terminated, meant
 
-    if arguments[:2] == ["study", "--import"]:
-        arguments = ["study", *arguments[3:], *arguments[1:3]]
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         study = ", ".join(name for name in COMMANDS if name.startswith("study "))
@@ -86,7 +85,7 @@ def _run(arguments: list[str]) -> None:
     previous = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:
         with _starting(command):
-            rest = _import_named(rest)
+            _import(imports)
             module = import_module(f"potstill.commands.{COMMANDS[command].room}")
         getattr(module, re.sub("[- ]", "_", command))(rest)
     finally:
@@ -162,25 +161,29 @@ def _streams() -> Iterator[None]:
         yield
 
 
-def _import_named(arguments: list[str]) -> list[str]:
-    """Imports what POTSTILL_IMPORT and every `--import MODULE` name; returns the other arguments."""
-    from potstill.errors import InputError
-
-    named, rest = [("POTSTILL_IMPORT", name) for name in os.environ.get("POTSTILL_IMPORT", "").split(os.pathsep)], []
-    for word in (options := iter(arguments)):
+def _without_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--import MODULE` names, wherever it stands, and the other arguments."""
+    named, rest = [], []
+    for word in (words := iter(arguments)):
         flag, equals, value = word.partition("=")
         if flag == "--import":
-            named.append((flag, value if equals else next(options, "")))
+            named.append(value if equals else next(words, ""))
         else:
             rest.append(word)
-    for source, name in named:
-        if name:
-            from potstill.imports import import_modules
+    return named, rest
 
-            import_modules([name], source)
-        elif source == "--import":
-            raise InputError("--import needs a module or a file, such as --import my_tasks or --import ./my_tasks.py")
-    return rest
+
+def _import(named: list[str]) -> None:
+    """Imports what POTSTILL_IMPORT and the command line name."""
+    from potstill.errors import InputError
+
+    if "" in named:
+        raise InputError("--import needs a module or a file, such as --import my_tasks or --import ./my_tasks.py")
+    of_surroundings = filter(None, os.environ.get("POTSTILL_IMPORT", "").split(os.pathsep))
+    for source, name in [*(("POTSTILL_IMPORT", each) for each in of_surroundings), *(("--import", n) for n in named)]:
+        from potstill.imports import import_modules
+
+        import_modules([name], source)
 
 
 def _usage() -> str:
