@@ -957,3 +957,29 @@ def test_labels_of_sizes_that_lie_close_together_are_left_out():
 
 def test_bounds_are_rounded_down():
     assert compression._floor(0.94999) == "94.9"
+
+
+def test_a_way_that_failed_in_an_earlier_call_is_tried_again_and_one_that_was_trained_is_not():
+    state = Synthetic(WON)
+    state.trained = {Trial(0, 1)}  # what is left of an earlier call, which does not keep why the first way failed
+    assert [trial for trial in state.untried if trial.place == 0] == [Trial(0, 0)]
+    state.trained.add(Trial(0, 0))
+    assert [trial for trial in state.untried if trial.place == 0] == [Trial(0, 2)]
+
+
+def test_a_search_whose_students_lack_games_is_not_exhausted():
+    state = Synthetic({"a": 50})
+    state.trained = {*state.every}
+    assert not state.untried
+    assert (state.stopped, state.reason) == (
+        "budget",
+        "stopped: what is left of 15 minutes is too short for more games",
+    )
+
+
+def test_shortened_trainings_have_the_steps_that_a_distillation_takes():
+    state = Synthetic(WON, seconds=200_000.0)
+    way = replace(state.ways[0], num_envs=512, total_timesteps=20_000)
+    state.ways = [way] * len(state.ways)
+    state.fit([Trial(0, 0)])
+    assert state.steps[state.name(Trial(0, 0))] == 8 * 512
