@@ -100,6 +100,13 @@ def test_each_frame_is_read_by_the_same_filters():
     torch.testing.assert_close(first(frames), torch.cat(alone, 1))
 
 
+def test_each_channel_is_read_by_filters_of_its_own():
+    policy = make(width="1/8", family="depthwise")
+    first, frames = policy.trunk.convs[0], torch.rand(2, 4, 84, 84)
+    torch.testing.assert_close(first(frames), nn.Conv2d.forward(first, frames))
+    assert policy.size().conv == 4 * 2 * 65 + (8 * 4 + 4) + 4 * 17 + (4 * 4 + 4)
+
+
 def balls(count, generator):
     """Four frames each of a ball that moves two rows up, stays, or moves two down from one to the next; and which."""
     way, row, column = (torch.randint(*span, (count,), generator=generator) for span in ((-1, 2), (8, 26), (2, 30)))
@@ -113,7 +120,11 @@ def balls(count, generator):
 
 @pytest.mark.parametrize(
     "config",
-    [{"width": "1/8"}, {"width": "1/4", "options": ("hidden=32,256",)}, {"family": "framewise", "width": "1/4"}],
+    [
+        {"width": "1/8"},
+        {"width": "1/4", "options": ("hidden=32,256",)},
+        *({"width": "1/4", "family": family} for family in ("framewise", "depthwise")),
+    ],
     ids=str,
 )
 def test_an_image_network_learns_which_way_a_ball_moves(config):

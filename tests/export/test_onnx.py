@@ -98,6 +98,7 @@ def worst_action(graph):
     [
         ("pong", {"width": "1/32"}),
         ("pong", {"width": "1/8", "family": "framewise"}),
+        ("pong", {"width": "1/8", "family": "depthwise"}),
         ("minatar-breakout", {"width": "1/8"}),
         ("cartpole", {"width": "1/8"}),
         ("cartpole", {"width": "1/8", "critic": "split"}),

@@ -38,6 +38,7 @@ TASKS = {
     "grid": ((10, 10, 4), np.bool_, {"width": "1/8"}),
     "frames": ((4, 84, 84), np.uint8, {"width": "1/32"}),
     "framewise": ((4, 84, 84), np.uint8, {"width": "1/16", "family": "framewise"}),
+    "depthwise": ((4, 84, 84), np.uint8, {"width": "1/16", "family": "depthwise"}),
     "continuous": ((3,), np.float32, {"width": "1/8"}),
 }
 

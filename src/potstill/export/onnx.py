@@ -144,6 +144,7 @@ def build(actor: Actor, opset: int = OPSET) -> "ModelProto":
         if isinstance(layer, nn.Conv2d):
             pads = (*layer.padding, *layer.padding)
             sizes: dict[str, Any] = {"strides": layer.stride, "kernel_shape": layer.kernel_size, "pads": pads}
+            sizes["group"] = layer.groups
             framewise = isinstance(layer, FramewiseConv)
             x = node("Reshape", x, stored(f"{number}.single", torch.tensor([-1, 1, 0, 0]))) if framewise else x
             x = node("Conv", x, *parameters(number, layer), out=out, **sizes)
