@@ -25,7 +25,7 @@ from potstill.envs import Array, EnvConfig, Envs, Past, check_seed
 from potstill.errors import DivergedError, InputError
 from potstill.networks import NetworkConfig, Policy, Precision, resolve_precision
 from potstill.objectives import find_objective, value_mse
-from potstill.quantisation import prune, round_weights, simulated
+from potstill.quantisation import prune, round_statistics, round_weights, simulated
 from potstill.rollout import Preparer, collect, normalise_by_play
 from potstill.views import chosen
 
@@ -193,6 +193,8 @@ def start(
         student = Policy(config.network, **envs.spaces).initialise(generator)
         normalise_by_play(student, envs, observations, config.seed)
         student.return_scale.copy_(teacher.return_scale)
+    if config.bits < 32:
+        round_statistics(student)
     if student.log_std is not None and teacher.log_std is not None:
         student.log_std.data.copy_(teacher.log_std)
         student.squash = None if teacher.squash is None else teacher.squash.clone()

@@ -65,6 +65,14 @@ def round_weights(policy: Policy, bits: int) -> None:
         layer.weight.copy_(on_grid(layer.weight, bits))
 
 
+def round_statistics(policy: Policy) -> None:
+    """Makes means and deviations of pixels whole numbers, each of which is stored in a byte."""
+    if policy.dtype == "uint8" and policy.layout != "flat":
+        policy.mean.round_()
+        shown = policy.scale > 0
+        policy.scale[shown] = 1 / (1 / policy.scale[shown]).round().clamp(1, 255)
+
+
 @torch.no_grad()
 def prune(policy: Policy, share: float) -> None:
     """Sets so large a share of the weights before the last layer to zero: the smallest of all these layers together.

@@ -20,7 +20,7 @@ from potstill.export import c, export
 from potstill.export.actor import Actor, layers, verify
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, save_policy
-from potstill.quantisation import prune, round_weights
+from potstill.quantisation import prune, round_statistics, round_weights
 
 EXPERT = Path(__file__).parents[2] / "data" / "experts" / "pong" / "seed-2"
 STRICT = [*c.FLAGS, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
@@ -40,7 +40,10 @@ int main(void)
 """
 
 
-def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), sparsity=0.0, **config):
+def network(
+    shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), sparsity=0.0, whole=False,
+    **config,
+):  # fmt: skip
     """A policy of clear opinions that normalises its inputs, and observations of its own."""
     known = {} if layout is None else {"layout": layout, "dtype": np.dtype(dtype).name}
     policy = Policy(NetworkConfig(**config), shape, actions, continuous, **known, view=view)
@@ -51,6 +54,11 @@ def network(shape, actions, dtype=np.float32, continuous=False, seed=0, layout=N
         policy.actor.weight *= 300
         policy.actor.bias.copy_(torch.linspace(-1, 1, actions))
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    if whole:
+        draw = torch.Generator().manual_seed(seed)
+        policy.normalise_by(*(200 * torch.rand(2, *policy.mean.shape, generator=draw) + 0.4), floor=1.0)
+        policy.hide(17)
+        round_statistics(policy)
     shown = np.random.default_rng(seed).normal(0, 2, (64, *shape))
     return policy, ((shown * 60).clip(0, 255) if dtype == np.uint8 else shown).astype(dtype)
 
@@ -76,17 +84,20 @@ NETWORKS = [
     ((10, 10, 4), bool, {"width": "1/8", "family": "mlp"}),
     ((4, 84, 84), np.uint8, {"width": "1/16", "family": "nature"}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "family": "framewise"}),
+    ((4, 84, 84), np.uint8, {"width": "1/8", "family": "depthwise"}),
     ((3, 40, 36), np.uint8, {"width": "1/16", "layout": "first"}),
     ((20, 24), np.uint8, {"width": "1/8", "layout": "first"}),
     ((4,), np.float32, {"sparsity": 0.9}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "sparsity": 0.9}),
+    ((3000,), np.float32, {"sparsity": 0.97}),
+    ((4, 84, 84), np.uint8, {"width": "1/16", "layout": "stack", "whole": True}),
     ((5,), np.float64, {"width": "1/8", "view": ("mask=1,3",)}),
     ((4,), np.float32, {"width": "1/8", "view": ("delay=2",)}),
     ((10, 10, 4), bool, {"width": "1/8", "view": ("keep=0,3", "crop=1:9,0:10")}),
     ((4, 84, 84), np.uint8, {"width": "1/16", "view": ("crop=10:84", "37x42", "frames=2")}),
     ((40, 36, 3), np.uint8, {"family": "mlp", "layout": "last", "view": ("grey", "10x9"), "sparsity": 0.9}),
 ]
-FOUR = [NETWORKS[k] for k in (0, 1, 4, 5, 8, 9)]
+FOUR = [NETWORKS[k] for k in (0, 1, 4, 5, 6, 9, 10, 11, 12)]
 """Weights of 4 bits are those of 8 but for how each kind of layer reads them, two to a byte; some rows are odd."""
 CASES = [(bits, *network) for bits in (32, 8) for network in NETWORKS] + [(4, *network) for network in FOUR]
 
@@ -117,7 +128,7 @@ def test_strict_compilers_and_sanitizers_have_nothing_to_say_and_it_computes_wha
     assert 0 < np.abs(outputs - centred).max() < 0.05 * np.ptp(centred)
 
 
-@pytest.mark.parametrize(("bits", "each"), [(32, 4 + 2), (8, 1 + 2)])
+@pytest.mark.parametrize(("bits", "each"), [(32, 4 + 1), (8, 1 + 1), (4, 0.5 + 1)])
 def test_of_a_pruned_layer_only_the_weights_that_are_left_are_written(bits, each):
     dense, pruned = (actor_of(*network((64,), 3, width="1", sparsity=sparsity)) for sparsity in (0.0, 0.9))
     sizes = [c.build(actor, "policy", bits)[2]["constants"] for actor in (dense, pruned)]
@@ -185,6 +196,21 @@ def test_integers_of_a_squashed_policy_compute_its_means(tmp_path, bits):
     means = expected(actor)
     assert np.ptp(means) > 1
     np.testing.assert_allclose(library.outputs(actor.observations), means, atol=0.02)
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_of_whole_means_and_deviations_a_byte_each_is_written(bits):
+    exact, whole = (
+        actor_of(*network((4, 84, 84), 3, np.uint8, width="1/16", layout="stack", whole=whole))
+        for whole in (False, True)
+    )
+    exact.policy.scale *= 0.9  # else of deviations of 2
+    sizes = [c.build(actor, "policy", bits)[2]["constants"] for actor in (exact, whole)]
+    assert sizes[0] - sizes[1] == 2 * 84 * 84 * (4 - 1)
+    deviations = (1 / whole.policy.scale)[17:]
+    assert whole.policy.scale[:17].count_nonzero() == 0
+    assert torch.allclose(deviations, deviations.round(), rtol=1e-6)
+    assert 1 <= deviations.min() < deviations.max() <= 201
 
 
 @pytest.mark.parametrize(("bits", "shape", "dtype", "config"), CASES[::2])

@@ -99,7 +99,7 @@ def blocks(actor: Actor) -> list[Block]:
     found: list[Block] = []
     for layer in actor.layers:
         match layer:
-            case nn.Conv2d(dilation=(1, 1), groups=1, padding=(int(), int()), padding_mode="zeros"):
+            case nn.Conv2d(dilation=(1, 1), padding=(int(), int()), padding_mode="zeros"):
                 sides = zip(shape[1:], layer.kernel_size, layer.stride, layer.padding, strict=True)
                 after: tuple[int, ...] = (layer.out_channels, *(_positions(*each) for each in sides))
             case nn.Linear() if len(shape) == 1:
@@ -116,6 +116,8 @@ def blocks(actor: Actor) -> list[Block]:
                 raise InputError(f"C is written for plain stacks of Conv2d, Linear, ReLU and Tanh: not for {layer}")
         read = layer.read if isinstance(layer, GRU) else layer
         weight = read.weight.detach().flatten(1)
+        if isinstance(layer, nn.Conv2d):  # of groups a dense one, whose zeros are not stored
+            weight = torch.block_diag(*weight.chunk(layer.groups))
         bias = read.bias.detach() if read.bias is not None else torch.zeros(len(weight))
         padding: Any = layer.padding if isinstance(layer, nn.Conv2d) else (0, 0)
         frames = shape[0] if isinstance(layer, FramewiseConv) else 1
@@ -171,10 +173,10 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
         if not final:
             rooms[number % 2] = max(rooms[number % 2], block.outputs)
         values: Array = block.weight.numpy() if scales is None else scales.weight
-        few = _sparse(values) if bits != 4 and not isinstance(block.layer, GRU) else None
+        few = _sparse(values, bits) if not isinstance(block.layer, GRU) else None
         if few is not None:
             values = few.values
-            constants.append((f"place{number}", "uint16_t", few.places))
+            constants.append((f"gap{number}", "uint8_t", few.gaps))
             constants.append((f"count{number}", "uint16_t", few.counts))
         if scales is None:
             constants.append((f"weight{number}", "float", values))
@@ -248,15 +250,15 @@ class _Scales(NamedTuple):
 def _quantise(actor: Actor, stack: list[Block], bits: int) -> list[_Scales]:
     """Scales from the largest inputs of each layer on the recorded observations, and as much again for others."""
     x = actor.policy.prepare(torch.from_numpy(actor.observations)).float()
-    reach, seen = [], x
+    reach, levels, seen = [], [], x
     for layer in actor.layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             reach.append(MARGIN * seen.abs().max().item() or 1.0)
+            levels.append(activation_levels(bits, layer.weight[0].numel()))
         seen = layer(seen)
     if actor.bounds is None:
         seen = seen - seen.mean(1, keepdim=True)
     reach.append(MARGIN * seen.abs().max().item() or 1.0)
-    levels = [activation_levels(bits, block.weight.shape[1]) for block in stack]
     units = []
     for number in range(len(stack)):
         before = stack[number - 1].activation if number else None
@@ -294,10 +296,15 @@ def _input(
     at = "i" if len(mean) == whole else f"i / {whole // len(mean)}" if policy.layout == "first" else f"i % {len(mean)}"
     value = "seen(x, i)" if policy.look is not None else "x[i]" if raw == wide else f"({wide})x[i]"
     if mean.any():
-        constants.append(("mean", wide, mean.numpy()))
+        small = torch.equal(mean, mean.clamp(0, 255).byte().to(mean.dtype))
+        constants.append(("mean", "uint8_t", mean.byte().numpy()) if small else ("mean", wide, mean.numpy()))
         value = f"({value} - mean[{at}])"
     value = value if wide == "float" else f"(float){value}"
-    if not folds and (scale != 1).any():
+    deviation = torch.where(scale > 0, 1 / scale, 0.0).round().clamp(max=255)
+    if not folds and torch.equal(scale, torch.where(deviation > 0, 1 / deviation, 0.0)) and (scale != 1).any():
+        constants.append(("deviation", "uint8_t", deviation.byte().numpy()))
+        value = f"(deviation[{at}] > 0 ? {value} * (1.0f / deviation[{at}]) : 0.0f)"
+    elif not folds and (scale != 1).any():
         constants.append(("scale", "float", scale.numpy()))
         value = f"{value} * scale[{at}]"
     limits = [policy.clip] * (policy.clip < float("inf")) + ([float(scales.levels)] if scales is not None else [])
@@ -365,20 +372,26 @@ def _layer(number: int, block: Block, scales: _Scales | None, unlike: bool, last
 
 
 class _Sparse(NamedTuple):
-    """The weights of a layer that are not zero, output by output."""
+    """The weights of a layer that are not zero, output by output, and zeros where two of them lie too far apart."""
 
     values: Array
-    places: Array  # uint16, of the input that each multiplies
+    gaps: Array  # uint8, from the input that the one before multiplies, or from the first, to its own
     counts: Array  # uint16, how many each output has
 
 
-def _sparse(weight: Array) -> _Sparse | None:
-    """Of weights (outputs, inputs) those that are not zero; None where all of them take no more room."""
+def _sparse(weight: Array, bits: int) -> _Sparse | None:
+    """Of weights (outputs, inputs), each of so many bits, those that are not zero; None where all take no more room."""
     outputs, places = weight.nonzero()
-    counts = np.bincount(outputs, minlength=len(weight)).astype(np.uint16)
-    few = _Sparse(weight[outputs, places], places.astype(np.uint16), counts)
-    smaller = sum(each.nbytes for each in few) < weight.nbytes and len(places) > 0 and weight.shape[1] < 1 << 16
-    return few if smaller else None
+    first = np.diff(outputs, prepend=-1) > 0
+    gaps = np.diff(places, prepend=0)
+    gaps[first] = places[first]
+    between = (gaps - 1).clip(0) // 255
+    ends = np.cumsum(between + 1) - 1
+    counts = np.bincount(outputs, between + 1, len(weight))
+    values, steps = np.zeros(counts.sum().astype(int), weight.dtype), np.full(counts.sum().astype(int), 255, np.uint8)
+    values[ends], steps[ends] = weight[outputs, places], gaps - 255 * between
+    smaller = len(values) * (bits / 8 + 1) + 2 * len(counts) < weight.size * bits / 8
+    return _Sparse(values, steps, counts.astype(np.uint16)) if smaller and 0 < counts.max() < 1 << 16 else None
 
 
 def _packed(weights: Array) -> Array:

@@ -13,15 +13,18 @@ value = value > {{ least }} ? value : {{ least }};
 {% endmacro %}
 {% macro weights(layer) %}
 {{ "int w = 0" if bits == 4 else "const %s *w = weight%d"|format("int8_t" if integer else "float", layer.number) }};
-{%- if layer.sparse %} const uint16_t *place = place{{ layer.number }};{% endif %}
+{%- if layer.sparse %} const uint8_t *gap = gap{{ layer.number }};{% endif %}
 {%- endmacro %}
 {% macro add_products(layer, inputs) %}
+{% set weight = "nibble(weight%d, w++)"|format(layer.number) if bits == 4 else "*w++" %}
 {% if layer.sparse %}
-for (int i = 0; i < count{{ layer.number }}[o]; i++)
-    sum += *w++ * {{ inputs }}[*place++];
+for (int i = 0, at = 0; i < count{{ layer.number }}[o]; i++) {
+    at += *gap++;
+    sum += {{ weight }} * {{ inputs }}[at];
+}
 {% else %}
 for (int i = 0; i < {{ layer.inputs }}; i++)
-    sum += {{ "nibble(weight%d, w++)"|format(layer.number) if bits == 4 else "*w++" }} * {{ inputs }}[i];
+    sum += {{ weight }} * {{ inputs }}[i];
 {% endif %}
 {% endmacro %}
 /* {{ name }}.c: see {{ name }}.h. */
