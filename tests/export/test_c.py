@@ -63,6 +63,11 @@ def network(
     return policy, ((shown * 60).clip(0, 255) if dtype == np.uint8 else shown).astype(dtype)
 
 
+def test_actions_of_more_than_32_bits_are_refused():
+    with pytest.raises(InputError, match="^C tells actions in 32 bits, and these are 1099511627776 and more$"):
+        c.build(actor_of(*network((3,), 2), actions=[2**40, 2**40 + 1]), "policy")
+
+
 def actor_of(policy, observations, actions=None, bounds=None):
     return Actor(policy, layers(policy), observations, actions or list(range(policy.num_actions)), bounds)
 

@@ -146,6 +146,8 @@ def build(actor: Actor, name: str, bits: int = 32) -> tuple[str, str, dict[str, 
     stack, prefix = blocks(actor), identifier(name)
     if (raw := _TYPES.get(actor.observations.dtype.name)) is None:
         raise InputError(f"C has no {actor.observations.dtype} for these observations")
+    if actor.bounds is None and np.abs(actor.actions).max() >= 1 << 31:
+        raise InputError(f"C tells actions in 32 bits, and these are {actor.actions[0]} and more")
     own = "int32_t" if actor.bounds is None else _TYPES[actor.bounds.dtype.name]
     unit, sizes = ("int16_t", 2) if integer else ("float", 4)
     shape, seen = actor.policy.observation_shape, actor.policy.seen_shape

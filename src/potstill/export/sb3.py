@@ -44,7 +44,7 @@ def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
     policy, discrete = deployed.policy, isinstance(deployed.action_space, gymnasium.spaces.Discrete)
     chains = {"pi": _weights(deployed, layers(policy)), "vf": _weights(deployed, layers(policy, critic=True))}
     if discrete and deployed.actions != list(range(int(deployed.action_space.n))):
-        raise InputError(f"the policy uses the actions {deployed.actions} of its task alone: SB3 would use all")
+        raise InputError(f"the policy uses the actions {deployed.actions}: SB3 would use all of its task's, from 0 on")
     # a critic in units of reward, a Gaussian in those of the environment
     chains["vf"][-1] = tuple(each * policy.return_scale.double() for each in chains["vf"][-1])
     if policy.log_std is not None:
@@ -85,7 +85,6 @@ def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
         data = file.read_bytes()
     seen = deployed.observations
     actions, _ = opened.predict(seen, deterministic=True)
-    actions = actions if deployed.bounds is not None else actions - int(deployed.action_space.start)
     difference, tied = verify(deployed, _outputs(deployed, opened, seen), np.asarray(actions), "Stable-Baselines3")
     (path,) = paths.values()
     playing = Exported(deployed, partial(_outputs, deployed, opened))
