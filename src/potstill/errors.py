@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 LONGEST = 1_000  # characters of a message: a hostile name could be of any length
+RAISED = (Exception, SystemExit)  # by code of the user's: the second would end a command as if all were done
 
 
 class InputError(Exception):

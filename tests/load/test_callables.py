@@ -82,6 +82,9 @@ def infinite(observations):
 def broken(observations):
     raise ValueError("no idea\\nat all")
 
+def leaves(observations):
+    raise SystemExit(0)
+
 def late(observations):
     return act(observations) if np.abs(observations).max() < 1 else act(observations)[:, None]
 
@@ -286,6 +289,7 @@ WRONG = {
     "words": "it should be float logits (8, 2) or int actions (8,)",
     "infinite": "answers numbers that are not finite",
     "broken": "raised ValueError: no idea",
+    "leaves": "raised SystemExit: 0",
     "Needy": "raised TypeError",
     "nothing": "my_controller defines no function or class 'nothing'",
 }
@@ -380,12 +384,39 @@ def test_a_module_that_plays_beside_itself_has_two_memories():
     assert (found["agreement"], found["agreement_teacher_states"]) == (1, 1)
 
 
+def test_a_module_answers_without_dropout_and_goes_on_learning_with_it():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(8).eval())
+    module.append(torch.nn.Linear(8, 2))
+    policy = ps.load(module, env="cartpole").policy
+    module(torch.ones(2, 4)).sum().backward()
+    assert torch.equal(policy.logits(torch.ones(1, 4)), policy.logits(torch.ones(1, 4)))
+    assert [each.training for each in module.modules()] == [True, True, True, False, True]
+
+
 def test_actions_that_are_ruled_out_are_hardly_ever_taught():
     ruled_out = np.float32([[0, -np.inf], [-np.inf, -50], [1, 2]])
     with closing(Envs(CARTPOLE, 1)) as envs:
         foreign = Foreign("masked", lambda seen: np.resize(ruled_out, (len(seen), 2)), envs)
         logits = foreign.logits(torch.zeros(3, 4))
     np.testing.assert_allclose(logits.softmax(-1), [[1, 0], [0, 1], [0.269, 0.731]], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["FLOAT16", "DOUBLE", "UINT8"])
+def test_a_file_of_another_dtype_is_given_the_same_numbers_or_refused(name, tmp_path):
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [helper.make_node("Cast", ["seen"], ["all"], to=kinds.FLOAT)]
+    nodes += [helper.make_node("MatMul", ["all", "weight"], ["logits"])]
+    infos = [helper.make_tensor_value_info("seen", kinds.DataType.Value(name), ["N", 4])]
+    infos += [helper.make_tensor_value_info("logits", kinds.FLOAT, ["N", 2])]
+    weight = onnx.numpy_helper.from_array(np.eye(4, 2, dtype=np.float32), "weight")
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), tmp_path / "it.onnx")
+    if name == "UINT8":
+        with pytest.raises(InputError, match="raised TypeError: Cannot cast array data from dtype"):
+            ps.load(tmp_path / "it.onnx", env="cartpole")
+        return
+    policy = ps.load(tmp_path / "it.onnx", env="cartpole").policy
+    assert policy.logits(torch.tensor([[0.5, -0.25, 0, 0]])).tolist() == [[0.5, -0.25]]
 
 
 def test_a_file_with_a_value_before_its_action_acts(tmp_path):

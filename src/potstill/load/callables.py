@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.envs import Array, EnvConfig, Envs
-from potstill.errors import InputError, first_line, need
+from potstill.errors import RAISED, InputError, first_line, need
 from potstill.imports import allow, find, source_of
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import LoadedPolicy
@@ -82,7 +82,7 @@ class Foreign(Policy):
         if hasattr(self.answer, "reset") and any(_code_of(each) is own for each in beside):
             try:
                 other.answer = deepcopy(self.answer)
-            except Exception as error:  # a user's code raises whatever it likes
+            except RAISED as error:  # a user's code raises whatever it likes
                 raise InputError(
                     f"teacher {self.name} is used twice and cannot be copied: {first_line(error)}"
                 ) from error
@@ -172,7 +172,7 @@ class Foreign(Policy):
     def _call(self, function: Callable[..., Any], argument: Array) -> Any:
         try:
             return function(argument)
-        except Exception as error:  # a user's code raises whatever it likes
+        except RAISED as error:  # a user's code raises whatever it likes
             raise InputError(f"teacher {self.name} raised {first_line(error)}") from error
 
 
@@ -224,7 +224,7 @@ def load_foreign(path: Path, env: EnvConfig, device: str = "cpu") -> LoadedForei
         if inspect.isclass(answer):
             try:
                 answer = answer()
-            except Exception as error:  # a user's code raises whatever it likes
+            except RAISED as error:  # a user's code raises whatever it likes
                 raise InputError(f"teacher {path} raised {first_line(error)}") from error
         if isinstance(answer, nn.Module):
             answer = Network(answer)
@@ -239,14 +239,20 @@ class Network:
     """A `torch.nn.Module` as a function of arrays, with its `reset` where it has one."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module.eval()
+        self.module = module
         if hasattr(module, "reset"):
             self.reset = module.reset
 
     @torch.no_grad()
     def __call__(self, observations: Array) -> Any:
         at = next(self.module.parameters(), torch.empty(0)).device
-        return self.module(torch.from_numpy(observations).to(at))
+        learning = [each for each in self.module.modules() if each.training]  # its owner may go on with that
+        try:
+            self.module.eval()
+            return self.module(torch.from_numpy(observations).to(at))
+        finally:
+            for each in learning:
+                each.training = True
 
 
 def onnx_session(content: bytes) -> Any:
@@ -278,12 +284,12 @@ def _onnx(path: Path) -> Answer:
         raise InputError(f"{path} has {len(inputs)} inputs; a teacher reads one, the observations")
     actors = [name for name in outputs if not re.search("(?<!q)(?<!q_)value|critic", name, re.IGNORECASE)]
     output = next((name for name in ("logits", "action") if name in outputs), (actors or outputs)[0])
-    kinds = {"float": np.float32, "double": np.float64, "uint8": np.uint8}
+    kinds = {"float": np.float32, "double": np.float64, "float16": np.float16, "uint8": np.uint8}
     dtype = kinds.get(inputs[0].type[7:-1])  # of tensor(float); another is the observations' own
     single = inputs[0].shape[:1] == [1]
 
     def answer(observations: Array) -> Array:
-        given = observations if dtype is None else observations.astype(dtype)
+        given = observations if dtype is None else observations.astype(dtype, casting="same_kind")  # none is cut off
         batches = np.split(given, len(given)) if single else [given]
         return np.concatenate([session.run([output], {inputs[0].name: batch})[0] for batch in batches])
 
