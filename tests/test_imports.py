@@ -53,7 +53,7 @@ def losses(tmp_path):
 
 
 def test_an_objective_of_a_file_that_the_user_named_is_used_as_it_stands(losses):
-    imports.import_modules([str(losses)])
+    imports.import_modules(str(losses))
     student, teacher = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 50.0]])
     loss = find_objective("my_losses:hellinger").categorical(student, teacher, 1.0)
     assert loss.item() == pytest.approx(1 - 0.5**0.5)  # sqrt(1 * 1/2)

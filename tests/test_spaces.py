@@ -116,6 +116,14 @@ def test_continuous_actions_are_never_outside_their_bounds(told, dtype):
             assert len(SEEN) == 3  # each of which the task itself found in its space
 
 
+def test_bounds_of_whole_numbers_and_of_truth_values_take_the_nearest(told):
+    own = {np.bool_: [[False, True, True]], np.uint8: [[0, 1, 1]], np.int64: [[0, 1, 1]]}
+    for dtype, chosen in own.items():
+        gymnasium.registry.pop("Told-v0", None)
+        with closing(Envs(told(actions=spaces.Box(0, 1, (3,), dtype)), 1)) as envs:
+            assert envs.own_actions(np.array([[-0.1, 0.1, 0.9]], np.float32)).tolist() == chosen
+
+
 def test_boxes_of_any_shape_and_several_choices_take_random_play(told):
     for space in (spaces.Box(-1, 1, (2, 3)), spaces.MultiDiscrete([3, 2], start=[1, 0]), spaces.MultiBinary(3)):
         gymnasium.registry.pop("Told-v0", None)

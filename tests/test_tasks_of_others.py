@@ -24,6 +24,7 @@ from potstill.training.runtime import Runtime
 from potstill.training.trainer import execute, new_run
 
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
+SHARED = np.zeros(1, np.float32)
 BROKEN = [False]  # whether the simulator fails at its 150th step
 
 
@@ -33,7 +34,9 @@ class Counter(gymnasium.Env):
     action_space, observation_space = spaces.Discrete(2), spaces.Box(0, 100, (1,), np.float32)
 
     def __init__(self, kind="", render_mode=None):
-        self.kind, self.total, self.buffer = kind, 0, np.zeros(1, np.float32)
+        self.kind, self.total, self.buffer = kind, 0, SHARED if kind == "shared" else np.zeros(1, np.float32)
+        if kind == "beyond":
+            self.observation_space = spaces.Box(-128, 127, (1,), np.int8)
         if kind == "unmade":
             raise ValueError("no display\nlong advice")
 
@@ -42,7 +45,8 @@ class Counter(gymnasium.Env):
         if self.kind == "no start":
             raise KeyError("map.json")
         self.t = self.buffer[0] = 0
-        return {"blind": self.buffer * np.nan, "row": self.buffer[None]}.get(self.kind, self.buffer), {}
+        odd = {"blind": self.buffer * np.nan, "row": self.buffer[None], "beyond": np.array([300])}
+        return odd.get(self.kind, self.buffer), {}
 
     def step(self, action):
         self.t, self.total = self.t + 1, self.total + 1
@@ -54,6 +58,12 @@ class Counter(gymnasium.Env):
             info = {"path": np.zeros(self.total % 3), "x": None if self.total % 2 else "a"}
         if self.kind == "array":
             reward = np.array([reward])
+        if self.kind == "shared":
+            self.buffer[0] = action
+        if self.kind == "exits":
+            raise SystemExit(0)
+        if self.kind == "nothing":
+            reward = None
         if self.kind == "prints":
             print("hello from the simulator")
         if self.kind == "lost" and self.t == 10:
@@ -77,7 +87,8 @@ class Only(Counter):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost", "blind", "row"):
+    odd = ("shared", "beyond", "exits", "nothing")
+    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost", "blind", "row", *odd):
         gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
     gymnasium.register("Others/only-v0", entry_point=Only)
     gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
@@ -112,6 +123,22 @@ def test_the_last_observation_of_a_game_is_not_the_buffer_that_the_next_one_writ
     assert step.observations.tolist() == [[0.0], [0.0]]
 
 
+def test_a_buffer_that_all_games_share_shows_each_row_its_own():
+    envs = Envs(EnvConfig("Others/shared-v0"), 3)
+    envs.reset(0)
+    assert envs.step(np.array([0, 1, 0])).observations.tolist() == [[0.0], [1.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "raised"), [("exits", "SystemExit: 0"), ("nothing", "TypeError: float.. argument must be a string or a")]
+)
+def test_what_would_end_the_process_or_is_no_reward_is_told_as_the_tasks_fault(name, raised):
+    envs = Envs(EnvConfig(f"Others/{name}-v0"), 2)
+    envs.reset(0)
+    with pytest.raises(TaskError, match=f"^Others/{name}-v0 raised {raised}.*, in environment 0 at step 1 of each$"):
+        envs.step(np.zeros(2, dtype=int))
+
+
 def test_a_last_observation_that_is_no_number_is_told_where_a_game_is_cut():
     envs = Envs(EnvConfig("Others/lost-v0"), 2)
     envs.reset(0)
@@ -133,6 +160,7 @@ def test_a_first_observation_that_is_no_number_is_told_before_anything_is_chosen
         ("unmade", r"^Others/unmade-v0 cannot be made: ValueError: no display$"),
         ("nostart", r"^Others/nostart-v0 raised KeyError: 'map.json', when it was reset$"),
         ("row", r"^Others/row-v0 raised ValueError: it shows float32 \(1, 1\), its space says float32 \(1,\), when it"),
+        ("beyond", r"^Others/beyond-v0 raised ValueError: it shows int64 \(1,\), its space says int8 \(1,\), when"),
         ("nowhere", r"^Others/nowhere-v0 needs a package that is not installed: ModuleNotFoundError: .*no_such_sim"),
         ("unknown", r"^no task is registered as 'Others/unknown-v0': a task of your own needs --import MODULE$"),
     ],

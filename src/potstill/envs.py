@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tyro.conf import Fixed, UseAppendAction
 
 from potstill.configs import bounded, normalise
-from potstill.errors import DivergedError, InputError, TaskError, first_line, meant
+from potstill.errors import RAISED, DivergedError, InputError, TaskError, first_line, meant
 from potstill.imports import find, makers_of
 from potstill.views import Shown, chosen, measures, name_of, part, sensed, wrapped
 
@@ -228,7 +228,7 @@ class Envs:
             low, high = self.bounds
             own = (low + high) / 2 + (high - low) / 2 * np.clip(actions, -1.0, 1.0)
             own = np.clip(own, low, high)  # which rounding may leave
-            own = np.rint(own) if np.issubdtype(space.dtype, np.integer) else own
+            own = np.rint(own) if np.dtype(space.dtype).kind in "biu" else own
         elif isinstance(self.num_actions, int):
             chosen: Array = self.choices[0][actions]
             return chosen
@@ -510,7 +510,8 @@ class _Games(SyncVectorEnv):
     """Gymnasium's SyncVectorEnv with SAME_STEP autoreset, for tasks as people write them.
 
     Infos, which potstill does not read, may be of any shape; a reward may be an array of one number; an observation may
-    be a buffer that the next reset writes over; and what a task's own code raises is told by task and step.
+    be a buffer that the next reset writes over, or that all games share; and what a task's own code raises is told by
+    task and step, SystemExit too, which would end the process as if all were done.
     """
 
     def __init__(self, name: str, games: Sequence[Any]) -> None:
@@ -519,10 +520,14 @@ class _Games(SyncVectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
+            begun = []
             for i, env in enumerate(self.envs):
-                self._env_obs[i], _ = env.reset(seed=seed[i])
+                shown, _ = env.reset(seed=seed[i])
+                begun.append(shown)
+                self._env_obs[i] = deepcopy(shown)
+            self._shared = len(begun) > 1 and np.may_share_memory(begun[0], begun[1])
             return self._shown(), {}
-        except Exception as error:
+        except RAISED as error:
             raise TaskError(f"{self._name} raised {first_line(error)}, when it was reset") from error
 
     def send(self, actions: Any) -> None:
@@ -537,13 +542,13 @@ class _Games(SyncVectorEnv):
             for i, action in enumerate(iterate(self.action_space, self._actions)):
                 env = self.envs[i]
                 shown, reward, terminated[i], truncated[i], _ = env.step(action)
-                rewards[i] = reward if isinstance(reward, float | int) else np.asarray(reward).item()
+                rewards[i] = reward if isinstance(reward, float | int) else float(np.asarray(reward).item())
                 if terminated[i] or truncated[i]:
                     finals[i] = deepcopy(shown)
                     shown, _ = env.reset()
-                self._env_obs[i] = shown
+                self._env_obs[i] = deepcopy(shown) if self._shared else shown
             return self._shown(), rewards.copy(), terminated.copy(), truncated.copy(), {"final_obs": finals}
-        except Exception as error:
+        except RAISED as error:
             where = f"in environment {i} at step {self._steps:,} of each"
             raise TaskError(f"{self._name} raised {first_line(error)}, {where}") from error
 
@@ -556,6 +561,9 @@ class _Games(SyncVectorEnv):
         shown = np.empty((self.num_envs, *shape), self.single_observation_space.dtype)
         try:
             np.concatenate(cast(list[Array], self._env_obs), out=shown.reshape(-1, *shape[1:]))
+            others = shown.dtype.kind in "iu" and {np.asarray(each).dtype for each in self._env_obs} != {shown.dtype}
+            if others and not np.array_equal(shown, self._env_obs):
+                raise ValueError("beyond what its space holds")
         except (TypeError, ValueError) as error:
             kinds = {f"{each.dtype} {each.shape}" for each in map(np.asarray, self._env_obs)}
             raise ValueError(f"it shows {', '.join(sorted(kinds))}, its space says {shown.dtype} {shape}") from error
@@ -652,7 +660,7 @@ def _make_gymnasium(config: EnvConfig, num_envs: int, views: Sequence[tuple[str,
         raise InputError(f"{config.id} needs a package that is not installed: {first_line(error)}") from error
     except gymnasium.error.UnregisteredEnv as error:
         raise InputError(f"no task is registered as {config.id!r}{makers_of(config.id)}") from error
-    except Exception as error:  # a user's constructor raises whatever it likes
+    except RAISED as error:  # a user's constructor raises whatever it likes
         raise InputError(f"{config.id} cannot be made: {first_line(error)}") from error
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from potstill.errors import InputError, first_line, printable
+from potstill.errors import RAISED, InputError, first_line, printable
 
 VARIABLE = "POTSTILL_IMPORT"
 """Modules and files to import, separated as in PATH."""
@@ -29,7 +29,7 @@ _handed: dict[str, Any] = {}  # by a name that begins with HANDED
 _makers: dict[str, tuple[str, ...]] = {}  # by the id of a task, the modules that a run or a policy of it was made with
 
 
-def import_modules(names: Iterable[str], option: str = "--import", folder: Path | None = None) -> None:
+def import_modules(names: str | Iterable[str], option: str = "--import", folder: Path | None = None) -> None:
     """Imports modules on the path, or files such as `./my_tasks.py`, and allows what they define to be looked up.
 
     Args:
@@ -39,14 +39,14 @@ def import_modules(names: Iterable[str], option: str = "--import", folder: Path 
     Raises:
         InputError: one cannot be imported; with the first line of its own error.
     """
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         place = Path(folder or "", name).absolute() if name.endswith(".py") else None
         module = place.stem if place is not None else name
         if module in _named:
             continue
         try:
             _import(module, place, folder)
-        except Exception as error:  # a user's module raises whatever it likes
+        except RAISED as error:  # a user's module raises whatever it likes
             raise InputError(f"{option} {name} cannot be imported: {first_line(error)}") from error
         _named[module] = str(place or module)
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.functional import relu
 
 from potstill.distributions import Distribution, distribution_of
-from potstill.errors import InputError
+from potstill.errors import RAISED, InputError
 from potstill.imports import find
 from potstill.views import Array, Look, part, sensed
 
@@ -371,7 +371,7 @@ def build_network(
             raise TypeError(f"one observation gives {getattr(features, 'shape', type(features))}, not (1, features)")
     except InputError:
         raise
-    except Exception as error:  # a user's function raises whatever it likes
+    except RAISED as error:  # a user's function raises whatever it likes
         why = str(error).partition("\n")[0]
         raise InputError(f"--network {name} for observations {shape} {' '.join(options)}: {why}") from error
     return network, features.shape[1]

@@ -18,7 +18,7 @@ from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from potstill.errors import InputError, first_line, meant
+from potstill.errors import RAISED, InputError, first_line, meant
 from potstill.imports import find
 
 Array = NDArray[Any]
@@ -278,7 +278,7 @@ def wrapped(game: Env, entry: str, deviation: Callable[[], Array]) -> Env:
             made: Env = find(entry, "--view")(game)
         except InputError:
             raise
-        except Exception as error:  # a user's wrapper raises whatever it likes
+        except RAISED as error:  # a user's wrapper raises whatever it likes
             raise InputError(f"--view {entry} cannot be made: {first_line(error)}") from error
         if not isinstance(made, gymnasium.Wrapper):
             raise InputError(f"--view {entry} makes a {type(made).__name__}: it should be a gymnasium.Wrapper")

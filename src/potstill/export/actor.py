@@ -95,7 +95,7 @@ def actor(loaded: LoadedPolicy, threads: int = 1) -> Actor:
         actions = several if isinstance(envs.num_actions, tuple) else several[0] if several else []
     if "network" in loaded.document and not policy.remembers:  # a checkpoint of ours, which has a probe
         seen.append(checkpoints.load(loaded.path)[0]["probe.observations"].numpy())
-    if bounds is not None and np.issubdtype(space.dtype, np.integer):
+    if bounds is not None and np.dtype(space.dtype).kind in "biu":
         raise InputError(f"{loaded.env.id} takes whole numbers of a range, to which no file rounds")
     listed, unlisted = [], None
     try:
