@@ -66,11 +66,11 @@ def round_weights(policy: Policy, bits: int) -> None:
 
 
 def round_statistics(policy: Policy) -> None:
-    """Makes means and deviations of pixels whole numbers, each of which is stored in a byte."""
+    """Makes the means of pixels whole and their deviations some of 256, 2 % apart: each is stored in a byte then."""
     if policy.dtype == "uint8" and policy.layout != "flat":
         policy.mean.round_()
         shown = policy.scale > 0
-        policy.scale[shown] = 1 / (1 / policy.scale[shown]).round().clamp(1, 255)
+        policy.scale[shown] = ((policy.scale[shown].log() * 50).round() / 50).exp()
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ int main(void)
 
 
 def network(
-    shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), sparsity=0.0, whole=False,
+    shape, actions, dtype=np.float32, continuous=False, seed=0, layout=None, view=(), sparsity=0.0, rounded=False,
     **config,
 ):  # fmt: skip
     """A policy of clear opinions that normalises its inputs, and observations of its own."""
@@ -54,7 +54,7 @@ def network(
         policy.actor.weight *= 300
         policy.actor.bias.copy_(torch.linspace(-1, 1, actions))
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
-    if whole:
+    if rounded:
         draw = torch.Generator().manual_seed(seed)
         policy.normalise_by(*(200 * torch.rand(2, *policy.mean.shape, generator=draw) + 0.4), floor=1.0)
         policy.hide(17)
@@ -95,7 +95,7 @@ NETWORKS = [
     ((4,), np.float32, {"sparsity": 0.9}),
     ((4, 84, 84), np.uint8, {"width": "1/8", "sparsity": 0.9}),
     ((3000,), np.float32, {"sparsity": 0.97}),
-    ((4, 84, 84), np.uint8, {"width": "1/16", "layout": "stack", "whole": True}),
+    ((4, 84, 84), np.uint8, {"width": "1/16", "layout": "stack", "rounded": True}),
     ((5,), np.float64, {"width": "1/8", "view": ("mask=1,3",)}),
     ((4,), np.float32, {"width": "1/8", "view": ("delay=2",)}),
     ((10, 10, 4), bool, {"width": "1/8", "view": ("keep=0,3", "crop=1:9,0:10")}),
@@ -204,18 +204,17 @@ def test_integers_of_a_squashed_policy_compute_its_means(tmp_path, bits):
 
 
 @pytest.mark.parametrize("bits", [32, 4])
-def test_of_whole_means_and_deviations_a_byte_each_is_written(bits):
-    exact, whole = (
-        actor_of(*network((4, 84, 84), 3, np.uint8, width="1/16", layout="stack", whole=whole))
-        for whole in (False, True)
-    )
-    exact.policy.scale *= 0.9  # else of deviations of 2
-    sizes = [c.build(actor, "policy", bits)[2]["constants"] for actor in (exact, whole)]
-    assert sizes[0] - sizes[1] == 2 * 84 * 84 * (4 - 1)
-    deviations = (1 / whole.policy.scale)[17:]
-    assert whole.policy.scale[:17].count_nonzero() == 0
-    assert torch.allclose(deviations, deviations.round(), rtol=1e-6)
-    assert 1 <= deviations.min() < deviations.max() <= 201
+def test_rounded_means_and_deviations_of_pixels_take_a_byte_each(bits):
+    policy, shown = network((4, 84, 84), 3, np.uint8, width="1/16", layout="stack", rounded=True)
+    size = c.build(actor_of(policy, shown), "policy", bits)[2]["constants"]
+    deviations = (1 / policy.scale)[17:].unique()
+    assert policy.scale[:17].count_nonzero() == 0
+    assert 1 <= deviations.min() < deviations.max() < 205
+    assert (deviations[1:] / deviations[:-1]).min() > 1.0199
+    policy.mean += 0.1
+    policy.scale *= torch.linspace(0.99, 1.01, 84)
+    exact = c.build(actor_of(policy, shown), "policy", bits)[2]["constants"]
+    assert exact - size == 84 * 84 * (4 - 1) * 2 - 4 * (1 + len(deviations))  # of the deviations, a table
 
 
 @pytest.mark.parametrize(("bits", "shape", "dtype", "config"), CASES[::2])

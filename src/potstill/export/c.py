@@ -302,13 +302,16 @@ def _input(
         constants.append(("mean", "uint8_t", mean.byte().numpy()) if small else ("mean", wide, mean.numpy()))
         value = f"({value} - mean[{at}])"
     value = value if wide == "float" else f"(float){value}"
-    deviation = torch.where(scale > 0, 1 / scale, 0.0).round().clamp(max=255)
-    if not folds and torch.equal(scale, torch.where(deviation > 0, 1 / deviation, 0.0)) and (scale != 1).any():
-        constants.append(("deviation", "uint8_t", deviation.byte().numpy()))
-        value = f"(deviation[{at}] > 0 ? {value} * (1.0f / deviation[{at}]) : 0.0f)"
-    elif not folds and (scale != 1).any():
-        constants.append(("scale", "float", scale.numpy()))
-        value = f"{value} * scale[{at}]"
+    if not folds and (scale != 1).any():
+        few, kind = scale.unique(return_inverse=True)
+        if len(few) == 1:
+            value = f"{value} * {_float(few.item())}"
+        elif len(few) <= 256 and len(scale) > 4 * len(few):
+            constants += [("few", "float", few.numpy()), ("kind", "uint8_t", kind.byte().numpy())]
+            value = f"{value} * few[kind[{at}]]"
+        else:
+            constants.append(("scale", "float", scale.numpy()))
+            value = f"{value} * scale[{at}]"
     limits = [policy.clip] * (policy.clip < float("inf")) + ([float(scales.levels)] if scales is not None else [])
     steps = []
     for number, limit in enumerate(limits):
