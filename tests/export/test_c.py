@@ -64,7 +64,7 @@ def network(
 
 
 def test_actions_of_more_than_32_bits_are_refused():
-    with pytest.raises(InputError, match="^C tells actions in 32 bits, and these are 1099511627776 and more$"):
+    with pytest.raises(InputError, match=r"^C tells actions in 32 bits, and these are 1099511627776 and more$"):
         c.build(actor_of(*network((3,), 2), actions=[2**40, 2**40 + 1]), "policy")
 
 
