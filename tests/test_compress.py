@@ -760,6 +760,24 @@ def test_it_leaves_an_onnx_file_a_film_a_card_and_a_page(found):
     assert f"| {record['score']:.2f}" in card or f" {record['score']:.2f} " in card
 
 
+def test_one_file_of_a_policy_plays_under_each_disturbance_for_the_others_act_alike(found, teacher, tmp_path):
+    floats = json.loads((found.out / "card.json").read_bytes())["measured"]
+    integers = outcome.measure(load_policy(teacher), tmp_path, 1, RUNTIME, bits=8)
+    for files, plays in ((floats["teacher"], "onnx"), (floats["student"], "onnx"), (integers, "c")):
+        assert [name for name in ("onnx", "c") if "delay" in files[name]] == [plays]
+        assert min(files[name]["latency_ms"] for name in ("onnx", "c")) > 0
+
+
+def test_the_card_says_what_the_names_of_shapes_mean_and_where_none_was_tried(found):
+    record = json.loads((found.out / "result.json").read_bytes())
+    none = record | {"reached": False, "trials": []}
+    pruned = record | {"trials": [each | {"shape": "sparse-75-1_4"} for each in record["trials"]]}
+    for show in (lambda record: compression.card(record, {}), lambda record: compression.page(record, {}, None)):
+        assert "Shapes: sparse-75-1_4 is width 1/4 with 75 % of its weights at zero" in show(pruned)
+        assert "No student yet." in show(none)
+        assert "Shapes:" not in show(none)
+
+
 def test_the_page_loads_nothing_and_takes_no_name_for_html(found):
     page = (found.out / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page.replace('xlink:href="#', 'href="#'))
@@ -956,7 +974,7 @@ def test_labels_of_sizes_that_lie_close_together_are_left_out():
 
 
 def test_bounds_are_rounded_down():
-    assert compression._floor(0.94999) == "94.9"
+    assert compression.floored(0.94999) == "94.9"
 
 
 def test_a_way_that_failed_in_an_earlier_call_is_tried_again_and_one_that_was_trained_is_not():

@@ -202,9 +202,8 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
         teacher = load(origin_in(run.config, "teacher"))
         # A half of the time, for four times as many games of both.
         episodes = int(min(DISTURBED, (until - time.monotonic()) / 16 / record["game_seconds"]))
-        measured["student"] = measure(
-            student, run.path, episodes, runtime, run.config["config"]["base"].get("bits", 32)
-        )
+        bits = run.config["config"]["base"].get("bits", 32)
+        measured["student"] = measure(student, run.path, episodes, runtime, bits)
         with TemporaryDirectory() as folder:
             measured["teacher"] = measure(teacher, Path(folder), episodes, runtime)
         try:
@@ -223,7 +222,7 @@ def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime,
     """Writes policy.onnx and policy.c into `folder`, and tells what the card says of them.
 
     Args:
-        episodes: games of the ONNX file, or of the compiled integers where `bits` ask for them.
+        episodes: games of the ONNX file, or of C where there is none or `bits` ask for integers.
 
     Returns:
         `onnx` and `c`, as their exports have them, or None; by name, `why` not.
@@ -231,7 +230,7 @@ def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime,
     found: dict[str, Any] = {"why": {}}
     for name in ("onnx", "c"):
         integers = bits if name == "c" else 32
-        games = episodes if integers == bits else 0
+        games = 0 if integers != bits or (bits == 32 and found.get("onnx")) else episodes
         try:
             done = export(
                 loaded,

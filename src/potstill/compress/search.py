@@ -24,6 +24,7 @@ from potstill.evaluation import Evaluation, Start
 from potstill.export import c
 from potstill.load import load, origin_in
 from potstill.networks import resolve_device
+from potstill.report.compression import floored
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.files import read_json
 from potstill.storage.runs import Run, read_document
@@ -276,9 +277,7 @@ class Search:
             TimeUp: they did not end in time, and are saved.
         """
         began, folder = time.monotonic(), self.run.path / "runs"
-        begun = any(
-            (folder / self.name(trial)).exists() for trial in trials
-        )  # by an earlier call: the clock tells nothing
+        begun = any((folder / self.name(trial)).exists() for trial in trials)  # before: the clock tells nothing
         specs = [
             RunSpec(self.name(t), f"distill-{self.ways[t.way].lead}", self.distillation(t), self.origin) for t in trials
         ]
@@ -421,8 +420,8 @@ class Search:
         if trial in self.errors:
             return f"{self.label(trial)}: failed: {self.errors[trial]}"
         value, low = self.screened(trial) if (found := self.confirmed(trial)) is None else (found.share, found.low)
-        bound = f"at least {low:.1%}" if math.isfinite(low) else "no telling how little"
-        return f"{self.label(trial)}: keeps {value:.1%}, {bound}: {self.outcome(trial)}"
+        bound = f"at least {floored(low)} %" if math.isfinite(low) else "no telling how little"
+        return f"{self.label(trial)}: keeps {100 * value:.1f} %, {bound}: {self.outcome(trial)}"
 
     def save(self) -> None:
         games = {name: [list(episode) for episode in played.episodes] for name, played in self.games.items()}

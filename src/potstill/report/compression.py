@@ -30,7 +30,7 @@ def claim(record: dict[str, Any]) -> str:
         )
         return (
             f"With {sure} confidence, the student {record['shape']} keeps at least {keep} of {what}"
-            f" (measured {100 * record['share']:.1f} %, at least {_floor(record['share_low'])} %), with"
+            f" (measured {100 * record['share']:.1f} %, at least {floored(record['share_low'])} %), with"
             f" {record['parameters']:,} parameters{of}.{why}"
         )
     bound = f" of at most {record['max_parameters']:,} parameters" if record["max_parameters"] else ""
@@ -86,7 +86,6 @@ def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
         "network": lambda c: c["network"].partition(";")[0],
         "parameters": lambda c: f"{c['parameters']:,}",
         "multiply-adds": lambda c: f"{c['macs']:,}",
-        "bytes": lambda c: f"{c['bytes']:,}",
         "score, greedy": _score,
         "point-win rate": lambda c: f"{100 * c['point_win_rate']:.1f} %",
         "worst game": lambda c: f"{c['worst']:.2f}",
@@ -94,7 +93,8 @@ def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
         "score, action noise": lambda c: _score(_disturbed(c, "action_noise")),
         "score, observation noise": lambda c: _score(_disturbed(c, "observation_noise")),
         "score, a step of delay": lambda c: _score(_disturbed(c, "delay")),
-        "games of each": lambda c: str(_disturbed(c, "delay")["episodes"]),
+        "games under each": lambda c: str(_disturbed(c, "delay")["episodes"]),
+        "PyTorch, bytes": lambda c: f"{c['bytes']:,}",
         "ONNX, bytes": lambda c: f"{c['onnx']['bytes']:,}",
         "C, bytes of flash": lambda c: f"{c['c']['flash']:,}",
         "C, bytes of stack": lambda c: f"{c['c']['stack']:,}",
@@ -102,7 +102,6 @@ def _facts(record: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
         "latency, onnxruntime": lambda c: _latency(c["onnx"]),
         "latency, C": lambda c: _latency(c["c"]),
     }
-
     if record["measure"] != "point-win rate":
         del shown["point-win rate"]
 
@@ -127,7 +126,7 @@ def _trials(record: dict[str, Any]) -> list[list[str]]:
         if games is None:
             rows.append([*head, "", "", "", "", f"failed: {trial['error']}"])
             continue
-        low = "" if games["share_low"] is None else f"{_floor(games['share_low'])} %"
+        low = "" if games["share_low"] is None else f"{floored(games['share_low'])} %"
         told = [f"{100 * games['share']:.1f} %", low, str(games["episodes"]), trial["outcome"]]
         rows.append([*head, _score(games), *told])
     return rows
@@ -156,14 +155,14 @@ def _figure(record: dict[str, Any]) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6))
         ax = figure.subplots()
-        lows = [-1e9 if games["share_low"] is None else games["share_low"] for _, games in found]
-        floor = min(0.0, *(games["share"] for _, games in found)) - 0.04
+        shares = [record["keep"], 1.0, *(games["share"] for _, games in found)]
+        floor = min(shares) - 0.1
         ax.axhline(1.0, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=1)
         ax.axhline(record["keep"], color=ORANGE, linewidth=1.0, zorder=1)
-        for (trial, games), low in zip(found, lows, strict=True):
-            confirmed = trial["confirm"] is not None
-            ax.plot([trial["parameters"]] * 2, [max(low, floor), games["share"]], color=BLUE, linewidth=1.6, zorder=2)
-            face = BLUE if confirmed else "white"
+        for trial, games in found:
+            low = floor if games["share_low"] is None else max(games["share_low"], floor)
+            ax.plot([trial["parameters"]] * 2, [low, games["share"]], color=BLUE, linewidth=1.6, zorder=2)
+            face = "white" if trial["confirm"] is None else BLUE
             ax.plot(
                 trial["parameters"], games["share"], "o", markersize=7, markerfacecolor=face, markeredgecolor=BLUE,
                 zorder=3,
@@ -174,8 +173,8 @@ def _figure(record: dict[str, Any]) -> str:
         labels = [f"{short(trial['parameters'])}\n{trial['shape']}" for trial, _ in found]
         ax.set_xticks(sizes, [label if place in _apart(sizes) else "" for place, label in enumerate(labels)])
         ax.set_xticks([], minor=True)
-        ax.set_ylim(floor, max(1.08, *(games["share"] + 0.06 for _, games in found)))
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        ax.set_ylim(floor, max(shares) + 0.05)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         ax.set_ylabel("kept of the teacher's score")
         ax.set_xlabel("parameters, and shape")
         for height, words, colour, side in (
@@ -198,6 +197,6 @@ def _apart(sizes: list[int]) -> list[int]:
     return kept
 
 
-def _floor(share: float) -> str:
+def floored(share: float) -> str:
     """A bound in per cent, rounded down: it must not promise more than it holds."""
     return f"{int(1000 * share // 1) / 10:.1f}"
