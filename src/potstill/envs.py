@@ -561,8 +561,8 @@ class _Games(SyncVectorEnv):
         shown = np.empty((self.num_envs, *shape), self.single_observation_space.dtype)
         try:
             np.concatenate(cast(list[Array], self._env_obs), out=shown.reshape(-1, *shape[1:]))
-            others = shown.dtype.kind in "iu" and {np.asarray(each).dtype for each in self._env_obs} != {shown.dtype}
-            if others and not np.array_equal(shown, self._env_obs):
+            told = [np.asarray(each) for each in self._env_obs]
+            if shown.dtype.kind in "iu" and {each.dtype for each in told} != {shown.dtype} and (shown != told).any():
                 raise ValueError("beyond what its space holds")
         except (TypeError, ValueError) as error:
             kinds = {f"{each.dtype} {each.shape}" for each in map(np.asarray, self._env_obs)}
