@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from potstill.storage import checkpoints
+from potstill.storage.runs import Run, config_hash, read_document
 
 CARD = """# {name}
 
@@ -45,8 +46,11 @@ def main() -> None:
     folder.mkdir(parents=True)
     shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
     for name in ("config.json", "result.json"):
-        document = json.loads((run / name).read_text())
+        document = read_document(run / name)
         document["command"] = _anywhere(document["command"])
+        if name == "result.json":  # which knows its config.json, and itself, by their hashes
+            document["config_hash"] = Run.open(folder).identity
+            document["digest"] = config_hash(document)
         (folder / name).write_text(json.dumps(document, indent=2) + "\n")
     tensors, document = checkpoints.load(run / "policy.safetensors")
     document["provenance"]["command"] = _anywhere(document["provenance"]["command"])

@@ -1,5 +1,6 @@
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from potstill import results
 from potstill.errors import InputError
 from potstill.results import COLUMNS, CURVES, EPISODES, TABLE
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def write_run(path: Path, result: dict[str, Any] | None, config: dict[str, Any] | None = None) -> Path:
@@ -33,6 +36,16 @@ def test_a_run_is_a_row_named_by_its_directory_with_its_interval_in_two_columns(
     expected = {"run": "a", "status": "done", "arm": "distill-student", "parameters": 27_544, "score": 18.5}
     expected |= {"ci95_low": 17.25, "ci95_high": 19.75, "agreement": None}
     assert {name: row[name] for name in expected} == expected
+
+
+def test_a_run_that_is_shipped_is_read_as_any_other_and_again_where_it_is_shipped_on(tmp_path, monkeypatch):
+    shipped = sorted(DATA.glob("*/*/seed-*"))
+    monkeypatch.setattr("sys.argv", ["ship_expert.py", str(DATA / "students" / "pong" / "seed-1"), str(tmp_path / "a")])
+    runpy.run_path(str(DATA.parent / "scripts" / "ship_expert.py"), run_name="__main__")
+    for run in [*shipped, tmp_path / "a"]:
+        (record,) = results.read_runs(run)
+        assert record["status"] == "done"
+        assert -21 <= record["score"] <= 21 or record["env"] != "pong"
 
 
 def test_a_run_without_a_result_is_a_row_with_its_status_and_its_plan(tmp_path):
