@@ -84,13 +84,20 @@ def test_halves_play_the_games_that_all_play_together(pong_policy, monkeypatch):
 
 def test_a_half_whose_games_are_over_plays_no_more(pong_policy, monkeypatch):
     counts = stepped(monkeypatch)
-    assert len(episodes_of(pong_policy, replace(PONG, max_frames=40), episodes=5, most=4)) == 5  # one row has two
+    assert len(episodes_of(pong_policy, replace(PONG, max_frames=40), episodes=11)) == 11  # three rows have two
     assert sorted(counts.values()) == [10, 2 * 10]
+
+
+@pytest.mark.parametrize(("task", "games", "rows"), [("pong", 30, 6), ("pong", 46, 11), ("cartpole", 46, 23)])
+def test_of_atari_an_environment_plays_four_games_or_more_and_of_any_task_many_play(task, games, rows, pong_policy):
+    env = replace(PONG, max_frames=8) if task == "pong" else CARTPOLE
+    policy = pong_policy if task == "pong" else make_policy()
+    assert {episode.row for episode in episodes_of(policy, env, episodes=games)} == set(range(rows))
 
 
 @pytest.mark.parametrize("actions", ["greedy", "sampled"])
 def test_games_are_the_same_on_any_number_of_threads(pong_policy, actions):
-    options = {"episodes": 9, "most": 4, "actions": actions, "seed": 3}
+    options = {"episodes": 9, "actions": actions, "seed": 3}
     one, two = (episodes_of(pong_policy, PONG, threads=threads, **options) for threads in (1, 2))
     assert one == two
     assert [game.row for game in one] == sorted(game.row for game in one)

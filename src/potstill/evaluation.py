@@ -121,14 +121,12 @@ def play(
     start: Start | None = None,
     threads: int = 1,
     alone: bool = False,
-    most: int = 32,
     alter: Callable[[Tensor, Array], Tensor] | None = None,
 ) -> Iterator[Evaluation]:
     """Plays whole games, in each environment a number fixed in advance so that short games are not over-represented.
 
     Args:
         alone: in one environment, where no second may be open.
-        most: environments at most. Each of few plays several games, and waits less for the longest of all.
         alter: what the environments get, of the actions chosen, (N,) or (N, d), and of each game's steps so far, (N,).
 
     Yields:
@@ -141,9 +139,12 @@ def play(
         raise InputError(f"episodes must be at least 1, not {episodes}")
     start = start or Start()
     check_seed(seed)
-    num_envs = 1 if alone else max(n for n in range(1, min(episodes, most) + 1) if episodes % n == 0)
-    if num_envs == 1 and not alone:  # a prime number above that, or of such factors: the first ones play one game more
+    # All wait for the longest game, which is dear on Atari: there each environment plays four games or more.
+    most = min(32, max(8, episodes // 4)) if env.atari else 32
+    num_envs = max(n for n in range(1, min(episodes, most) + 1) if episodes % n == 0)
+    if num_envs <= most // 4:  # as of a prime number: the first ones play one game more
         num_envs = min(episodes, most)
+    num_envs = 1 if alone else num_envs
     policy = policy.player()
     start = start if start.policy is None else replace(start, policy=start.policy.player([policy]))
     left = np.full(num_envs, episodes // num_envs)

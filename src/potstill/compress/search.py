@@ -357,7 +357,6 @@ class Search:
             start=Start(self.teacher.env.max_frames) if kind == "random" else None,  # to the end of any game
             threads=self.runtime.cores,
             alone=loaded.alone,
-            most=min(32, max(EIGHT, episodes // 4)),
         )
         with (
             telemetry.Progress(f"play {name}", episodes, quiet=self.runtime.quiet, unit="games") as bar,
