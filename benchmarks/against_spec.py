@@ -161,7 +161,7 @@ def _as_policy(student: nn.Sequential, shape: Policy, observations: Tensor) -> P
     ours = [*shape.trunk.convs, *shape.trunk.linears, shape.actor]
     for mine, given in zip(ours, theirs, strict=True):
         mine.load_state_dict(given.state_dict())
-    shape.normalise_by(torch.zeros(84, 84), torch.full((84, 84), 255.0), floor=1.0)
+    shape.normalise_by(torch.zeros(84, 84), torch.full((84, 84), 255.0))
     torch.testing.assert_close(shape(observations)[0], student(observations.float() / 255.0), atol=1e-4, rtol=1e-4)
     return shape
 

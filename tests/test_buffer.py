@@ -42,7 +42,7 @@ def reader(envs, mean=128.0, deviation=64.0):
     """A policy whose normalisation is exact in binary arithmetic, so that results may be compared bit for bit."""
     policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions)
     shape = policy.normalised_shape
-    policy.normalise_by(torch.full(shape, mean), torch.full(shape, deviation), floor=0.0)
+    policy.normalise_by(torch.full(shape, mean), torch.full(shape, deviation))
     return policy
 
 
@@ -103,8 +103,8 @@ def test_inputs_are_normalised_and_clipped_as_the_policy_does():
     data = Dataset(envs, N * 15)
     seen = fill(data, envs, 15)
     policy, generator = reader(envs), torch.Generator().manual_seed(0)
-    mean, deviation = (scale * torch.rand(84, 84, generator=generator) for scale in (200, 60))
-    policy.normalise_by(mean, deviation, floor=1.0)
+    mean, deviation = (1 + scale * torch.rand(84, 84, generator=generator) for scale in (200, 60))
+    policy.normalise_by(mean, deviation)
     batch = data.batch(torch.arange(len(data)), policy, torch.float32)
     assert (batch.inputs.abs() == 5).any()
     assert torch.allclose(batch.inputs, policy.prepare(seen), atol=1e-4)

@@ -38,8 +38,8 @@ def make_teacher(env=CARTPOLE, seed=0, sharpness=10.0):
     envs = Envs(env, NUMBER[env])
     generator = torch.Generator().manual_seed(seed)
     network = NetworkConfig(width="1" if env is CARTPOLE else "1/16")
-    teacher = Policy(network, envs.observation_shape, envs.num_actions).initialise(generator)
-    teacher.normalise_by(*input_statistics(envs, 160, seed), floor=1e-2 if env is CARTPOLE else 1.0)
+    teacher = Policy(network, **envs.spaces).initialise(generator)
+    teacher.normalise_by(*input_statistics(envs, 160, seed))
     with torch.no_grad():
         torch.nn.init.orthogonal_(teacher.actor.weight, sharpness, generator=generator)
     teacher.return_scale.fill_(2.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 
-from potstill.envs import EnvConfig, Envs, with_sticky
+from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.tasks import TASKS, find_env
 
@@ -415,11 +415,6 @@ def test_names_are_presets_roms_or_gymnasium_ids():
     assert find_env("ale/ms_pacman") == EnvConfig("ms_pacman", atari=True, sticky=0.25)
     assert find_env("CartPole-v1") == EnvConfig("CartPole-v1")
     assert find_env("MinAtar/Freeway-v1") == EnvConfig("MinAtar/Freeway-v1")
-
-
-def test_stickiness_may_be_overridden():
-    assert with_sticky(PONG, 0.0).sticky == 0.0
-    assert with_sticky(PONG, None) is PONG
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def make_policy(env=CARTPOLE, seed=6, sharpness=1.0):
     """An untrained network that likes different actions in different states."""
     envs = Envs(env, 8)
     generator = torch.Generator().manual_seed(seed)
-    policy = Policy(NetworkConfig(width="1/8"), envs.observation_shape, envs.num_actions).initialise(generator)
-    policy.normalise_by(*input_statistics(envs, 200, seed), floor=1.0 if env.atari else 1e-2)
+    policy = Policy(NetworkConfig(width="1/8"), **envs.spaces).initialise(generator)
+    policy.normalise_by(*input_statistics(envs, 200, seed))
     torch.nn.init.orthogonal_(policy.actor.weight, sharpness, generator=generator)
     return policy
 

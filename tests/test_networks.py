@@ -42,7 +42,7 @@ def normalised(policy, seed=0):
     """`policy` with some mean and deviation per pixel or feature."""
     generator = torch.Generator().manual_seed(seed)
     shape = policy.normalised_shape
-    policy.normalise_by(200 * torch.rand(shape, generator=generator), 60 * torch.rand(shape, generator=generator), 1.0)
+    policy.normalise_by(200 * torch.rand(shape, generator=generator), 1 + 60 * torch.rand(shape, generator=generator))
     return policy
 
 
@@ -239,10 +239,10 @@ def test_prepared_inputs_are_centred_scaled_and_clipped(task):
     assert torch.allclose(policy.prepare(raw).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_deviation_below_the_floor_counts_as_the_floor():
-    policy = make(CARTPOLE)
-    policy.normalise_by(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0.05, 0.1, 4.0]), floor=0.1)
-    assert torch.allclose(policy.prepare(torch.tensor([[1.0, 2.0, 3.0, 5.0]])), torch.tensor([[10.0, 10.0, 10.0, 0.5]]))
+def test_a_pixel_in_bytes_that_hardly_moves_counts_as_moving_by_one():
+    policy = Policy(NetworkConfig(width="1/32"), (4, 84, 84), 6, layout="stack", dtype="uint8")
+    policy.normalise_by(torch.zeros(84, 84), torch.full((84, 84), 0.1))
+    assert (policy.scale == 1.0).all()
 
 
 def test_what_stood_still_keeps_its_unit_and_what_moved_little_does_not():

@@ -28,7 +28,7 @@ def make_policy(task="cartpole", width="1/8"):
     policy = Policy(NetworkConfig(width=width), probe.shape[1:], 3).initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
         policy.actor.weight *= 300
-    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     return policy
 
 

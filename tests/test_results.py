@@ -75,7 +75,7 @@ def test_a_training_run_with_a_critic_of_its_own_is_another_arm(tmp_path):
 def test_every_game_is_a_row_of_the_episodes(tmp_path):
     write_run(tmp_path / "a", RESULT)
     write_run(tmp_path / "b", None)
-    assert results.episodes_table(tmp_path).rows() == [
+    assert results.episodes_frame(results.read_runs(tmp_path)).rows() == [
         ("a", "distill-student", "pong", "1/8", 27_544, 3, 0, 18.0),
         ("a", "distill-student", "pong", "1/8", 27_544, 3, 1, 19.0),
     ]
@@ -159,8 +159,8 @@ def test_a_damaged_run_is_named_once_and_the_others_are_there(tmp_path, capsys, 
     write_run(tmp_path / "a", RESULT)
     write_run(tmp_path / "b", RESULT)
     spoil(tmp_path)
-    for read in (results.runs_table, results.episodes_table, results.curves_table):
-        assert set(read(tmp_path)["run"]) <= {"a"}
+    for frame in (results.runs_frame, results.episodes_frame, results.curves_frame):
+        assert set(frame(results.read_runs(tmp_path))["run"]) <= {"a"}
     told = capsys.readouterr().err
     assert told.startswith("potstill: left out: ")
     assert line in told

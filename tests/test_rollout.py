@@ -20,7 +20,7 @@ def normalised_policy(envs, seed=0):
     generator = torch.Generator().manual_seed(seed)
     policy = Policy(NetworkConfig(width="1/32"), envs.observation_shape, envs.num_actions).initialise(generator)
     shape = policy.normalised_shape
-    policy.normalise_by(200 * torch.rand(shape, generator=generator), 60 * torch.rand(shape, generator=generator), 1.0)
+    policy.normalise_by(200 * torch.rand(shape, generator=generator), 1 + 60 * torch.rand(shape, generator=generator))
     return policy
 
 

@@ -24,7 +24,6 @@ from potstill.arms import order_of
 from potstill.compress.config import CompressConfig
 from potstill.configs import filled
 from potstill.distill import DistillConfig
-from potstill.envs import with_sticky
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig, Start
 from potstill.imports import allow
@@ -291,7 +290,7 @@ def evaluate(
     runtime = Runtime(threads=threads)
     runtime.apply()
     loaded, *others = load_all([policy, *([teacher] if teacher is not None else [])], env, where, statistics)
-    task = with_sticky(loaded.env, sticky)
+    task = loaded.env if sticky is None else replace(loaded.env, sticky=sticky)
     start = _start(start, where, env, loaded) if isinstance(start, str) else start
     compared = {}  # first: a teacher of another task is refused before the games
     how: dict[str, Any] = {"seed": seed, "threads": runtime.cores, "alone": loaded.alone}

@@ -433,11 +433,6 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed must be below 2^63, not {seed}")
 
 
-def with_sticky(config: EnvConfig, sticky: float | None) -> EnvConfig:
-    """`config` with another stickiness; None keeps its own."""
-    return config if sticky is None else replace(config, sticky=sticky)
-
-
 def _bounds(config: EnvConfig, space: "gymnasium.spaces.Box") -> Array:
     """The bounds of continuous actions, (2, d) float32 or float64; refuses those a clipped Gaussian does not fit."""
     if config.actions is not None:

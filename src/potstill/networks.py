@@ -525,21 +525,19 @@ class Policy(nn.Module):
                     layer.reset_parameters()  # type: ignore[operator]  # a method
         return self
 
-    def normalise_by(self, mean: Tensor, deviation: Tensor, floor: float | None = None) -> None:
+    def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Sets the input normalisation from figures per pixel or feature.
 
-        Args:
-            floor: keeps a pixel that hardly ever changes from dividing by nothing; None takes 1 for bytes of images.
-                Else a deviation of zero, of what stood still, leaves the unit as it is.
+        A deviation of zero, of what stood still, leaves the unit as it is. Pixels in bytes have one of 1 at least.
         """
         if mean.shape != self.mean.shape:  # of pixels, where a channel is normalised as one
             pixels = tuple(i for i, n in enumerate(self.mean.shape) if n == 1)
             squares = (deviation.square() + mean.square()).mean(pixels, keepdim=True)
             mean = mean.mean(pixels, keepdim=True)
             deviation = (squares - mean.square()).clamp(min=0).sqrt()
-        if floor is None and self.dtype == "uint8" and self.layout != "flat":
-            floor = 1.0
-        deviation = deviation.masked_fill(deviation == 0, 1.0) if floor is None else deviation.clamp(min=floor)
+        if self.dtype == "uint8" and self.layout != "flat":
+            deviation = deviation.clamp(min=1.0)
+        deviation = deviation.masked_fill(deviation == 0, 1.0)
         self.mean.copy_(mean)
         self.scale.copy_(1.0 / deviation)
 

@@ -208,18 +208,13 @@ def runs_table(folder: Path) -> pl.DataFrame:
     return runs_frame(read_runs(folder))
 
 
-def episodes_table(folder: Path) -> pl.DataFrame:
-    """A row per game of the runs' main evaluations, columns `EPISODES`. Raises InputError as `read_runs` does."""
-    return _episodes_frame(read_runs(folder))
-
-
 def curves_table(folder: Path) -> pl.DataFrame:
     """A row per metrics.jsonl record of all runs, unfinished ones included, columns `CURVES`; a damaged one is named.
 
     Raises:
         InputError: as `read_runs`.
     """
-    return _curves_frame(read_runs(folder))
+    return curves_frame(read_runs(folder))
 
 
 def write_tables(folder: Path) -> None:
@@ -229,7 +224,7 @@ def write_tables(folder: Path) -> None:
         InputError: as `curves_table`, or the folder cannot be written.
     """
     records = read_runs(folder)
-    frames = {"table": runs_frame(records), "episodes": _episodes_frame(records), "curves": _curves_frame(records)}
+    frames = {"table": runs_frame(records), "episodes": episodes_frame(records), "curves": curves_frame(records)}
     for name, frame in frames.items():
         write_atomically(Path(folder) / f"{name}.csv", frame.write_csv().encode())
 
@@ -410,7 +405,8 @@ def runs_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
     return _frame(rows, (*TABLE[:at], *(f"score_start_{steps}" for steps in sorted(starts)), *TABLE[at:]))
 
 
-def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+def episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+    """A row per game of the main evaluations of records that were read, columns `EPISODES`."""
     games = [
         record | {"game": game, "score": score}
         for record in records
@@ -419,7 +415,8 @@ def _episodes_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
     return _frame(games, EPISODES)
 
 
-def _curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+def curves_frame(records: list[dict[str, Any]]) -> pl.DataFrame:
+    """`curves_table` of records that were read."""
     whose = ("run", "arm", "env", "width", "parameters", "seed")
     points = [{key: record.get(key) for key in whose} | point for record in records for point in curve_of(record)]
     return _frame(points, CURVES)

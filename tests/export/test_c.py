@@ -53,10 +53,10 @@ def network(
     with torch.no_grad():
         policy.actor.weight *= 300
         policy.actor.bias.copy_(torch.linspace(-1, 1, actions))
-    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     if rounded:
         draw = torch.Generator().manual_seed(seed)
-        policy.normalise_by(*(200 * torch.rand(2, *policy.mean.shape, generator=draw) + 0.4), floor=1.0)
+        policy.normalise_by(*(200 * torch.rand(2, *policy.mean.shape, generator=draw) + 0.4).clamp(min=1.0))
         policy.hide(17)
         round_statistics(policy)
     shown = np.random.default_rng(seed).normal(0, 2, (64, *shape))

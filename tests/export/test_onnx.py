@@ -43,7 +43,7 @@ def saved(folder, task, **network):
     with torch.no_grad():
         policy.actor.weight *= 300
         policy.actor.bias.copy_(torch.linspace(-1, 1, policy.num_actions))
-    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     save_policy(folder / "policy.safetensors", policy, env, probe, {})
     return folder
 
@@ -137,7 +137,7 @@ def test_the_file_holds_the_deployed_actor_and_nothing_of_the_critic(tmp_path):
 
 def test_pixels_come_in_raw_and_are_clipped_inside():
     policy = Policy(NetworkConfig("1/32"), (4, 84, 84), 3).initialise(torch.Generator().manual_seed(0))
-    policy.normalise_by(torch.zeros(84, 84), torch.ones(84, 84), floor=1.0)
+    policy.normalise_by(torch.zeros(84, 84), torch.ones(84, 84))
     built = exporter.build(deployed(policy, np.zeros((1, 4, 84, 84), np.uint8)))
     assert built.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     model = built.SerializeToString()

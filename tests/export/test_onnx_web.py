@@ -50,7 +50,7 @@ def made(name):
     policy.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
         policy.actor.weight *= 100
-    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     shown = np.random.default_rng(0).normal(0, 2, (8, *shape))
     shown = (shown * 60).clip(0, 255) if dtype == np.uint8 else shown > 0 if dtype == np.bool_ else shown
     bounds = np.array([[-2.0, 0.0], [2.0, 0.5]], np.float32) if continuous else None

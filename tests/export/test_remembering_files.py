@@ -55,7 +55,7 @@ def saved(tmp_path):
             policy.actor.weight *= 300
             for layer in (policy.trunk.gru.read, policy.trunk.gru.recall):
                 layer.bias.uniform_(-1, 1, generator=torch.Generator().manual_seed(2))
-        policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+        policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
         save_policy(tmp_path / "policy.safetensors", policy, env, probe, {})
         return load_policy(tmp_path)
 

@@ -34,7 +34,7 @@ def saved(folder, task, **network):
         policy.return_scale.fill_(7.0)
         if policy.log_std is not None:
             policy.log_std.fill_(-0.5)
-    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0), floor=1e-2)
+    policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     save_policy(folder / "policy.safetensors", policy, env, probe, {})
     return load_policy(folder)
 

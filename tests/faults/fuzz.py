@@ -45,7 +45,7 @@ from potstill.load import sb3, weights
 from potstill.networks import NetworkConfig, Policy
 from potstill.policies import load_policy, rebuild, recorded_result, save_policy
 from potstill.report import page
-from potstill.results import curves_table, episodes_table, runs_table
+from potstill.results import curves_frame, episodes_frame, read_runs, runs_frame
 from potstill.storage import checkpoints, runs
 from potstill.storage.runs import Run
 from potstill.study import execute
@@ -351,12 +351,14 @@ def readers(seeds: Seeds) -> list[Reader]:
         kinds = {"train": ppo.PPOConfig, "distill": DistillConfig}
         asked = found.config.get("kind")
         games = execute._games(found), assessment._kept_matches(found)
-        tables = found.status, games, runs_table(folder), episodes_table(folder), curves_table(folder)
-        return tables, rebuild(kinds.get(asked if isinstance(asked, str) else "", Run), found.config.get("config"))
+        config = rebuild(kinds.get(asked if isinstance(asked, str) else "", Run), found.config.get("config"))
+        return found.status, games, tables(folder), config
 
     def records(folder: Path) -> Any:
-        page.read_study(folder)
-        return runs_table(folder), episodes_table(folder), curves_table(folder)
+        return page.read_study(folder), tables(folder)
+
+    def tables(folder: Path) -> Any:
+        return [frame(read_runs(folder)) for frame in (runs_frame, episodes_frame, curves_frame)]
 
     def dataset(folder: Path, case: Case) -> None:
         target = sorted(seeds.dataset)[case.which % len(seeds.dataset)]

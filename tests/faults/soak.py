@@ -40,7 +40,7 @@ from processes import Child, Here, warm
 from potstill.evaluation import EvalConfig
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
-from potstill.results import curves_table, episodes_table, find_runs, runs_table
+from potstill.results import curves_frame, episodes_frame, find_runs, read_runs, runs_frame
 from potstill.study.planfile import read_plan
 from potstill.study.records import run_study
 from potstill.tasks import TASKS
@@ -203,10 +203,10 @@ def soak(
     for name in STRAYS:
         (storm / name).unlink()
     soaked.lost = [name for name in names if not _is_done(storm / f"{name}.json")]
-    for table in (runs_table, episodes_table, curves_table):
-        calm, shaken = (table(out).drop(TIMES, strict=False) for out in (peace, storm))
+    for frame in (runs_frame, episodes_frame, curves_frame):
+        calm, shaken = (frame(read_runs(out)).drop(TIMES, strict=False) for out in (peace, storm))
         if not calm.equals(shaken):
-            soaked.different.append(f"{table.__name__}: {_differing(calm, shaken)}")
+            soaked.different.append(f"{frame.__name__}: {_differing(calm, shaken)}")
     for pattern in ("*.lock", "*.tmp", "resume.safetensors", "games.json"):
         soaked.left += [str(path.relative_to(folder)) for path in folder.rglob(pattern)]
     soaked.seconds = time.monotonic() - began

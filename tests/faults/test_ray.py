@@ -13,7 +13,7 @@ from processes import Here, until
 from ray.cluster_utils import Cluster
 from soak import TIMES
 
-from potstill.results import curves_table, episodes_table, runs_table
+from potstill.results import curves_frame, episodes_frame, read_runs, runs_frame
 from potstill.study import cluster
 from potstill.study.execute import StudyInterrupted
 from potstill.study.planfile import read_plan
@@ -121,8 +121,8 @@ def test_a_study_that_loses_a_process_and_then_its_machine_ends_with_the_same_ta
     assert len(list(temporary.glob("potstill-*"))) <= 1  # the lost machine's own; those of runs that ended are gone
     assert capfd.readouterr().err.count(f"study  {LONG}: killed by SIGKILL") == 2
     list(run_study(plan, tmp_path / "here", RUNTIME, workers=1, start=Here))
-    for table in (runs_table, episodes_table, curves_table):
-        there, here = (table(tmp_path / name).drop(TIMES, strict=False) for name in ("ray", "here"))
+    for frame in (runs_frame, episodes_frame, curves_frame):
+        there, here = (frame(read_runs(tmp_path / name)).drop(TIMES, strict=False) for name in ("ray", "here"))
         assert_frame_equal(there, here)
     assert not [path for pattern in ("run.lock", ".*.tmp", "resume.*") for path in out.rglob(pattern)]
 

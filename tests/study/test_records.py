@@ -15,7 +15,7 @@ import pytest
 
 from potstill.cli import main
 from potstill.errors import InputError
-from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_table, read_runs, runs_table
+from potstill.results import COLUMNS, CURVE_POINTS, curves_table, episodes_frame, read_runs, runs_table
 from potstill.study import execute
 from potstill.study.local import LocalProcess
 from potstill.study.plan import Part
@@ -235,7 +235,7 @@ def test_the_tables_of_records_are_those_of_run_directories(done, tmp_path):
     starts = {"score_start_0", "score_start_5", "score_start_50"}
     assert starts <= set(table.columns) <= set(COLUMNS) | starts
     assert table.filter(run=NAMES[1])["score_start_50"][0] > 0
-    assert episodes_table(done.out).height == 12
+    assert episodes_frame(read_runs(done.out)).height == 12
     assert set(curves_table(done.out)["run"]) == set(NAMES)
     for suffix, read in ((".csv", pl.read_csv), (".parquet", pl.read_parquet)):
         out = tmp_path / f"table{suffix}"

@@ -139,7 +139,7 @@ class Search:
 
     def next_trained(self, least: float = 1.0) -> list[Trial]:
         """What to train, one a core, where there is time for `least` of the steps and then for games."""
-        tried = [place for place in range(self.bound) if self.ways_tried(place)]
+        tried = {trial.place for trial in (*self.trained, *self.errors) if trial.place < self.bound}
         fits = {trial for trial in self.untried if self.part(trial) >= least}
         if self.chosen is None and not tried:
             first = first_round(self.shapes, self.teacher.policy.size().parameters, self.runtime.cores)
@@ -167,10 +167,6 @@ class Search:
     def students(self) -> list[Trial]:
         """Those that are trained and cheaper than the chosen one, the cheapest first."""
         return sorted(trial for trial in self.trained if trial.place < self.bound)
-
-    def ways_tried(self, place: int) -> int:
-        """In how many ways a shape was trained, or failed to be."""
-        return sum(t.place == place and (t in self.trained or t in self.errors) for t in self.every)
 
     @property
     def untried(self) -> list[Trial]:

@@ -127,14 +127,9 @@ def origin_in(document: Mapping[str, Any], role: str) -> Origin:
     return Origin(Path(path), env, Path(statistics) if statistics and not found else None)
 
 
-def path_of(place: Place) -> Path:
-    """The file or directory of a policy, or the name of code."""
-    return _origin(place).path
-
-
 def check_own(place: Place) -> None:
     """Raises InputError where no training learns from this beside its reward, or begins with it."""
-    if nameless(path := path_of(place)):
+    if nameless(path := _origin(place).path):
         raise InputError(f"{path} is no policy of potstill's, as trainings begin with: import-sb3 or distill makes one")
 
 

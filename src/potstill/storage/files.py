@@ -74,13 +74,13 @@ def read_bytes(path: Path, limit: int, follow: bool = False) -> bytes:
     return data
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
         InputError: as `read_bytes`, or it holds something else than a JSON object as `parse_json` reads it.
     """
-    data = read_bytes(path, limit)
+    data = read_bytes(path, JSON_LIMIT)
     try:
         document = parse_json(data)
     except ValueError as error:

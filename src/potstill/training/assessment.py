@@ -3,14 +3,14 @@
 import math
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
 
 from potstill import evaluation, telemetry
-from potstill.envs import EnvConfig, with_sticky
+from potstill.envs import EnvConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.networks import Policy
@@ -39,7 +39,7 @@ def assess(
         matches["sampled"] = _Match(policy, env, "sampled", secondary)
     if secondary and env.sticky and env.atari:  # others' scores of Atari are without; MinAtar's have its stickiness
         # Without stickiness a greedy policy meets some 30 starts, and more games only repeat them.
-        matches["not sticky"] = _Match(policy, with_sticky(env, 0.0), "greedy", min(secondary, 30))
+        matches["not sticky"] = _Match(policy, replace(env, sticky=0.0), "greedy", min(secondary, 30))
     for steps in eval_config.starts:
         matches[f"after {steps}"] = _Match(policy, env, "greedy", eval_config.start_games or count, steps)
     if teacher is not None and not known:
@@ -111,20 +111,16 @@ def _play(
                 if run is not None:
                     run.touch_lock()
                     if games < episodes and time.perf_counter() - saved > SAVE_EVERY:
-                        _keep_matches(run, kept, before + games, total)
+                        run.write_games({"played": before + games, "games": total, "matches": kept})
                         saved = time.perf_counter()
             kept[keys[name]] = so_far.summary()
             if run is not None:
-                _keep_matches(run, kept, done(), total)
+                run.write_games({"played": done(), "games": total, "matches": kept})
     return {name: kept[key] for name, key in keys.items()}
 
 
-def _keep_matches(run: Run, matches: dict[str, dict[str, Any]], played: int, total: int) -> None:
-    run.write_games({"played": played, "games": total, "matches": matches})
-
-
 def _kept_matches(run: Run) -> dict[str, dict[str, Any]]:
-    """What `_keep_matches` wrote; nothing where that is not whole, as the games can be played again."""
+    """What `_play` noted; nothing where that is not whole, as the games can be played again."""
     with suppress(InputError):
         matches = read_document(run.games_path).get("matches")
         if isinstance(matches, dict):
