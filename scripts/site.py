@@ -18,7 +18,7 @@ TYPES = {"String": "text", "Int64": "whole number", "Float64": "number"}
 
 
 def command_line() -> str:
-    """A section per command with what its `--help` prints."""
+    """A section per command with what its `--help-all` prints."""
     os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     shown = {f"potstill {name}": help_text("potstill", *name.split()) for name in COMMANDS}
     if missing := [name for name, text in shown.items() if text is None]:

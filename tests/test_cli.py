@@ -261,8 +261,8 @@ def test_distill_makes_a_run_named_after_what_it_is(call, policies, tmp_path, mo
 
 
 def test_a_training_that_diverges_ends_with_exit_code_1(call, tmp_path):
-    rates = ["--learning-rate", "1e20", "--max-learning-rate", "1e20"]
-    code, out, err = call("train", "--env", "cartpole", *TINY, *rates, *RUNTIME, "--quiet", "--out", tmp_path / "run")
+    words = ["--import", "json", "train", "--env", "cartpole", *TINY, *RUNTIME, "--quiet", "--out", tmp_path / "run"]
+    code, out, err = call(*words, "--learning-rate", "1e20", "--max-learning-rate", "1e20")
     assert (code, out) == (1, "")
     assert err.startswith("potstill: train failed: ")
     assert "lower --learning-rate" in err

@@ -465,19 +465,7 @@ def test_minatar_missing_says_what_to_install(monkeypatch):
     ("config", "complaint"),
     [
         (EnvConfig("Pendulum-v1", actions=(0, 1)), "Pendulum-v1 has continuous actions: there are none to choose"),
-        (EnvConfig("CartPole-v1", sticky=0.25), "CartPole-v1 has no sticky actions: leave sticky at 0"),
         (EnvConfig("NoSuch-v0"), "no task is registered as 'NoSuch-v0': a task of your own needs --import MODULE"),
-        (
-            EnvConfig("CartPole-v1", hidden_rows=1),
-            "hidden-rows are 0 to 83 rows of an Atari frame, not 1 of CartPole-v1",
-        ),
-        (
-            EnvConfig("pong", atari=True, hidden_rows=84),
-            "hidden-rows are 0 to 83 rows of an Atari frame, not 84 of pong",
-        ),
-        (replace(PONG, sticky=1.0), "sticky must be a probability below 1, not 1.0"),
-        (replace(PONG, sticky=-0.1), "sticky must be a probability"),
-        (replace(PONG, sticky=float("nan")), "sticky must be a probability"),
         (replace(PONG, actions=(0, 6)), r"actions \(0, 6\) do not fit pong, which has 6"),
         (replace(PONG, actions=(2,)), "two or more, none twice"),
         (replace(PONG, actions=()), "two or more, none twice"),
@@ -488,6 +476,22 @@ def test_minatar_missing_says_what_to_install(monkeypatch):
 def test_a_task_that_cannot_be_played_is_refused(config, complaint):
     with pytest.raises(InputError, match=complaint):
         Envs(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "complaint"),
+    [
+        ("cartpole", {"sticky": 0.25}, "CartPole-v1 has no sticky actions: leave sticky at 0"),
+        ("cartpole", {"hidden_rows": 1}, "hidden-rows are 0 to 83 rows of an Atari frame, not 1 of CartPole-v1"),
+        ("pong", {"hidden_rows": 84}, "hidden-rows are 0 to 83 rows of an Atari frame, not 84 of pong"),
+        ("pong", {"sticky": 1.0}, "sticky must be a probability below 1, not 1.0"),
+        ("pong", {"sticky": -0.1}, "sticky must be a probability"),
+        ("pong", {"sticky": float("nan")}, "sticky must be a probability"),
+    ],
+)
+def test_a_task_is_refused_before_it_is_opened_where_its_numbers_are_out_of_bounds(task, change, complaint):
+    with pytest.raises(InputError, match=complaint):
+        replace(TASKS[task].env, **change)
 
 
 def test_no_environments_are_refused():

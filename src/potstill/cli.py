@@ -44,7 +44,7 @@ def _guarded(arguments: list[str]) -> Any:
     except BaseException as error:
         if (told := failure(error)) is None:
             raise
-        failed = f"{arguments[0]} failed: " if told.code == 1 else ""
+        failed = f"{_split(_without_imports(arguments)[1])[0]} failed: " if told.code == 1 else ""
         print(f"potstill: {failed}{told.line}", file=sys.stderr)
         return told.code
     return None
@@ -52,8 +52,8 @@ def _guarded(arguments: list[str]) -> Any:
 
 def _run(arguments: list[str]) -> None:
     imports, arguments = _without_imports(arguments)
-    words = 1 + (arguments[:1] == ["study"])  # of the command's name
-    if not arguments or {"-h", "--help", "--help-all"}.intersection(arguments[:words]):
+    command, rest = _split(arguments)
+    if not arguments or {"-h", "--help", "--help-all"}.intersection(command.split()):
         print(_usage())
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
@@ -67,7 +67,6 @@ def _run(arguments: list[str]) -> None:
 
     from potstill.errors import InputError, Terminated, meant
 
-    command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         study = ", ".join(name for name in COMMANDS if name.startswith("study "))
         hint = f"write one of {study}" if arguments[0] == "study" else meant(command, COMMANDS)
@@ -91,6 +90,12 @@ def _run(arguments: list[str]) -> None:
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name, such as `study run`, and what follows it."""
+    words = 1 + (arguments[:1] == ["study"])
+    return " ".join(arguments[:words]), arguments[words:]
 
 
 def _check_memory() -> None:

@@ -73,6 +73,12 @@ class EnvConfig:
         bounded(self, frame_skip=1 << 16, frame_stack=1 << 8, max_frames=2**31 - 1)
         if not 0 <= self.noop_max < 2**31:
             raise InputError(f"noop-max must be 0 or more, and below 2^31, not {self.noop_max}")
+        if not 0.0 <= self.sticky < 1.0:
+            raise InputError(f"sticky must be a probability below 1, not {self.sticky}")
+        if not 0 <= self.hidden_rows < 84 or (self.hidden_rows and not self.atari):
+            raise InputError(f"hidden-rows are 0 to 83 rows of an Atari frame, not {self.hidden_rows} of {self.id}")
+        if self.sticky and not self.has_sticky_actions:
+            raise InputError(f"{self.id} has no sticky actions: leave sticky at 0")
 
     @property
     def has_sticky_actions(self) -> bool:
@@ -133,12 +139,6 @@ class Envs:
         """
         if num_envs < 1:
             raise InputError(f"the number of environments must be at least 1, not {num_envs}")
-        if not 0.0 <= config.sticky < 1.0:
-            raise InputError(f"sticky must be a probability below 1, not {config.sticky}")
-        if not 0 <= config.hidden_rows < 84 or (config.hidden_rows and not config.atari):
-            raise InputError(f"hidden-rows are 0 to 83 rows of an Atari frame, not {config.hidden_rows} of {config.id}")
-        if config.sticky and not config.has_sticky_actions:
-            raise InputError(f"{config.id} has no sticky actions: leave sticky at 0")
         self.config = config
         self.num_envs = num_envs
         self._fingerprint = fingerprint

@@ -192,6 +192,9 @@ def test_students_of_code_are_others_where_the_plan_plays_its_task_otherwise(tmp
     ("table", "says"),
     [
         ("sticky = 'no'", "line 2: sticky should be a number, not 'no'"),
+        ("sticky = 0.25", "line 2: CartPole-v1 has no sticky actions: leave sticky at 0"),
+        ("sticky = 1.5", "line 2: sticky must be a probability below 1, not 1.5"),
+        ("hidden-rows = 84", "line 2: hidden-rows are 0 to 83 rows of an Atari frame, not 84 of CartPole-v1"),
         ("actions = 3", "line 2: actions is a list, not 3"),
         ("actions = ['noop']", "line 2: actions should be a whole number, not 'noop'"),
         ("layout = 'last one'", "line 2: layout is one of auto, flat, first, last, stack, not 'last one'"),

@@ -4,6 +4,7 @@ import math
 import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import fields, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import UnionType
@@ -129,8 +130,9 @@ def _plan(top: _Table, path: Path, text: str) -> Plan:
     env: str = top.value("env", str)
     of_task = {key: hint for key, hint in get_type_hints(EnvConfig).items() if key not in ("id", "atari", "view")}
     played = _typed(top.table("task"), of_task, "task")
-    preset = _checked(("env",), find_env, env)
-    task = _checked(("task",), lambda: replace(preset, **played))
+    task = _checked(("env",), find_env, env)
+    for key, value in played.items():
+        task = _checked(("task", key.replace("_", "-")), partial(replace, task, **{key: value}))
     name: str = top.value("name", str, path.stem)
     if not _is_name(name):
         raise _At(("name",), f"name {name!r} becomes a folder: use letters, digits, - and _")
