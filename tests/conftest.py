@@ -112,14 +112,15 @@ def settled():
 def save_teacher():
     """Puts an expert of CartPole's, random but decided, with a result of its own at a path that must not exist."""
 
-    def save(path, env=TASKS["cartpole"].env):
-        policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(0))
+    def save(path, env=TASKS["cartpole"].env, seed=0):
+        policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(seed))
         with torch.no_grad():
             policy.actor.weight *= 300
         path.mkdir()
         probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
         save_policy(path / "policy.safetensors", policy, env, probe, {})
         (path / "result.json").write_text(json.dumps({"score": 9.0, "point_win_rate": None, "env_steps": 77}))
+        return path
 
     return save
 

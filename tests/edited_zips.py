@@ -2,12 +2,23 @@
 
 import io
 import json
+import os
 import zipfile
 
 import torch
 
 from potstill.load.sb3 import load_sb3
 from potstill.load.weights import save_import
+
+
+class Payload:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
 
 
 def imported(file, env, out, **options):

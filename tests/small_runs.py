@@ -1,14 +1,19 @@
 """Runs of a second or two, of each kind there is."""
 
 import signal
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from potstill import telemetry
-from potstill.distill import DistillConfig
-from potstill.networks import NetworkConfig
+from potstill.buffer import Dataset
+from potstill.distill import DistillConfig, distill, distill_from, record, start
+from potstill.envs import EnvConfig, Envs
+from potstill.evaluation import compare
+from potstill.networks import NetworkConfig, Policy
 from potstill.ppo import PPOConfig
 from potstill.storage import checkpoints
 from potstill.storage.runs import Run
@@ -67,6 +72,20 @@ def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
     records = telemetry.read(run.metrics_path)
     assert all(record.pop("seconds") > 0 for record in records)
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
+
+
+def learned(config: DistillConfig, teacher: Policy, task: EnvConfig) -> tuple[Policy, dict[str, float | None]]:
+    """A student that has learned what its teacher does on a task, and how it agrees with it."""
+    task = config.task_of(replace(task, view=teacher.view))
+    with closing(Envs(task, 8, beside=teacher.view)) as envs:
+        state = start(config, teacher, torch.device("cpu"), envs, observations=500)
+        if config.lead == "teacher":
+            data = Dataset(envs, config.vector_steps * 8)
+            list(record(config, teacher, envs, data, 0))
+            list(distill_from(config, state, data))
+        else:
+            list(distill(config, state, teacher, envs))
+    return state.student, compare(state.student, teacher, task, steps=1_600)
 
 
 def cut(run, monkeypatch):

@@ -4,25 +4,25 @@ import json
 import signal
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import pytest
+from processes import at
+from small_runs import RUNTIME, outcome
 
-from potstill import api, telemetry
+from potstill import api
 from potstill.errors import InputError
 from potstill.evaluation import NOT_EVALUATED
 from potstill.networks import NetworkConfig
 from potstill.ppo import PPOConfig
-from potstill.storage import checkpoints
 from potstill.storage.runs import Run
 from potstill.study.execute import execute
 from potstill.study.planfile import read_plan
 from potstill.study.records import make_record
 from potstill.tasks import TASKS
 from potstill.training import trainer
-from potstill.training.runtime import Runtime
 from potstill.training.trainer import Interrupted
 
-RUNTIME = Runtime(device="cpu", threads=1, quiet=True, save_every=0)
 SHARES = ("1/4", "1/2")
 WHOLE = PPOConfig(
     env=TASKS["cartpole"].env,
@@ -43,15 +43,6 @@ TRUNK = replace(WHOLE, branch=SHARES)
 
 def train(config, out):
     return api.train(config.env, config=config, out=out, runtime=RUNTIME, evaluation=NOT_EVALUATED)
-
-
-def outcome(run):
-    """The policy's bits, and all metrics but the clock."""
-    tensors, _ = checkpoints.load(run.policy_path)
-    records = telemetry.read(run.metrics_path)
-    for record in records:
-        del record["seconds"]
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["in turn", "overlap"])
@@ -85,26 +76,13 @@ def test_a_branch_ends_exactly_as_the_run_planned_for_its_budget_and_costs_its_e
         ]  # fmt: skip
 
 
-def stopping(at, monkeypatch):
-    """A signal after so many lines of metrics, of the trunk and its branches together."""
-    write, written = telemetry.Metrics.write, 0
-
-    def interrupting(self, record):
-        nonlocal written
-        write(self, record)
-        written += 1
-        if written == at:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(telemetry.Metrics, "write", interrupting)
-
-
 @pytest.mark.parametrize(
     "line", [3, 5, 6, 16, 17]
 )  # at the first fork, at a new game's start, at the second, in branches
 def test_a_trunk_and_its_branches_that_are_interrupted_end_as_they_would(line, whole, planned, tmp_path, monkeypatch):
+    stop = partial(signal.raise_signal, signal.SIGINT)
     with monkeypatch.context() as patch:
-        stopping(line, patch)
+        at("potstill.telemetry.Metrics.write", line, stop, after=True, patch=patch.setattr)
         with pytest.raises(Interrupted, match=rf"--resume {tmp_path / 'run'}$"):
             train(replace(whole, branch=SHARES), tmp_path / "run")
     run = api.resume(tmp_path / "run", runtime=RUNTIME, evaluation=NOT_EVALUATED)

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from own_tasks import Copy
-from small_runs import CONFIGS, RUNTIME, cut, small_run
+from small_runs import CONFIGS, RUNTIME, cut, learned, small_run
 
 import potstill
-from potstill.buffer import Dataset
-from potstill.distill import DistillConfig, distill, distill_from, record, start
+from potstill.distill import DistillConfig, distill, start
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.evaluation import compare, play
+from potstill.evaluation import play
 from potstill.export import export
 from potstill.imports import allow
 from potstill.networks import NetworkConfig, Policy
@@ -277,29 +276,15 @@ LEARN = DistillConfig(
 COPY = EnvConfig(allow(Copy))
 
 
-def learned(config, task=COPY, teacher=None):
-    teacher = teacher or decided()
-    task = config.task_of(replace(task, view=teacher.view))
-    with closing(Envs(task, 8, beside=teacher.view)) as envs:
-        state = start(config, teacher, torch.device("cpu"), envs, observations=500)
-        if config.lead == "teacher":
-            data = Dataset(envs, config.vector_steps * 8)
-            list(record(config, teacher, envs, data, 0))
-            list(distill_from(config, state, data))
-        else:
-            list(distill(config, state, teacher, envs))
-    return state.student, compare(state.student, teacher, task, steps=1_600)
-
-
 @pytest.mark.parametrize("lead", ["student", "teacher", "mixed"])
 def test_the_teacher_says_what_it_sees_whoever_leads(lead):
     """The right action is in the present observation alone: whoever mixes up steps or views learns nothing."""
-    _, agrees = learned(replace(LEARN, view=("noise=0.1",), lead=lead))
+    _, agrees = learned(replace(LEARN, view=("noise=0.1",), lead=lead), decided(), COPY)
     assert agrees["agreement"] > 0.98
-    negative, agrees = learned(replace(LEARN, view=(allow(Negative),), lead=lead))
+    negative, agrees = learned(replace(LEARN, view=(allow(Negative),), lead=lead), decided(), COPY)
     assert agrees["agreement"] > 0.98
     assert (negative.actor.weight.diagonal() < 0).all()
-    _, differs = learned(replace(LEARN, view=("delay=1",), lead=lead))
+    _, differs = learned(replace(LEARN, view=("delay=1",), lead=lead), decided(), COPY)
     assert differs["agreement"] < 0.5
 
 

@@ -10,17 +10,17 @@ import onnxruntime
 import own_tasks
 import pytest
 import torch
-from small_runs import CONFIGS, RUNTIME, cut, small_run
+from small_runs import CONFIGS, RUNTIME, cut, learned, small_run
 
 import potstill
 from potstill import imports, results, telemetry, views
 from potstill.api import training_config
 from potstill.buffer import Dataset
 from potstill.cli import main
-from potstill.distill import DistillConfig, distill, distill_from, fitted, record, start
+from potstill.distill import DistillConfig, fitted
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.evaluation import compare, play
+from potstill.evaluation import play
 from potstill.export import export
 from potstill.imports import allow
 from potstill.load.callables import Foreign
@@ -229,24 +229,10 @@ QUICK = {"total_timesteps": 2_048, "num_envs": 8, "precision": "float32", "devic
 QUICK |= {"quiet": True, "episodes": 0}
 
 
-def learned(config, teacher=None, task=CARTPOLE):
-    """A student, and how it agrees with its teacher in the end."""
-    teacher = controller() if teacher is None else teacher
-    with closing(Envs(config.task_of(task), 8)) as envs:
-        state = start(config, teacher, torch.device("cpu"), envs, observations=500)
-        if config.lead == "teacher":
-            data = Dataset(envs, config.vector_steps * 8)
-            list(record(config, teacher, envs, data, 0))
-            list(distill_from(config, state, data))
-        else:
-            list(distill(config, state, teacher, envs))
-        return state.student, compare(state.student, teacher, envs.config, steps=1_600)
-
-
 @pytest.mark.parametrize("lead", ["student", "teacher", "mixed"])
 def test_a_student_that_sees_what_matters_learns_and_one_that_does_not_says_so(lead):
-    enough, agrees = learned(replace(LEARN, view=("mask=0",), lead=lead))
-    blind, differs = learned(replace(LEARN, view=("keep=0",), lead=lead))
+    enough, agrees = learned(replace(LEARN, view=("mask=0",), lead=lead), controller(), CARTPOLE)
+    blind, differs = learned(replace(LEARN, view=("keep=0",), lead=lead), controller(), CARTPOLE)
     assert agrees["agreement_teacher_states"] > 0.85 > 0.75 > differs["agreement_teacher_states"]
     assert (enough.size().parameters, blind.size().parameters) == (8, 4)
     *_, played = play(enough, replace(CARTPOLE, view=("mask=0",)), episodes=1, seed=1)
@@ -254,7 +240,7 @@ def test_a_student_that_sees_what_matters_learns_and_one_that_does_not_says_so(l
 
 
 def test_a_student_may_see_more_than_its_teacher():
-    teacher = learned(replace(LEARN, view=("mask=0",)))[0]
+    teacher = learned(replace(LEARN, view=("mask=0",)), controller(), CARTPOLE)[0]
     task = replace(CARTPOLE, view=("mask=0",))
     as_it, more = (learned(replace(LEARN, view=view), teacher, task) for view in ((), ("full",)))
     assert (as_it[0].view, more[0].view) == (("mask=0",), ())

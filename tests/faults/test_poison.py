@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
+from edited_zips import Payload
 
 from potstill import api, ppo, results, telemetry
 from potstill.buffer import DatasetWriter, open_dataset
@@ -48,16 +49,6 @@ SPACES = {  # what Stable-Baselines3 says of a CartPole policy before its weight
 }
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\u202e\n\rsecond line"
 PLAN = 'env = "cartpole"\nwidths = ["1/8"]\nseeds = [0]\n[arms.rl]\n'
-
-
-class Payload:
-    """Makes a directory when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
 
 
 def save(path, env=CARTPOLE):

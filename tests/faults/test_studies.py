@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
-from processes import Child, Here, call, fill, warm
+from processes import Child, Here, call, fill, until, warm
 
 from potstill.errors import InputError
 from potstill.storage.runs import Run, is_alive
@@ -94,13 +93,6 @@ def words(plan, out, workers):
     return ["study", "run", plan, "--out", out, *options]
 
 
-def wait_until(what, seconds=100.0):
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert what()
-
-
 def test_a_killed_and_a_hung_worker_are_named_and_go_on_from_their_last_save(peace, tmp_path, capfd):
     told = {}
 
@@ -152,7 +144,7 @@ def test_a_log_that_is_a_link_is_not_written_through_and_the_other_runs_go_on(pe
 def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes_on(peace, disk, tmp_path):
     out = disk / "out"
     driver = Child(warm, *words(peace.folder / "plan.toml", out, 1), output=tmp_path / "log")
-    wait_until((out / "runs" / RL / "resume.safetensors").exists)
+    until((out / "runs" / RL / "resume.safetensors").exists)
     fill(disk)
     full = "no space left on device; nothing was changed"
     assert driver.wait() == 2
@@ -200,13 +192,13 @@ def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_
     run, record = tmp_path / "runs" / RL, tmp_path / f"{STUDENT}.json"
     driver = Child(warm, *words(peace.folder / "plan.toml", tmp_path, 1), output=tmp_path / "log")
     try:
-        wait_until((run / "resume.safetensors").exists)
+        until((run / "resume.safetensors").exists)
         worker = json.loads((run / "run.lock").read_text())["pid"]
         assert status(peace.plan, tmp_path)["running"] == 1
     finally:
         driver.kill()
         driver.wait()
-    wait_until(lambda: not is_alive(worker))  # whoever its parent is now may not have waited for it yet
+    until(lambda: not is_alive(worker))  # whoever its parent is now may not have waited for it yet
     assert "stopped by SIGTERM" in (run / "log.txt").read_text()
     report = status(peace.plan, tmp_path)
     assert (report["done"], report["interrupted"], report["running"]) == (1, 1, 0)

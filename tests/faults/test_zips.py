@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import pickle
 import random
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from edited_zips import rewrite, with_data, with_state
+from edited_zips import Payload, rewrite, with_data, with_state
 from stable_baselines3 import A2C, DQN, PPO
 
 from potstill.errors import InputError
@@ -52,16 +51,6 @@ def one_line(error):
 
 
 # What is never run
-
-
-class Payload:
-    """Makes a directory when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
 
 
 def test_a_pickle_in_the_json_is_left_alone(zips, tmp_path):

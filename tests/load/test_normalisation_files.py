@@ -1,7 +1,6 @@
 """VecNormalize's statistics: folded into the policy as SB3 applies them, and read from hostile pickles without harm."""
 
 import json
-import os
 import pickle
 import random
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edited_zips import imported
+from edited_zips import Payload, imported
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -181,14 +180,6 @@ def test_arrays_are_what_was_pickled(protocol, value):
 
 
 # What a stranger's pickle may hold
-
-
-class Payload:
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
 
 
 class Statistics:

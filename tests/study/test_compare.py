@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -22,15 +21,12 @@ from potstill.distill import DistillConfig
 from potstill.errors import InputError
 from potstill.evaluation import EvalConfig
 from potstill.load import Origin
-from potstill.networks import NetworkConfig, Policy
-from potstill.policies import save_policy
 from potstill.storage.runs import Run
 from potstill.study import execute as study
 from potstill.study import local
 from potstill.study.execute import StudyInterrupted
 from potstill.study.execute import execute as generate
 from potstill.study.grid import Grid
-from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
 from potstill.training.trainer import new_run
 
@@ -47,19 +43,9 @@ NAMES = ["width-1_32_student_seed-0", "width-1_16_student_seed-0"]
 FIGURES = {f"{name}.png" for name in ("size_score", "learning_curves", "score_distributions", "agreement_score")}
 
 
-def save_teacher(path, seed):
-    policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        policy.actor.weight *= 300
-    path.mkdir()
-    probe = np.random.default_rng(seed).normal(size=(8, 4)).astype(np.float32)
-    save_policy(path / "policy.safetensors", policy, TASKS["cartpole"].env, probe, {})
-    return path
-
-
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "run", 0)
+def teacher(tmp_path_factory, save_teacher):
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "run")
 
 
 def make_plan(teacher, **changes):
@@ -193,12 +179,12 @@ def test_a_finished_comparison_runs_nothing_and_prints_the_same(comparison, teac
     assert times(comparison.killed, comparison.survivor) == before
 
 
-def test_other_settings_or_another_teacher_in_the_same_folder_are_refused(comparison, teacher, tmp_path):
+def test_other_settings_or_another_teacher_in_the_same_folder_are_refused(comparison, teacher, save_teacher, tmp_path):
     before = times(comparison.killed, comparison.survivor)
     other = compare("--teachers", teacher, "--out", comparison.out, "--learning-rate", "0.1")
     assert other.code == 2
     assert "is a run with other settings: choose another --out" in other.err
-    other = compare("--teachers", save_teacher(tmp_path / "other", 1), "--out", comparison.out)
+    other = compare("--teachers", save_teacher(tmp_path / "other", seed=1), "--out", comparison.out)
     assert other.code == 2
     assert "is a run with another teacher: choose another --out" in other.err
     assert times(comparison.killed, comparison.survivor) == before

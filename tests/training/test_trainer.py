@@ -2,10 +2,12 @@ import json
 import shutil
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from processes import at, names
 from small_runs import CONFIGS, RUNTIME, STUDENT, TRAIN, outcome, small_run
 
 from potstill import evaluation, telemetry
@@ -44,31 +46,14 @@ def teacher(tmp_path_factory):
     return run.path
 
 
-def at_line(number, what):
-    """A `telemetry.Metrics.write` that does `what` after it has written that many lines."""
-    write, written = telemetry.Metrics.write, 0
-
-    def interrupting_write(self, record):
-        nonlocal written
-        write(self, record)
-        written += 1
-        if written == number:
-            what()
-
-    return interrupting_write
-
-
 def stopped(run, line, number, monkeypatch):
     """Runs until a signal comes after a line of metrics; returns what is said about it."""
     with monkeypatch.context() as patch:
-        patch.setattr(telemetry.Metrics, "write", at_line(line, lambda: signal.raise_signal(number)))
+        stop = partial(signal.raise_signal, number)
+        at("potstill.telemetry.Metrics.write", line, stop, after=True, patch=patch.setattr)
         with pytest.raises(Interrupted) as stop:
             execute(run, RUNTIME)
     return stop.value
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_training_leaves_its_config_metrics_policy_and_result_and_nothing_else(teacher):
@@ -245,7 +230,8 @@ def test_a_run_that_diverges_is_marked_failed_and_may_be_tried_again(name, teach
 def test_a_second_attempt_is_no_longer_failed(teacher, tmp_path, monkeypatch):
     run, during = small_run("cartpole", teacher, tmp_path / "run"), []
     run.write_result({"status": "failed", "kind": "train", "error": "the sun"})
-    monkeypatch.setattr(telemetry.Metrics, "write", at_line(1, lambda: during.append(run.status)))
+    look = lambda: during.append(run.status)  # noqa: E731
+    at("potstill.telemetry.Metrics.write", 1, look, after=True, patch=monkeypatch.setattr)
     execute(run, RUNTIME)
     assert [*during, run.status] == ["running", "done"]
     assert "error" not in json.loads(run.result_path.read_text())
