@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import emulators
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -55,19 +56,25 @@ def pytest_collection_finish():
 
 
 @contextmanager
-def as_before():
+def as_before(temporary):
     """What is done to this process in here ends here, whatever test comes next, of whatever file.
 
     A command minds SIGTERM, sets COLUMNS where a terminal is narrow, tells torch of the processor, and keeps the
-    modules that are named and where they lie.
+    modules that are named and where they lie. A test registers tasks, hands code over, and imports what it wrote into
+    the folder `temporary`, where another may write a module of the same name.
     """
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    named, path, environ = dict(imports._named), list(sys.path), dict(os.environ)
+    known = [(each, dict(each)) for each in (imports._named, imports._handed, imports._makers, gymnasium.registry)]
+    path, environ, modules = list(sys.path), dict(os.environ), set(sys.modules)
     yield
     for number, handler in handlers:
         signal.signal(number, handler)
-    imports._named.clear()
-    imports._named.update(named)
+    for now, before in known:
+        now.clear()
+        now.update(before)
+    for name in sys.modules.keys() - modules:
+        if (file := getattr(sys.modules[name], "__file__", None)) and Path(file).is_relative_to(temporary):
+            del sys.modules[name]
     sys.path[:] = path
     changed = {name for name in {*environ, *os.environ} if environ.get(name) != os.environ.get(name)}
     for name in changed - {"PYTEST_CURRENT_TEST"}:
@@ -89,22 +96,17 @@ def lent_emulators():
 
 @pytest.fixture(scope="module", autouse=True)
 def module_settled(tmp_path_factory):
-    """And the modules that a file of tests has written: another file may write one of the same name.
-
-    Workers of studies are forked; those of faults/test_signals.py and faults/test_wheel.py are started, as a user's.
-    """
-    with as_before(), pytest.MonkeyPatch.context() as patch:
+    """Workers of studies are forked; those of faults/test_signals.py and faults/test_wheel.py are started, as a
+    user's."""
+    with as_before(tmp_path_factory.getbasetemp()), pytest.MonkeyPatch.context() as patch:
         if sys.platform == "linux":  # elsewhere none is forked
             patch.setattr(local, "subprocess", WARM)
         yield
-    for name, module in list(sys.modules.items()):
-        if (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
-            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
-def settled():
-    with as_before():
+def settled(tmp_path_factory):
+    with as_before(tmp_path_factory.getbasetemp()):
         yield
 
 

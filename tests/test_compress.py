@@ -52,15 +52,6 @@ QUICK += [
 ]
 
 
-@pytest.fixture(autouse=True)
-def handlers():
-    """A command minds SIGTERM and takes its threads; the tests after it do as before."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A CartPole expert, made by hand: pushes to the side the pole falls to, by one unit of 64 in each layer."""
@@ -700,7 +691,7 @@ def test_a_teacher_that_never_scores_has_nothing_to_keep():
 def found(tmp_path_factory, teacher):
     """A compression that was terminated while it trained, and then given the same command again."""
     out = tmp_path_factory.mktemp("compression") / "out"
-    progress, before = study._progress, signal.getsignal(signal.SIGTERM)
+    progress = study._progress
 
     def terminating_progress(run):
         if run.metrics_path.exists() and run.metrics_path.stat().st_size:
@@ -720,7 +711,6 @@ def found(tmp_path_factory, teacher):
         patch.setattr(study, "_progress", progress)
         with pytest.raises(SystemExit) as stop:
             main(["compress", str(teacher), "--out", str(out), *QUICK])
-    signal.signal(signal.SIGTERM, before)
     return SimpleNamespace(out=out, codes=[*codes, stop.value.code], left=left)
 
 

@@ -1,7 +1,6 @@
 """README's Python runs, the checks of the documents find what they are for, and the site says what the code says."""
 
 import json
-import os
 import re
 import runpy
 import sys
@@ -32,7 +31,6 @@ def checks():
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.setattr(os, "environ", os.environ.copy())
     yield runpy.run_path(str(ROOT / "scripts" / "site.py"))
     sys.modules.pop("check_docs", None)
 

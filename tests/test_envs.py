@@ -297,8 +297,7 @@ class Scale(gymnasium.Env):
 @pytest.fixture
 def scale():
     gymnasium.register("Scale-v0", Scale, max_episode_steps=10)
-    yield EnvConfig("Scale-v0")
-    del gymnasium.registry["Scale-v0"]
+    return EnvConfig("Scale-v0")
 
 
 def test_continuous_actions_are_in_units_of_half_the_range_and_clipped_to_the_bounds(scale):
@@ -337,11 +336,8 @@ def test_action_spaces_that_no_policy_of_ours_fits_are_refused(space, complaint)
         action_space = space
 
     gymnasium.register("Odd-v0", Odd, max_episode_steps=10)
-    try:
-        with pytest.raises(InputError, match=complaint):
-            Envs(EnvConfig("Odd-v0"), 1)
-    finally:
-        del gymnasium.registry["Odd-v0"]
+    with pytest.raises(InputError, match=complaint):
+        Envs(EnvConfig("Odd-v0"), 1)
 
 
 @pytest.mark.parametrize(
@@ -519,5 +515,4 @@ def test_a_task_without_a_limit_of_its_own_is_truncated_too():
     gymnasium.register("Endless-v0", Endless)
     envs = Envs(EnvConfig("Endless-v0", max_frames=4 * 30), 1)
     _, steps = play(envs, 30)
-    del gymnasium.registry["Endless-v0"]
     assert [bool(step.truncated[0]) for step in steps] == [False] * 29 + [True]

@@ -34,15 +34,9 @@ def constant(student, teacher, temperature):
 
 @pytest.fixture(autouse=True)
 def _nothing_named(monkeypatch):
-    monkeypatch.setattr(imports, "_named", {})
-    monkeypatch.setattr(imports, "_handed", {})
+    imports._named.clear()
+    imports._handed.clear()
     monkeypatch.setenv(imports.VARIABLE, "")
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and "my_" in name:
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -363,7 +363,6 @@ def test_what_auto_comes_to_does_not_hang_on_what_else_this_program_does():
         assert torch.get_num_threads() == 2
     finally:
         done.set()
-        torch.set_num_threads(1)
         for each in others:
             each.join()
 

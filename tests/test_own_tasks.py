@@ -23,18 +23,13 @@ TRAIN = {"total_timesteps": 256, "num_envs": 4, "num_steps": 32, "minibatch_size
 
 
 @pytest.fixture(autouse=True)
-def tasks(monkeypatch):
-    monkeypatch.setattr(imports, "_named", {})
-    monkeypatch.setattr(imports, "_handed", {})
-    monkeypatch.setattr(imports, "_makers", {})
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    registered = set(gymnasium.registry)
+def tasks():
+    for known in (imports._named, imports._handed, imports._makers):
+        known.clear()
     imports.import_modules([str(TASKS)])
     imports._named.clear()  # as a script has it that imports its own modules
     yield sys.modules["own_tasks"]
     del sys.modules["own_tasks"]
-    for name in set(gymnasium.registry) - registered:
-        del gymnasium.registry[name]
 
 
 def trained(env, out, **settings):

@@ -89,8 +89,6 @@ class Clock(gymnasium.Env):
 def clocks():
     gymnasium.register("Truncated-v0", Clock, max_episode_steps=10)
     gymnasium.register("Terminated-v0", Clock, kwargs={"ends_at": 10})
-    yield
-    del gymnasium.registry["Truncated-v0"], gymnasium.registry["Terminated-v0"]
 
 
 def clock_config(name):

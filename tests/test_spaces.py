@@ -57,17 +57,12 @@ class Told(gymnasium.Env):
         return self._show(), reward, self.steps >= 8, False, {}
 
 
-@pytest.fixture
-def told():
-    """Registers the task with these options, for as long as a test lasts."""
-
-    def make(**options):
-        gymnasium.register("Told-v0", Told, kwargs=options)
-        SEEN.clear()
-        return find_env("Told-v0")
-
-    yield make
+def told(**options):
+    """The task with these options."""
     gymnasium.registry.pop("Told-v0", None)
+    gymnasium.register("Told-v0", Told, kwargs=options)
+    SEEN.clear()
+    return find_env("Told-v0")
 
 
 def trained(env, steps, **settings):
@@ -88,14 +83,14 @@ def score(policy, env):
 # What a policy chooses arrives
 
 
-def test_the_actions_of_a_task_may_start_anywhere(told):
+def test_the_actions_of_a_task_may_start_anywhere():
     env = told(actions=spaces.Discrete(3, start=5))
     policy = trained(env, 4_096)
     assert {int(action) for action in SEEN} == {5, 6, 7}
     assert score(policy, env) == 8
 
 
-def test_a_task_may_have_more_actions_than_a_byte_counts(told):
+def test_a_task_may_have_more_actions_than_a_byte_counts():
     with closing(Envs(told(actions=spaces.Discrete(300)), 2)) as envs:
         envs.reset(0)
         envs.step(np.array([299, 256]))
@@ -104,29 +99,26 @@ def test_a_task_may_have_more_actions_than_a_byte_counts(told):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_continuous_actions_are_never_outside_their_bounds(told, dtype):
+def test_continuous_actions_are_never_outside_their_bounds(dtype):
     rng = np.random.default_rng(0)
     for _ in range(20):
         low = rng.uniform(-2, 0, 3).astype(dtype)
         high = (low + rng.uniform(0.1, 3, 3)).astype(dtype)
-        gymnasium.registry.pop("Told-v0", None)
         with closing(Envs(told(actions=spaces.Box(low, high, dtype=dtype)), 3)) as envs:
             envs.reset(0)
             envs.step(np.array([[-1.0] * 3, [1.0] * 3, [5.0, -5.0, 0.3]], np.float32))
             assert len(SEEN) == 3  # each of which the task itself found in its space
 
 
-def test_bounds_of_whole_numbers_and_of_truth_values_take_the_nearest(told):
+def test_bounds_of_whole_numbers_and_of_truth_values_take_the_nearest():
     own = {np.bool_: [[False, True, True]], np.uint8: [[0, 1, 1]], np.int64: [[0, 1, 1]]}
     for dtype, chosen in own.items():
-        gymnasium.registry.pop("Told-v0", None)
         with closing(Envs(told(actions=spaces.Box(0, 1, (3,), dtype)), 1)) as envs:
             assert envs.own_actions(np.array([[-0.1, 0.1, 0.9]], np.float32)).tolist() == chosen
 
 
-def test_boxes_of_any_shape_and_several_choices_take_random_play(told):
+def test_boxes_of_any_shape_and_several_choices_take_random_play():
     for space in (spaces.Box(-1, 1, (2, 3)), spaces.MultiDiscrete([3, 2], start=[1, 0]), spaces.MultiBinary(3)):
-        gymnasium.registry.pop("Told-v0", None)
         with closing(Envs(told(actions=space), 2)) as envs:
             envs.reset(0)
             for actions in envs.random_actions(np.random.default_rng(0), 5):
@@ -155,26 +147,25 @@ def test_several_choices_are_independent_softmaxes_whose_numbers_add_up():
 # What a policy reads is what is shown
 
 
-def test_a_large_offset_is_taken_away_before_float32_rounds_it(told):
+def test_a_large_offset_is_taken_away_before_float32_rounds_it():
     env = told(offset=1.7e9, dtype=np.float64)
     assert score(trained(env, 4_096), env) == 8
 
 
-def test_numbers_far_from_1_are_features_all_the_same(told):
+def test_numbers_far_from_1_are_features_all_the_same():
     for options in ({"unit": 1e-5}, {"offset": 4 * 10**9, "dtype": np.uint32, "unit": 2}):
-        gymnasium.registry.pop("Told-v0", None)
         env = told(**options)
         assert score(trained(env, 4_096), env) == 8
 
 
 @pytest.mark.parametrize("options", [{"shape": ()}, {"dict_": True}], ids=["scalar", "dict"])
-def test_scalars_and_dicts_of_vectors_are_features(told, options):
+def test_scalars_and_dicts_of_vectors_are_features(options):
     env = told(**options)
     assert score(trained(env, 6_144), env) == 8
 
 
 @pytest.mark.parametrize(("shape", "axis", "layout"), [((3, 40, 40), 0, "first"), ((40, 40, 3), 2, "last")])
-def test_an_image_is_read_by_its_channels_wherever_they_are(told, shape, axis, layout):
+def test_an_image_is_read_by_its_channels_wherever_they_are(shape, axis, layout):
     env = told(shape=shape, dtype=np.uint8, axis=axis)
     with closing(Envs(env, 1)) as envs:
         assert envs.layout == layout
@@ -184,7 +175,7 @@ def test_an_image_is_read_by_its_channels_wherever_they_are(told, shape, axis, l
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (3, 40, 3), (5, 40, 40)])
-def test_an_image_that_can_be_read_in_several_ways_is_refused_with_the_option_that_settles_it(told, shape):
+def test_an_image_that_can_be_read_in_several_ways_is_refused_with_the_option_that_settles_it(shape):
     env = told(shape=shape, dtype=np.uint8, axis=0)
     with pytest.raises(InputError, match=r"several ways: say --layout .*; or name the task so, as Told-v0@last$"):
         Envs(env, 1)
@@ -195,7 +186,7 @@ def test_an_image_that_can_be_read_in_several_ways_is_refused_with_the_option_th
         find_env("Told-v0@top")
 
 
-def test_what_a_policy_reads_and_chooses_from_comes_back_with_its_file(told, tmp_path):
+def test_what_a_policy_reads_and_chooses_from_comes_back_with_its_file(tmp_path):
     env = told(actions=spaces.MultiDiscrete([3, 2]), offset=1.7e9, dtype=np.float64)
     with closing(Envs(env, 2)) as envs:
         probe = envs.reset(0)
@@ -208,12 +199,12 @@ def test_what_a_policy_reads_and_chooses_from_comes_back_with_its_file(told, tmp
 
 
 @pytest.mark.parametrize("options", [{"shape": (0,)}, {"dtype": np.longdouble}], ids=["nothing", "longer numbers"])
-def test_observations_of_nothing_and_of_more_than_64_bits_are_refused(told, options):
+def test_observations_of_nothing_and_of_more_than_64_bits_are_refused(options):
     with pytest.raises(InputError, match=r"Told-v0 has observations Box.*; potstill reads arrays, to 64 bits"):
         Envs(told(**options), 1)
 
 
-def test_observations_that_are_no_vectors_are_refused(told):
+def test_observations_that_are_no_vectors_are_refused():
     gymnasium.register("Told-v0", Told, kwargs={"dict_": True})
     space = KEYS.spaces["place"]
     KEYS.spaces["place"] = spaces.Box(0, 255, (8, 8, 3), np.uint8)

@@ -92,9 +92,6 @@ def registered():
         gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
     gymnasium.register("Others/only-v0", entry_point=Only)
     gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
-    yield
-    for name in [name for name in gymnasium.registry if name.startswith("Others/")]:
-        del gymnasium.registry[name]
 
 
 def config_of(name, **changes):

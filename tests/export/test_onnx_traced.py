@@ -69,9 +69,7 @@ BOX = spaces.Box(np.float32([[-2, 0], [0, 1]]), np.float32([[1, 1], [3, 4]]))
 
 
 @pytest.fixture(autouse=True)
-def named(monkeypatch):
-    for name in ("_named", "_handed"):
-        monkeypatch.setattr(imports, name, {})
+def named():
     imports.allow(gated)
 
 

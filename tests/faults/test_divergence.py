@@ -35,16 +35,10 @@ class Poisoned(CartPoleEnv):
         return observation, reward, *rest
 
 
-@pytest.fixture
-def poisoned():
-    """Makes the task with a reward or a shift of its observations."""
-
-    def make(**poison: float) -> EnvConfig:
-        gymnasium.register("Poisoned-v0", entry_point=Poisoned, kwargs=poison, max_episode_steps=500)
-        return EnvConfig("Poisoned-v0")
-
-    yield make
-    del gymnasium.registry["Poisoned-v0"]
+def poisoned(**poison: float) -> EnvConfig:
+    """The task with a reward or a shift of its observations."""
+    gymnasium.register("Poisoned-v0", entry_point=Poisoned, kwargs=poison, max_episode_steps=500)
+    return EnvConfig("Poisoned-v0")
 
 
 def diverges(run) -> str:
@@ -69,7 +63,7 @@ def diverges(run) -> str:
     ],
     ids=["a NaN reward", "an infinite reward", "a NaN observation", "an infinite loss"],
 )
-def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, said, poisoned, tmp_path):
+def test_a_training_stops_within_the_update_with_the_step_and_the_cause(poison, said, tmp_path):
     config = replace(TRAIN, env=poisoned(**poison), clip_rewards=False)  # 20 steps for the statistics, 64 per update
     run = new_run(config, tmp_path / "run", RUNTIME)
     assert diverges(run).startswith(f"after 512 agent steps: {said}")
@@ -115,6 +109,6 @@ def test_a_last_step_that_leaves_weights_that_are_not_finite_is_not_saved(teache
     assert all(tensor.isfinite().all() for tensor in checkpoints.load(run.resume_path)[0].values())
 
 
-def test_an_evaluation_of_a_task_that_returns_nan_says_so(poisoned, teacher):
+def test_an_evaluation_of_a_task_that_returns_nan_says_so(teacher):
     with pytest.raises(DivergedError, match="returned a reward that is not finite"):
         list(play(load_policy(teacher).policy, poisoned(reward=float("nan")), episodes=16, seed=0))

@@ -5,7 +5,6 @@ import os
 import re
 import runpy
 import shlex
-import signal
 import subprocess
 import sys
 from contextlib import chdir, redirect_stdout, suppress
@@ -73,7 +72,7 @@ def documented() -> list[list[str]]:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
     """SB3's own PPO learns CartPole for a few seconds; then the documents' commands, with shorter games and runs."""
-    folder, before = tmp_path_factory.mktemp("road"), signal.getsignal(signal.SIGTERM)
+    folder = tmp_path_factory.mktemp("road")
     options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "device": "cpu", "seed": 0}
     PPO("MlpPolicy", "CartPole-v1", **options).learn(6_144).save(folder / "model.zip")
     evaluate, search, export, compiler, player = documented()
@@ -88,9 +87,7 @@ def road(tmp_path_factory):
         subprocess.run(compiler, check=True)
         words = [sys.executable, ROOT / player[1], *player[2:], "--games", "3"]
         played = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ).stdout
-    yield SimpleNamespace(folder=folder, done=done, played=played)
-    signal.signal(signal.SIGTERM, before)
-    torch.set_num_threads(1)
+    return SimpleNamespace(folder=folder, done=done, played=played)
 
 
 def test_every_command_of_the_road_succeeds(road):

@@ -99,12 +99,10 @@ TINY += ["--warmup-steps", 256, "--evaluate", 0, "--precision", "float32"]
 @pytest.fixture
 def controller(tmp_path, monkeypatch):
     """The module of the code above, as the user imports it."""
-    monkeypatch.setattr(imports, "_named", {})
     monkeypatch.setenv(imports.VARIABLE, "")
     monkeypatch.chdir(tmp_path)
     Path("my_controller.py").write_text(CODE)
-    yield tmp_path / "my_controller.py"
-    sys.modules.pop("my_controller", None)
+    return tmp_path / "my_controller.py"
 
 
 def teacher(name, env=CARTPOLE):

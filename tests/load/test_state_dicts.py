@@ -176,8 +176,7 @@ class Net(nn.Module):
 
 
 @torch.no_grad()
-def test_any_state_dict_is_read_where_the_user_names_its_network(tmp_path, call, monkeypatch):
-    monkeypatch.setattr(imports, "_named", {})
+def test_any_state_dict_is_read_where_the_user_names_its_network(tmp_path, call):
     (tmp_path / "my_nets.py").write_text(OWN)
     ps.import_modules([str(tmp_path / "my_nets.py")])
     seen = torch.randn(20, 4)
@@ -214,8 +213,7 @@ class Whole(nn.Module):
 
 @pytest.mark.parametrize("network", ["own", "mlp"])
 @torch.no_grad()
-def test_pixels_reach_a_network_that_normalises_nothing_as_they_are(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(imports, "_named", {})
+def test_pixels_reach_a_network_that_normalises_nothing_as_they_are(network, tmp_path):
     torch.manual_seed(0)
     model: nn.Module = Whole((1, 6, 6), 1.0)
     if network == "mlp":

@@ -1,8 +1,5 @@
 """A study of a user's own task, network and loss comes to the same table here, on Ray and by two processes at once."""
 
-import sys
-
-import gymnasium
 import pytest
 import ray
 from polars.testing import assert_frame_equal
@@ -93,9 +90,6 @@ MEASURED = ["wall_seconds", "latency_ms", "latency_p95_ms", "command", "machine"
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    for name in ("_named", "_handed", "_makers"):
-        monkeypatch.setattr(imports, name, {})
-    monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that nobody asked for
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "plan.toml").write_text(PLAN)
@@ -104,8 +98,6 @@ def plan(tmp_path, monkeypatch):
              minibatch_size=64, episodes=4, quiet=True, threads=1)  # fmt: skip
     yield tmp_path / "plan.toml"
     ray.shutdown()
-    sys.modules.pop("mine")
-    gymnasium.registry.pop("Mine/Errand-v0")
 
 
 def test_a_task_a_network_and_a_loss_of_ones_own_give_one_table_wherever_the_study_runs(plan, tmp_path):
