@@ -39,7 +39,7 @@ from torch import Tensor
 from potstill import ppo
 from potstill.algorithm import Adam, Progress
 from potstill.arms import ARMS
-from potstill.buffer import Batch, Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Batch, Dataset, new_dataset, open_dataset
 from potstill.distill import DistillConfig, distill_from, record, start
 from potstill.envs import Envs
 from potstill.networks import NetworkConfig, Policy, resolve_precision
@@ -441,10 +441,9 @@ def _record(teacher: Policy, folder: Path, states: int) -> Dataset:
     """The teacher's play on disk, as `potstill distill --lead teacher` makes it."""
     config = DistillConfig(lead="teacher")
     with closing(Envs(ppo.PPOConfig().env, config.num_envs)) as envs:
-        writer = DatasetWriter(folder, envs, states, {})
-        for _ in record(config, teacher, envs, writer.dataset, seed=0):
-            pass
-        writer.finish()
+        with new_dataset(folder, envs, states, {}) as data:
+            for _ in record(config, teacher, envs, data, seed=0):
+                pass
         return open_dataset(folder, envs)
 
 

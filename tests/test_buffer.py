@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.buffer import Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Dataset, new_dataset, open_dataset
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
 from potstill.networks import NetworkConfig, Policy
@@ -165,17 +165,16 @@ def test_a_buffer_without_room_for_one_whole_stack_and_more_is_refused(env, leas
 # On disk
 
 
-def write(folder, envs, steps=20, **description):
-    writer = DatasetWriter(folder, envs, steps * N, description)
-    seen = fill(writer.dataset, envs, steps)
-    return writer, seen
+def write(folder, envs):
+    """A data set of 20 steps."""
+    with new_dataset(folder, envs, 20 * N, {}) as data:
+        fill(data, envs, 20)
 
 
 @TASKS
 def test_a_folder_gives_the_same_batches_as_memory(env, tmp_path):
     envs = games(env)
-    writer, _ = write(tmp_path / "data", envs)
-    writer.finish()
+    write(tmp_path / "data", envs)
     memory = Dataset(envs, 20 * N)
     fill(memory, envs, 20)
     stored = open_dataset(tmp_path / "data", envs)
@@ -185,29 +184,28 @@ def test_a_folder_gives_the_same_batches_as_memory(env, tmp_path):
 
 
 def test_the_folder_appears_only_when_it_is_whole(tmp_path):
-    writer, _ = write(tmp_path / "sub" / "data", Envs(CARTPOLE, N), teacher="mine")
-    assert not (tmp_path / "sub" / "data").exists()
-    writer.finish()
+    envs = Envs(CARTPOLE, N)
+    with new_dataset(tmp_path / "sub" / "data", envs, 20 * N, {"teacher": "mine"}) as data:
+        fill(data, envs, 20)
+        assert not (tmp_path / "sub" / "data").exists()
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["data"]
     document = json.loads((tmp_path / "sub" / "data" / "dataset.json").read_text())
     assert list(document.pop("digests")) == sorted(path.stem for path in (tmp_path / "sub" / "data").glob("*.npy"))
     assert document == {"teacher": "mine", "num_envs": N, "states": 20 * N}
 
 
-def test_a_discarded_data_set_leaves_nothing(tmp_path):
-    writer, _ = write(tmp_path / "data", Envs(CARTPOLE, N))
-    writer.discard()
+def test_a_data_set_whose_recording_stops_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_dataset(tmp_path / "data", Envs(CARTPOLE, N), 60, {}):
+        raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_was_finished_meanwhile_stays(tmp_path):
     envs = Envs(CARTPOLE, N)
-    first, _ = write(tmp_path / "data", envs, by="first")
-    second, _ = write(tmp_path / "data", envs, by="second")
-    first.finish()
-    second.finish()
+    with new_dataset(tmp_path / "data", envs, 20 * N, {"by": "the second"}):
+        write(tmp_path / "data", envs)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["by"] == "first"
+    assert "by" not in json.loads((tmp_path / "data" / "dataset.json").read_text())
 
 
 def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path, monkeypatch):
@@ -216,20 +214,19 @@ def test_a_full_disk_is_said_at_once_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(InputError, match=r"cannot record 60 states in .*data: no space left on device"):
-        DatasetWriter(tmp_path / "data", Envs(CARTPOLE, N), 60, {})
+        write(tmp_path / "data", Envs(CARTPOLE, N))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_data_set_that_is_too_small_leaves_nothing_either(tmp_path):
-    with pytest.raises(InputError, match="too small"):
-        DatasetWriter(tmp_path / "data", games(PONG), N, {})
+    with pytest.raises(InputError, match="too small"), new_dataset(tmp_path / "data", games(PONG), N, {}):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stored_data_set_cannot_be_written_to(tmp_path):
     envs = Envs(CARTPOLE, N)
-    writer, _ = write(tmp_path / "data", envs)
-    writer.finish()
+    write(tmp_path / "data", envs)
     with pytest.raises(ValueError, match="read-only"):
         fill(open_dataset(tmp_path / "data", envs), envs, 1)
 
@@ -251,16 +248,14 @@ def spoil(folder, how):
 @pytest.mark.parametrize("how", ["missing", "not json", "foreign json", "truncated", "incomplete"])
 def test_a_folder_that_is_no_whole_data_set_is_refused(how, tmp_path):
     envs = Envs(CARTPOLE, N)
-    writer, _ = write(tmp_path / "data", envs)
-    writer.finish()
+    write(tmp_path / "data", envs)
     spoil(tmp_path / "data", how)
     with pytest.raises(InputError, match="data is not a data set, or not a whole one"):
         open_dataset(tmp_path / "data", envs)
 
 
 def test_a_data_set_of_other_environments_is_refused(tmp_path):
-    writer, _ = write(tmp_path / "data", Envs(CARTPOLE, N))
-    writer.finish()
+    write(tmp_path / "data", Envs(CARTPOLE, N))
     with pytest.raises(InputError, match=r"is not a data set, .*: it was made with 3 environments, not 4"):
         open_dataset(tmp_path / "data", Envs(CARTPOLE, 4))
     with pytest.raises(InputError, match=r"is of another task: its frames are \(60, 4\), not \(60, 6\)"):

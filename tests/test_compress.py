@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from potstill import evaluation
+from potstill import errors, evaluation
 from potstill.cli import main
 from potstill.compress import outcome, search
 from potstill.compress.budget import Clock, TimeUp
@@ -901,7 +901,7 @@ def test_a_missing_teacher_is_one_line(call, tmp_path):
 
 
 def test_without_onnx_the_command_says_so_before_it_trains(teacher, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(outcome, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     done = call(teacher, "--out", tmp_path / "out")
     assert (done.code, done.err) == (2, "potstill: compress needs onnx: pip install 'potstill[onnx]'\n")
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import potstill as ps
 from potstill import evaluation, watch
-from potstill.buffer import Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Dataset, new_dataset, open_dataset
 from potstill.distill import Distillation, DistillConfig, minibatch, record, start
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
@@ -228,11 +228,10 @@ def test_sequences_are_of_one_environment_each_in_the_order_they_were_played():
 def test_stored_data_that_do_not_tell_where_games_begin_are_refused(tmp_path):
     """As those of an older potstill, of observations that are no stacks."""
     with closing(Envs(CUE, 4)) as envs:
-        writer = DatasetWriter(tmp_path / "data", envs, 64, {})
         shown = envs.reset(0)
-        for _ in range(16):
-            writer.dataset.add(shown, np.zeros(4), torch.zeros(4, 2), torch.zeros(4))
-        writer.finish()
+        with new_dataset(tmp_path / "data", envs, 64, {}) as made:
+            for _ in range(16):
+                made.add(shown, np.zeros(4), torch.zeros(4, 2), torch.zeros(4))
         data = open_dataset(tmp_path / "data", envs)
         with pytest.raises(InputError, match="an older potstill recorded them, which did not tell: delete"):
             data.begun(torch.arange(4))

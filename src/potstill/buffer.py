@@ -5,8 +5,8 @@ Frames are kept once, as raw uint8; a stack is put together when it is drawn. 10
 
 import json
 import os
-import secrets
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import file_digest
 from io import BufferedReader
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from potstill.envs import Array, Envs
 from potstill.errors import InputError, reason
 from potstill.networks import Policy, num_logits
-from potstill.storage.checkpoints import write_atomically
+from potstill.storage.checkpoints import new_folder, write_atomically
 from potstill.storage.files import open_regular, read_json
 from potstill.views import part
 
@@ -205,37 +205,25 @@ def _digest(path: Path) -> str:
         return file_digest(cast(BufferedReader, file), "blake2b").hexdigest()[:32]
 
 
-class DatasetWriter:
-    """Makes a data set in a folder that appears only when it is whole.
+@contextmanager
+def new_dataset(folder: Path, envs: Envs, states: int, description: dict[str, Any]) -> Iterator[Dataset]:
+    """A data set to fill, in a folder that appears when the block has ended. One that another process finished
+    meanwhile is as good, and stays.
 
     Raises:
         InputError: there is no room for it, or it may not be written there; nothing is left behind.
     """
-
-    def __init__(self, folder: Path, envs: Envs, states: int, description: dict[str, Any]) -> None:
-        self._folder = folder
-        self._unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            self._unfinished.mkdir(parents=True)
-            self.dataset = Dataset(envs, states, self._unfinished)
-        except BaseException as error:
-            self.discard()
-            if isinstance(error, OSError):
+    try:
+        with new_folder(folder) as unfinished:
+            try:
+                dataset = Dataset(envs, states, unfinished)
+            except OSError as error:
                 raise InputError(f"cannot record {states:,} states in {folder}: {reason(error)}") from error
+            yield dataset
+            dataset.flush()
+            document = description | {"num_envs": envs.num_envs, "states": dataset.capacity}
+            document["digests"] = {path.stem: _digest(path) for path in sorted(unfinished.glob("*.npy"))}
+            write_atomically(unfinished / "dataset.json", json.dumps(document, indent=1).encode())
+    except InputError:
+        if not (folder / "dataset.json").exists():
             raise
-        self._description = description | {"num_envs": envs.num_envs, "states": self.dataset.capacity}
-
-    def finish(self) -> None:
-        """Puts the folder in its place; another process's finished one is as good and stays."""
-        self.dataset.flush()
-        self._description["digests"] = {path.stem: _digest(path) for path in sorted(self._unfinished.glob("*.npy"))}
-        write_atomically(self._unfinished / "dataset.json", json.dumps(self._description, indent=1).encode())
-        try:
-            self._unfinished.rename(self._folder)
-        except OSError:
-            if not (self._folder / "dataset.json").exists():
-                raise
-            self.discard()
-
-    def discard(self) -> None:
-        shutil.rmtree(self._unfinished, ignore_errors=True)

@@ -246,6 +246,12 @@ class Envs:
             return rng.integers(0, self.num_actions, (*steps, self.num_envs))
         return rng.integers(0, self.num_actions, (*steps, self.num_envs, len(self.choices)))
 
+    def random_play(self, steps: int) -> Array:
+        """Observations of the games of seed 0 as they begin and after each of so many uniformly random steps,
+        ((steps + 1) N, *observation shape)."""
+        actions = self.random_actions(np.random.default_rng(0), steps)
+        return np.concatenate([self.reset(0), *(self.step(each).observations for each in actions)])
+
     def reset(self, seed: int, first: int = 0) -> Array:
         """Starts N games. The same seed gives the same games; (N, *observation shape) raw observations.
 
@@ -605,9 +611,7 @@ def _seen(config: EnvConfig, view: tuple[str, ...], game: "gymnasium.Env[Any, An
 def _deviation(config: EnvConfig) -> Array:
     """Of each feature, or of all pixels of an image, in random play."""
     with closing(Envs(config, 1)) as envs:
-        rng, steps = np.random.default_rng(0), 100 if len(envs.observation_shape) > 1 else 1_000
-        envs.reset(0)
-        seen = np.concatenate([envs.step(envs.random_actions(rng)).observations for _ in range(steps)])
+        seen = envs.random_play(100 if len(envs.observation_shape) > 1 else 1_000)[1:]
     return np.asarray(seen.std(dtype=np.float64) if seen.ndim > 2 else seen.std(0, dtype=np.float64))
 
 

@@ -36,7 +36,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from potstill import ppo, telemetry
-from potstill.buffer import DatasetWriter, open_dataset
+from potstill.buffer import new_dataset, open_dataset
 from potstill.distill import DistillConfig
 from potstill.envs import Envs
 from potstill.errors import InputError, printable
@@ -220,11 +220,10 @@ class Seeds:
         self.resume = (folder / "resume.safetensors").read_bytes()
         self.envs = Envs(CARTPOLE, 2)
 
-        writer = DatasetWriter(folder / "data", self.envs, 20, {"seed": 0})
         observations = self.envs.reset(0)
-        for _ in range(10):
-            writer.dataset.add(observations, self.envs.ages, torch.zeros(2, 2), torch.zeros(2))
-        writer.finish()
+        with new_dataset(folder / "data", self.envs, 20, {"seed": 0}) as data:
+            for _ in range(10):
+                data.add(observations, self.envs.ages, torch.zeros(2, 2), torch.zeros(2))
         self.dataset = {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
 
         training, distillation = (json.loads(json.dumps(asdict(each))) for each in (self.config, DistillConfig()))

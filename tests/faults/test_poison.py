@@ -23,7 +23,7 @@ import torch
 from edited_zips import Payload
 
 from potstill import api, ppo, results, telemetry
-from potstill.buffer import DatasetWriter, open_dataset
+from potstill.buffer import new_dataset, open_dataset
 from potstill.cli import main
 from potstill.commands import studying
 from potstill.envs import EnvConfig, Envs
@@ -175,10 +175,9 @@ def test_memory_that_a_pickle_asks_for_is_refused(tmp_path):
 def data(tmp_path):
     """A data set of CartPole's."""
     envs = Envs(CARTPOLE, 2)
-    writer = DatasetWriter(tmp_path / "data", envs, 20, {})
-    for _ in range(10):
-        writer.dataset.add(envs.reset(0), envs.ages, torch.zeros(2, 2), torch.zeros(2))
-    writer.finish()
+    with new_dataset(tmp_path / "data", envs, 20, {}) as made:
+        for _ in range(10):
+            made.add(envs.reset(0), envs.ages, torch.zeros(2, 2), torch.zeros(2))
     assert len(open_dataset(tmp_path / "data", envs)) == 20
     return tmp_path / "data"
 

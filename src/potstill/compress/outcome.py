@@ -3,11 +3,9 @@
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +16,7 @@ from potstill.compress.choice import Trial
 from potstill.compress.config import CompressConfig
 from potstill.compress.search import FEWEST, News, Search, steps
 from potstill.compress.shapes import shapes
-from potstill.errors import InputError
+from potstill.errors import InputError, need
 from potstill.evaluation import Evaluation
 from potstill.export import export
 from potstill.imports import check_shared
@@ -45,9 +43,7 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
         InputError: nothing smaller than the teacher is asked for, `out` is something else's, a package is missing, or
             the budget would not train even the smallest student, in the fewest steps. Nothing is made then.
     """
-    for package in ("onnx", "onnxruntime"):
-        if find_spec(package) is None:
-            raise InputError(f"compress needs {package}: pip install 'potstill[onnx]'")
+    need("compress", "onnx", "onnx", "onnxruntime")
     origin = origin_of(teacher)
     check_shared(str(origin.path))
     loaded = load(origin)
@@ -109,9 +105,8 @@ def search(run: Run, config: CompressConfig, runtime: Runtime, began: float | No
 
 def _keep_answer(state: Search) -> None:
     if state.chosen is not None:
-        temporary = state.run.path / ".policy.tmp"
-        shutil.copyfile(state.run.path / "runs" / state.name(state.chosen) / "policy.safetensors", temporary)
-        os.replace(temporary, state.run.policy_path)
+        student = state.run.path / "runs" / state.name(state.chosen) / "policy.safetensors"
+        write_atomically(state.run.policy_path, student.read_bytes())
 
 
 def _write_card(run: Run, record: dict[str, Any], measured: dict[str, Any]) -> None:

@@ -63,11 +63,10 @@ class Foreign(Policy):
         self._own, self._shape, self._bounds = envs.choices, tuple(envs.action_space.shape or ()), envs.bounds
         self._soft: bool | None = None  # whether it tells logits; None before the first answer
         self._shares = False  # whether these are probabilities
-        rng, seen = np.random.default_rng(0), [envs.reset(0)]
-        seen += [envs.step(envs.random_actions(rng)).observations for _ in range(7)]
-        self._dtype = seen[0].dtype
+        seen = envs.random_play(7)
+        self._dtype = seen.dtype
         self.restart(np.ones(len(seen), bool))
-        self.logits(torch.from_numpy(np.concatenate(seen)))
+        self.logits(torch.from_numpy(seen))
         if not self._soft:
             self.hard_objective = "greedy-cross-entropy" if self._bounds is None else "logit-mse"
 

@@ -200,8 +200,7 @@ def observe(policy: Policy, env: EnvConfig) -> None:
 def random_play(env: EnvConfig) -> Array:
     """Observations of 150 random steps, (151, *observation shape)."""
     with closing(Envs(env, 1)) as envs:
-        random = envs.random_actions(np.random.default_rng(0), 150)
-        return np.concatenate([envs.reset(0), *(envs.step(actions).observations for actions in random)])
+        return envs.random_play(150)
 
 
 def save_import(loaded: LoadedPolicy, out: Path) -> None:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from potstill import telemetry
-from potstill.buffer import Dataset, DatasetWriter, open_dataset
+from potstill.buffer import Dataset, new_dataset, open_dataset
 from potstill.distill import DistillConfig, record
 from potstill.envs import Envs
 from potstill.errors import InputError, reason
@@ -43,18 +43,15 @@ def teacher_data(
                 if folder.exists():
                     break
                 sweep(root, folder.name)
-                writer = DatasetWriter(folder, envs, states, description | {"teacher": str(teacher.path)})
                 title = f"record {teacher.env.id}, width {teacher.policy.config.width}"
-                try:
-                    with telemetry.Progress(title, states, quiet=quiet) as bar:
-                        for progress in record(config, teacher.policy, envs, writer.dataset, seed):
-                            bar.update(progress.step)
-                            run.touch_lock()
-                            touch(lock)
-                    writer.finish()
-                except BaseException:
-                    writer.discard()
-                    raise
+                with (
+                    new_dataset(folder, envs, states, description | {"teacher": str(teacher.path)}) as data,
+                    telemetry.Progress(title, states, quiet=quiet) as bar,
+                ):
+                    for progress in record(config, teacher.policy, envs, data, seed):
+                        bar.update(progress.step)
+                        run.touch_lock()
+                        touch(lock)
         except InUseError:  # another student's run records it: wait, and take over if that one dies
             if not said:
                 print(f"potstill: another run records {folder}: waiting for it", file=sys.stderr)

@@ -388,9 +388,7 @@ def _provenance_of(run: Run, seed: int, env_steps: int, seconds: float) -> dict[
 
 def _probe(envs: Envs) -> Array:
     """Sixteen observations from the first seconds of play, (16, *observation shape)."""
-    rng = np.random.default_rng(0)
-    seen = [envs.reset(0), *(envs.step(actions).observations for actions in envs.random_actions(rng, 64))]
-    rows = part(np.concatenate(seen), envs.config.view)
+    rows = part(envs.random_play(64), envs.config.view)
     probe: Array = rows[np.linspace(0, len(rows) - 1, 16).astype(int)]
     return probe
 
