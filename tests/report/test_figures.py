@@ -32,9 +32,7 @@ def answers() -> Answers:
 
 def written(figure: Figure) -> list[Text]:
     """All text that is drawn: not of ticks beyond an axis, nor of panels that are not shown."""
-    if figure.axes and (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)
-    figure.draw_without_rendering()  # which begins with the layout, once more from where the ticks now are
+    figure.draw_without_rendering()  # which begins with the layout: once, as where a figure is saved
     hidden: set[Text] = set()
     for ax in figure.axes:
         if not ax.get_visible():

@@ -402,6 +402,7 @@ def growth(answers: Answers, width: float = WIDTH) -> Figure:
                 drawing.interval(ax, at, each.score.low, each.score.high, look.colour)
             ax.plot(x, [each.score.value for each in mine], color=look.colour, marker=look.marker, markersize=5.5)
         drawing.size_axis(ax, [group for group in answers.groups if group.arm in arms], width)
+        ax.locator_params(axis="y", steps=(1, 2, 5, 10))  # 2.5 needs longer labels, which push the name off a phone
         ax.set_ylabel("points per doubling")
         return legend(figure, drawing.key_of(arms), width)
 
