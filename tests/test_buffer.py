@@ -194,12 +194,6 @@ def test_the_folder_appears_only_when_it_is_whole(tmp_path):
     assert document == {"teacher": "mine", "num_envs": N, "states": 20 * N}
 
 
-def test_a_data_set_whose_recording_stops_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), new_dataset(tmp_path / "data", Envs(CARTPOLE, N), 60, {}):
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_one_that_was_finished_meanwhile_stays(tmp_path):
     envs = Envs(CARTPOLE, N)
     with new_dataset(tmp_path / "data", envs, 20 * N, {"by": "the second"}):

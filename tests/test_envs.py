@@ -294,14 +294,11 @@ class Scale(gymnasium.Env):
         return action, float(action[0]), False, False, {}
 
 
-@pytest.fixture
-def scale():
-    gymnasium.register("Scale-v0", Scale, max_episode_steps=10)
-    return EnvConfig("Scale-v0")
+gymnasium.register("Scale-v0", Scale, max_episode_steps=10)
 
 
-def test_continuous_actions_are_in_units_of_half_the_range_and_clipped_to_the_bounds(scale):
-    envs = Envs(scale, 5)
+def test_continuous_actions_are_in_units_of_half_the_range_and_clipped_to_the_bounds():
+    envs = Envs(EnvConfig("Scale-v0"), 5)
     assert (envs.continuous, envs.num_actions) == (True, 2)
     assert envs.bounds.tolist() == [[0.0, -4.0], [10.0, -2.0]]
     envs.reset(0)
@@ -310,8 +307,8 @@ def test_continuous_actions_are_in_units_of_half_the_range_and_clipped_to_the_bo
     assert step.rewards.tolist() == [5, 0, 10, 7.5, 0]
 
 
-def test_random_continuous_actions_fill_the_range(scale):
-    envs = Envs(scale, 8)
+def test_random_continuous_actions_fill_the_range():
+    envs = Envs(EnvConfig("Scale-v0"), 8)
     actions = envs.random_actions(np.random.default_rng(0), 1_000)
     assert (actions.shape, actions.dtype) == ((1_000, 8, 2), np.float32)
     assert actions.min() == pytest.approx(-1, abs=0.01)

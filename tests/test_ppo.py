@@ -85,10 +85,8 @@ class Clock(gymnasium.Env):
         return self.seen(), 3.0, self.time == self.ends_at, False, {}
 
 
-@pytest.fixture
-def clocks():
-    gymnasium.register("Truncated-v0", Clock, max_episode_steps=10)
-    gymnasium.register("Terminated-v0", Clock, kwargs={"ends_at": 10})
+gymnasium.register("Truncated-v0", Clock, max_episode_steps=10)
+gymnasium.register("Terminated-v0", Clock, kwargs={"ends_at": 10})
 
 
 def clock_config(name):
@@ -231,7 +229,7 @@ def test_a_rollout_of_continuous_actions_holds_them_unclipped_with_their_own_den
     assert np.array_equal(envs.state()[1], batch.actions.numpy())
 
 
-def test_a_truncated_game_is_worth_what_its_last_state_promises(clocks):
+def test_a_truncated_game_is_worth_what_its_last_state_promises():
     config = clock_config("Truncated-v0")
     envs, state = begin(config)
     state.policy.return_scale.fill_(5.0)
@@ -245,7 +243,7 @@ def test_a_truncated_game_is_worth_what_its_last_state_promises(clocks):
     assert scores == [30.0] * 8  # never clipped, never bootstrapped
 
 
-def test_a_terminated_game_is_worth_nothing_more(clocks):
+def test_a_terminated_game_is_worth_nothing_more():
     config = clock_config("Terminated-v0")
     envs, state = begin(config)
     batch, _, _, _ = rollout(config, state, envs, Preparer(state.policy), envs.reset(0), None)
@@ -253,7 +251,7 @@ def test_a_terminated_game_is_worth_nothing_more(clocks):
     assert batch.dones.sum(1).nonzero().flatten().tolist() == [9, 19]
 
 
-def test_rewards_are_clipped_only_where_asked(clocks):
+def test_rewards_are_clipped_only_where_asked():
     config = replace(clock_config("Terminated-v0"), clip_rewards=False)
     envs, state = begin(config)
     batch, _, _, _ = rollout(config, state, envs, Preparer(state.policy), envs.reset(0), None)
@@ -263,7 +261,7 @@ def test_rewards_are_clipped_only_where_asked(clocks):
 @pytest.mark.parametrize(
     ("name", "worth"), [("Truncated-v0", [10.0] * 10), ("Terminated-v0", [10 * (1 - 0.9**k) for k in range(10, 0, -1)])]
 )
-def test_values_come_to_what_the_game_is_worth(clocks, name, worth):
+def test_values_come_to_what_the_game_is_worth(name, worth):
     config = replace(clock_config(name), total_timesteps=20_000, learning_rate=5e-3, max_learning_rate=5e-3)
     state = trained(config)
     values = state.policy(torch.arange(10.0)[:, None] / 10)[1]

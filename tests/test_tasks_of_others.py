@@ -85,13 +85,11 @@ class Only(Counter):
         Only.open = 0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    odd = ("shared", "beyond", "exits", "nothing")
-    for kind in ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost", "blind", "row", *odd):
-        gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
-    gymnasium.register("Others/only-v0", entry_point=Only)
-    gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
+KINDS = ("", "unmade", "no start", "fails", "infos", "array", "prints", "lost", "blind", "row")
+for kind in (*KINDS, "shared", "beyond", "exits", "nothing"):
+    gymnasium.register(f"Others/{kind.replace(' ', '') or 'plain'}-v0", entry_point=Counter, kwargs={"kind": kind})
+gymnasium.register("Others/only-v0", entry_point=Only)
+gymnasium.register("Others/nowhere-v0", entry_point="no_such_simulator:Env")
 
 
 def config_of(name, **changes):

@@ -40,11 +40,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         normalise(self)
-        for name, games in (("evaluate", self.episodes), ("start-games", self.start_games)):
-            if games < 0:
+        counts = {"evaluate": self.episodes, "start-games": self.start_games, "secondary-games": self.secondary_games}
+        for name, games in counts.items():
+            if (games or 0) < 0:
                 raise InputError(f"{name} must be 0 or more, not {games}")
-        if self.secondary_games is not None and self.secondary_games < 0:
-            raise InputError(f"secondary-games must be 0 or more, not {self.secondary_games}")
         if any(steps < 1 for steps in self.starts):
             raise InputError(f"starts are numbers of steps, at least 1, not {min(self.starts)}")
 

@@ -25,6 +25,7 @@ from potstill.policies import LoadedPolicy, load_policy
 from potstill.report import compression
 from potstill.storage.checkpoints import write_atomically
 from potstill.storage.runs import Run, read_document
+from potstill.training.assessment import KEYS
 from potstill.training.runtime import Runtime, provenance
 from potstill.watch import film
 
@@ -151,9 +152,8 @@ def _record(state: Search) -> dict[str, Any]:
     record |= {key: trained[key] for key in trained if key not in ("status", "kind", "teacher")} | made_by
     record |= {"shape": state.shapes[chosen.place].name, "network": str(loaded.policy), "way": chosen.way + 1}
     record |= evaluation.latency(loaded.policy) | {"share": found.share, "share_low": found.low}
-    keys = ("ci95", "median", "std", "p_negative", "distinct", "episodes", "point_win_rate", "returns")
-    games["worst"] = min(games["returns"])
-    return record | {"score": games["mean"]} | {key: games[key] for key in (*keys, "worst")}
+    worst = min(games["returns"])
+    return record | {"score": games["mean"], "worst": worst} | {key: games[key] for key in KEYS}
 
 
 def _told(played: Evaluation) -> dict[str, Any]:
