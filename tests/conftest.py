@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from processes import WARM
+from small_runs import sharpened
 
 from potstill import imports
 from potstill.cli import main
@@ -115,9 +116,7 @@ def save_teacher():
     """Puts an expert of CartPole's, random but decided, with a result of its own at a path that must not exist."""
 
     def save(path, env=TASKS["cartpole"].env, seed=0):
-        policy = Policy(NetworkConfig(width="1/8"), (4,), 2).initialise(torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            policy.actor.weight *= 300
+        policy = sharpened(Policy(NetworkConfig(width="1/8"), (4,), 2), seed)
         path.mkdir()
         probe = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
         save_policy(path / "policy.safetensors", policy, env, probe, {})

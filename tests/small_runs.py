@@ -74,6 +74,13 @@ def outcome(run: Run) -> tuple[dict[str, bytes], list[dict[str, object]]]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, records
 
 
+def sharpened(policy: Policy, seed: int = 0, times: float = 300.0) -> Policy:
+    """The policy, untrained, which likes different actions in different states, and clearly."""
+    policy.initialise(torch.Generator().manual_seed(seed))
+    policy.actor.weight.data *= times
+    return policy
+
+
 def learned(config: DistillConfig, teacher: Policy, task: EnvConfig) -> tuple[Policy, dict[str, float | None]]:
     """A student that has learned what its teacher does on a task, and how it agrees with it."""
     task = config.task_of(replace(task, view=teacher.view))

@@ -11,6 +11,7 @@ import own_tasks
 import pytest
 import torch
 from sb3_contrib import RecurrentPPO
+from small_runs import sharpened
 from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
@@ -144,9 +145,7 @@ def test_from_a_teacher_only_a_memory_learns_to_recall(family, lead, teacher):
 def test_a_student_without_a_memory_learns_from_a_teacher_with_one():
     """Of CartPole, in which nothing need be remembered."""
     config = replace(DISTILL, network=NetworkConfig(width="1/2"))
-    expert = Policy(TRAIN.network, (4,), 2).initialise(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expert.actor.weight *= 300
+    expert = sharpened(Policy(TRAIN.network, (4,), 2))
     with closing(Envs(CARTPOLE.env, 32)) as envs:
         student = Distillation(config, envs, CPU, teacher=expert)
         *_, last = student.steps()
@@ -197,9 +196,7 @@ def test_a_minibatch_is_whole_sequences_and_recalls_what_was_played(config):
 )
 def test_a_student_that_is_its_teacher_finds_nothing_to_learn(settings):
     """It remembers of a sequence what was remembered when it was played; games are shorter than the burn-in."""
-    teacher = Policy(DISTILL.network, (3,), 2, dtype="float32").initialise(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        teacher.actor.weight *= 100
+    teacher = sharpened(Policy(DISTILL.network, (3,), 2, dtype="float32"), times=100)
     config = replace(DISTILL, objective="forward-kl", learning_rate=1e-15, **settings)
     made = algorithm(config, teacher)
     made.policy.load_state_dict(teacher.state_dict())
@@ -288,10 +285,8 @@ def test_a_branch_goes_on_with_what_its_trunk_remembered():
 def loaded(tmp_path_factory):
     """A policy of CartPole that goes by what it remembers."""
     path = tmp_path_factory.mktemp("loaded") / "policy.safetensors"
-    policy = Policy(NetworkConfig(width="1/8", family="gru"), (4,), 2, dtype="float32")
-    policy.initialise(torch.Generator().manual_seed(0))
+    policy = sharpened(Policy(NetworkConfig(width="1/8", family="gru"), (4,), 2, dtype="float32"))
     with torch.no_grad():
-        policy.actor.weight *= 300
         policy.trunk.gru.recall.weight *= 3
     save_policy(path, policy, CARTPOLE.env, np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), {})
     return ps.load(path)

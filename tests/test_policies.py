@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_runs import sharpened
 
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
@@ -25,9 +26,7 @@ PROBES = {
 
 def make_policy(task="cartpole", width="1/8"):
     probe = PROBES[task]
-    policy = Policy(NetworkConfig(width=width), probe.shape[1:], 3).initialise(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        policy.actor.weight *= 300
+    policy = sharpened(Policy(NetworkConfig(width=width), probe.shape[1:], 3))
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     return policy
 

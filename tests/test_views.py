@@ -10,7 +10,7 @@ import onnxruntime
 import own_tasks
 import pytest
 import torch
-from small_runs import CONFIGS, RUNTIME, cut, learned, small_run
+from small_runs import CONFIGS, RUNTIME, cut, learned, sharpened, small_run
 
 import potstill
 from potstill import imports, results, telemetry, views
@@ -307,11 +307,9 @@ def test_a_run_with_a_view_goes_on_to_the_same_bits(name, expert, tmp_path, monk
 def opinionated(env, **network):
     """A policy of clear opinions of a task, and what it is shown."""
     with closing(Envs(env, 2)) as envs:
-        policy = Policy(NetworkConfig(**network), **envs.spaces).initialise(torch.Generator().manual_seed(1))
+        policy = sharpened(Policy(NetworkConfig(**network), **envs.spaces), seed=1)
         policy.normalise_by(*input_statistics(envs, 40, 0, policy.look))
         shown = envs.reset(0)
-    with torch.no_grad():
-        policy.actor.weight *= 300
     return policy, shown
 
 

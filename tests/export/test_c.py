@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from small_runs import sharpened
 from torch import nn
 
 from potstill.cli import main
@@ -46,13 +47,10 @@ def network(
 ):  # fmt: skip
     """A policy of clear opinions that normalises its inputs, and observations of its own."""
     known = {} if layout is None else {"layout": layout, "dtype": np.dtype(dtype).name}
-    policy = Policy(NetworkConfig(**config), shape, actions, continuous, **known, view=view)
-    policy.initialise(torch.Generator().manual_seed(seed))
+    policy = sharpened(Policy(NetworkConfig(**config), shape, actions, continuous, **known, view=view), seed)
     if sparsity:
         prune(policy, sparsity)
-    with torch.no_grad():
-        policy.actor.weight *= 300
-        policy.actor.bias.copy_(torch.linspace(-1, 1, actions))
+    policy.actor.bias.data = torch.linspace(-1, 1, actions)
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     if rounded:
         draw = torch.Generator().manual_seed(seed)

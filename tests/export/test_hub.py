@@ -18,6 +18,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, close_session, constants
 from processes import Child, python
+from small_runs import sharpened
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -263,9 +264,7 @@ def cart(tmp_path_factory):
     with closing(Envs(TASKS["cartpole"].env, 8)) as envs:
         probe = envs.reset(0)
         policy = Policy(NetworkConfig("1/8"), envs.observation_shape, envs.num_actions)
-    policy.initialise(torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        policy.actor.weight *= 100
+    sharpened(policy, seed=3, times=100)
     save_policy(folder / "policy.safetensors", policy, TASKS["cartpole"].env, probe, {"seed": 0})
     (folder / "result.json").write_text(json.dumps(RESULT))
     (folder / "config.json").write_text(json.dumps(CONFIG))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from onnx import TensorProto, numpy_helper
+from small_runs import sharpened
 
 from potstill import __version__, evaluation
 from potstill.cli import main
@@ -38,11 +39,8 @@ def saved(folder, task, **network):
     env = TASKS[task].env
     with closing(Envs(env, 2)) as envs:
         probe = envs.reset(3)
-        policy = Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions)
-    policy.initialise(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        policy.actor.weight *= 300
-        policy.actor.bias.copy_(torch.linspace(-1, 1, policy.num_actions))
+        policy = sharpened(Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions), seed=1)
+    policy.actor.bias.data = torch.linspace(-1, 1, policy.num_actions)
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     save_policy(folder / "policy.safetensors", policy, env, probe, {})
     return folder

@@ -10,6 +10,7 @@ import own_tasks
 import pytest
 import torch
 from gymnasium import spaces
+from small_runs import sharpened
 
 from potstill import imports
 from potstill.envs import Envs
@@ -76,10 +77,7 @@ def named():
 def saved(folder, space, family="auto", **settings):
     env = find_env(lambda: Buttons(space))
     envs = Envs(env, 1)
-    policy = Policy(NetworkConfig(family=family, **settings), **envs.spaces)
-    policy.initialise(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        policy.actor.weight *= 100
+    policy = sharpened(Policy(NetworkConfig(family=family, **settings), **envs.spaces), seed=1, times=100)
     folder.mkdir()
     save_policy(folder / "policy.safetensors", policy, env, envs.reset(0), {})
     return load_policy(folder)
@@ -152,9 +150,7 @@ def test_whole_numbers_of_a_range_are_refused_for_no_file_rounds(tmp_path):
 def test_pictures_without_a_channel_are_written(network, tmp_path):
     env = find_env(own_tasks.Picture)
     envs = Envs(env, 1)
-    policy = Policy(NetworkConfig("1/8", network), **envs.spaces).initialise(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        policy.actor.weight *= 100
+    policy = sharpened(Policy(NetworkConfig("1/8", network), **envs.spaces), seed=1, times=100)
     save_policy(tmp_path / "policy.safetensors", policy, env, envs.reset(0), {})
     for name in ("policy.onnx", "policy.c"):
         assert export(load_policy(tmp_path), tmp_path / name, quiet=True)["max_difference"] < 1e-4

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from small_runs import sharpened
 
 from potstill.export import onnx as exporter
 from potstill.export.actor import Actor, layers, verify
@@ -47,9 +48,7 @@ def made(name):
     shape, dtype, network = TASKS[name]
     continuous = name == "continuous"
     policy = Policy(NetworkConfig(**network), shape, 2 if continuous else 3, continuous, dtype=np.dtype(dtype).name)
-    policy.initialise(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        policy.actor.weight *= 100
+    sharpened(policy, times=100)
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     shown = np.random.default_rng(0).normal(0, 2, (8, *shape))
     shown = (shown * 60).clip(0, 255) if dtype == np.uint8 else shown > 0 if dtype == np.bool_ else shown

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-import torch
+from small_runs import sharpened
 
 from potstill import views
 from potstill.cli import main
@@ -20,9 +20,7 @@ from potstill.tasks import TASKS
 
 def saved(folder, env=TASKS["pong"].env, shape=(4, 84, 84), actions=3):
     policy = Policy(NetworkConfig("1/32"), shape, actions, dtype="uint8" if len(shape) == 3 else "float32")
-    policy.initialise(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        policy.actor.weight *= 1_000
+    sharpened(policy, seed=1, times=1_000)
     probe = np.random.default_rng(0).integers(0, 255, (8, *shape)).astype(np.uint8 if len(shape) == 3 else np.float32)
     save_policy(folder / "policy.safetensors", policy, env, probe, {})
     return folder / "policy.safetensors"

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from small_runs import sharpened
 
 from potstill import evaluation
 from potstill.envs import Envs
@@ -49,10 +50,8 @@ def saved(tmp_path):
         env = TASKS_OF[task]
         with closing(Envs(env, 2)) as envs:
             probe = envs.reset(3)
-            policy = Policy(NetworkConfig(width="1/8", family="gru"), **envs.spaces)
-        policy.initialise(torch.Generator().manual_seed(1))
+            policy = sharpened(Policy(NetworkConfig(width="1/8", family="gru"), **envs.spaces), seed=1)
         with torch.no_grad():
-            policy.actor.weight *= 300
             for layer in (policy.trunk.gru.read, policy.trunk.gru.recall):
                 layer.bias.uniform_(-1, 1, generator=torch.Generator().manual_seed(2))
         policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))

@@ -9,6 +9,7 @@ import numpy as np
 import own_tasks
 import pytest
 import torch
+from small_runs import sharpened
 from stable_baselines3 import PPO
 
 from potstill import evaluation
@@ -27,13 +28,11 @@ def saved(folder, task, **network):
     env = find_env(task)
     with closing(Envs(env, 2)) as envs:
         probe = envs.reset(3)
-        policy = Policy(NetworkConfig(**network), envs.observation_shape, envs.num_actions, envs.continuous)
-    policy.initialise(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        policy.actor.weight *= 100
-        policy.return_scale.fill_(7.0)
-        if policy.log_std is not None:
-            policy.log_std.fill_(-0.5)
+        shapes = envs.observation_shape, envs.num_actions, envs.continuous
+    policy = sharpened(Policy(NetworkConfig(**network), *shapes), seed=1, times=100)
+    policy.return_scale.fill_(7.0)
+    if policy.log_std is not None:
+        policy.log_std.data.fill_(-0.5)
     policy.normalise_by(torch.full_like(policy.mean, 0.25), torch.full_like(policy.mean, 2.0))
     save_policy(folder / "policy.safetensors", policy, env, probe, {})
     return load_policy(folder)
@@ -78,9 +77,8 @@ def test_convolutions_go_into_sb3s_own_wider_ones(tmp_path, network):
     with closing(Envs(zipped, 2)) as envs:
         probe = envs.reset(3)
     policy = Policy(NetworkConfig("1/8", **network), (4, 84, 84), 6, dtype="uint8", layout="stack")
-    policy.initialise(torch.Generator().manual_seed(1))
+    sharpened(policy, seed=1, times=100)
     with torch.no_grad():
-        policy.actor.weight *= 100
         policy.mean.fill_(20.0)
         policy.scale.fill_(1 / 250)
         policy.return_scale.fill_(7.0)
