@@ -18,7 +18,7 @@ from torch import Tensor
 
 from potstill.envs import Array, Envs
 from potstill.errors import InputError, reason
-from potstill.networks import Policy, num_logits
+from potstill.networks import Policy
 from potstill.storage.checkpoints import new_folder, write_atomically
 from potstill.storage.files import open_regular, read_json
 from potstill.views import part
@@ -66,7 +66,8 @@ class Dataset:
 
         self._frames = array("frames", (rows, *frame), envs.observation_dtype)
         self._ages = array("ages", (rows,), np.uint8)  # frames of its game before it, up to the stack, at least to 1
-        self._logits = array("logits", (rows, num_logits(envs.num_actions, envs.continuous)), np.float32)
+        outputs = int(np.sum(envs.num_actions))  # of several choices, those of all
+        self._logits = array("logits", (rows, 2 * outputs if envs.continuous else outputs), np.float32)
         self._values = array("values", (rows,), np.float32)
         self.capacity = rows
         self.added = size  # states ever added

@@ -65,7 +65,7 @@ def _run(arguments: list[str]) -> None:
     import threading
     from importlib import import_module
 
-    from potstill.errors import InputError, Terminated, meant
+    from potstill.errors import InputError, meant, terminate
 
     if command not in COMMANDS:
         study = ", ".join(name for name in COMMANDS if name.startswith("study "))
@@ -76,9 +76,6 @@ def _run(arguments: list[str]) -> None:
     except FileNotFoundError as error:
         raise InputError("the working directory was deleted: change to another") from error
     _check_memory()
-
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
 
     main_thread = threading.current_thread() is threading.main_thread()  # no other may have handlers
     previous = signal.signal(signal.SIGTERM, terminate) if main_thread else None

@@ -271,14 +271,14 @@ class Envs:
         self._played = True
         self._seed = seed
         self._log: list[Array] = []
-        self._ages = np.zeros(self.num_envs, dtype=np.int64)
+        self.ages = np.zeros(self.num_envs, dtype=np.int64)  # agent steps since each row's game began
         self._won = np.zeros(self.num_envs)
         self._lost = np.zeros(self.num_envs)
         self._crc = [0] * self.num_envs
         self._check_observations(observations, steps=0)
         self._pad_stacks(observations)
         self._update_fingerprints(observations)
-        self._shown, self._checksum = observations, 0
+        self.shown, self._checksum = observations, 0  # (N, *observation shape) raw, as they are now
         return observations
 
     def step(self, actions: Array) -> Step:
@@ -313,14 +313,14 @@ class Envs:
             self._check_observations(np.asarray(info["final_obs"][row])[None], row=int(row))
         if self._doubtful:
             self._check_frames(observations, ended)
-        self._ages += 1
+        self.ages += 1
         self._won += np.maximum(rewards, 0.0)
         self._lost += np.maximum(-rewards, 0.0)
         finals = {int(row): np.asarray(info["final_obs"][row]) for row in ended}
         episodes = [self._finish(int(row), bool(truncated[row])) for row in ended]
         self._pad_stacks(observations)
         self._update_fingerprints(observations)
-        self._shown = observations
+        self.shown = observations
         for what in (rewards, terminated, truncated):
             self._checksum = zlib.crc32(what.tobytes(), self._checksum)
         if len(self._log) % CHECKED_EVERY == 0:
@@ -361,16 +361,6 @@ class Envs:
         yield observations
 
     @property
-    def shown(self) -> Array:
-        """(N, *observation shape) raw observations, as they are now."""
-        return self._shown
-
-    @property
-    def ages(self) -> Array:
-        """Agent steps since each row's game began, (N,) int64."""
-        return self._ages
-
-    @property
     def closed(self) -> bool:
         return bool(self._venv.closed)
 
@@ -388,12 +378,12 @@ class Envs:
             row = at[0] if row is None else row
             raise DivergedError(
                 f"{self.config.id} returned {what} that is not finite ({values[at]}) in environment {row},"
-                f" {self._ages[row] + steps} steps into its game"
+                f" {self.ages[row] + steps} steps into its game"
             )
 
     def _check_frames(self, observations: Array, ended: Array) -> None:
         """Refuses a stack that did not move up by one frame where a game goes on: only its newest is read."""
-        now, before = (np.delete(part(shown, self.config.view), ended, 0) for shown in (observations, self._shown))
+        now, before = (np.delete(part(shown, self.config.view), ended, 0) for shown in (observations, self.shown))
         if not np.array_equal(now[:, :-1], before[:, 1:]):
             raise InputError(
                 f"{self.config.id} does not show the last frames of a game, the newest last: --layout first reads its"
@@ -402,8 +392,8 @@ class Envs:
 
     def _finish(self, row: int, truncated: bool) -> Episode:
         won, lost = float(self._won[row]), float(self._lost[row])
-        episode = Episode(row, won - lost, int(self._ages[row]), won, lost, truncated, self._crc[row])
-        self._ages[row] = 0
+        episode = Episode(row, won - lost, int(self.ages[row]), won, lost, truncated, self._crc[row])
+        self.ages[row] = 0
         self._won[row] = self._lost[row] = 0.0
         self._crc[row] = 0
         return episode
@@ -415,15 +405,15 @@ class Envs:
         """
         if not self._native:
             return
-        for row in np.flatnonzero(self._ages < self.config.frame_stack - 1):
-            missing = self.config.frame_stack - 1 - int(self._ages[row])
+        for row in np.flatnonzero(self.ages < self.config.frame_stack - 1):
+            missing = self.config.frame_stack - 1 - int(self.ages[row])
             observations[row, :missing] = observations[row, missing]
 
     def _newest(self) -> Any:
         """The bytes of what is shown now; of a stack its newest frame, for the others were seen before."""
-        if names := self._shown.dtype.names:
-            return b"".join(self._shown[name].tobytes() for name in names)
-        return np.ascontiguousarray(self._shown[:, -1] if self._native else self._shown).data
+        if names := self.shown.dtype.names:
+            return b"".join(self.shown[name].tobytes() for name in names)
+        return np.ascontiguousarray(self.shown[:, -1] if self._native else self.shown).data
 
     def _update_fingerprints(self, observations: Array) -> None:
         if self._fingerprint:

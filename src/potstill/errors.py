@@ -37,6 +37,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, where no loop waits for it to save first: unwinds what is open, as Ctrl-C does."""
 
 
+def terminate(number: int, frame: object) -> None:
+    """Handles SIGTERM so."""
+    raise Terminated
+
+
 def need(what: str, extra: str, *packages: str) -> None:
     """Raises InputError where a package is missing that `what` needs, and that potstill's `extra` brings."""
     for package in packages:

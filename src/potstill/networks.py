@@ -499,7 +499,7 @@ class Policy(nn.Module):
     @property
     def num_logits(self) -> int:
         """L: one per action, or a mean and a deviation of each continuous one."""
-        return num_logits(self.num_actions, self.continuous)
+        return 2 * self.actor.out_features if self.continuous else self.actor.out_features
 
     @property
     def clip(self) -> float:
@@ -714,11 +714,6 @@ class Policy(nn.Module):
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def num_logits(num_actions: int | tuple[int, ...], continuous: bool) -> int:
-    total = num_actions if isinstance(num_actions, int) else sum(num_actions)
-    return 2 * total if continuous else total
 
 
 def fitting_precision(precision: Precision, layout: Layout) -> Precision:

@@ -368,7 +368,7 @@ def _build(
     outputs = state[head[1]].numel()
     if type(quantiles) is not int or quantiles < 1 or outputs % quantiles:
         raise InputError(f"its {outputs} outputs are not those of {str(quantiles)[:20]} quantiles for each action")
-    actions = envs.num_actions if isinstance(envs.num_actions, int) else sum(envs.num_actions)
+    actions = np.sum(envs.num_actions)
     if outputs // quantiles != actions:
         does = "takes {} actions at once" if envs.continuous else "chooses among {} actions"
         raise InputError(f"the policy {does.format(outputs // quantiles)}, {envs.config.id} has {envs.num_actions}")

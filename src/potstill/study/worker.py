@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from potstill.envs import EnvConfig, check_task
-from potstill.errors import Terminated, failure
+from potstill.errors import failure, terminate
 from potstill.evaluation import EvalConfig
 from potstill.imports import VARIABLE, import_modules
 from potstill.policies import rebuild
@@ -80,7 +80,7 @@ def main() -> None:
     if not line.endswith("\n"):
         sys.exit("potstill: the study ended before it said what to do")
     job = json.loads(line)
-    signal.signal(signal.SIGTERM, _terminate)  # where no loop waits for it
+    signal.signal(signal.SIGTERM, terminate)  # where no loop waits for it
     if "check" not in job:
         threading.Thread(target=_stop_with_the_study, daemon=True).start()
     try:
@@ -101,10 +101,6 @@ def main() -> None:
         if (told := failure(error)) is None:
             raise
         sys.exit(f"potstill: {told.line}")
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
 
 
 def _stop_with_the_study() -> None:
