@@ -1,7 +1,6 @@
 """Continuous actions from a reward to an ONNX file: Pendulum, trained in seconds, then taught to smaller networks."""
 
 import json
-import signal
 from contextlib import closing
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from small_runs import cut, outcome, small_run
 
 from potstill import evaluation
 from potstill.buffer import Dataset
@@ -30,17 +30,16 @@ from potstill.results import read_runs, runs_table
 from potstill.storage import checkpoints
 from potstill.tasks import TASKS
 from potstill.training.runtime import Runtime
-from potstill.training.trainer import Interrupted, execute, new_run
+from potstill.training.trainer import execute, new_run
 
 PENDULUM = TASKS["pendulum"].env
 RANDOM = -1_212  # mean score of uniformly random play, 128 games
 RUNTIME = Runtime(device="cpu", threads=1, quiet=True)
 GAMES = EvalConfig(episodes=16)
 STUDENT = DistillConfig(
-    network=NetworkConfig(width="1/4"), total_timesteps=16_000, num_envs=16, learning_rate=5e-3, precision="float32"
+    network=NetworkConfig(width="1/4"), total_timesteps=9_600, num_envs=16, learning_rate=5e-3, precision="float32"
 )
 pytestmark = pytest.mark.timeout(600)  # the teacher is trained in seconds, but for a busy machine
-TINY = replace(STUDENT, total_timesteps=1_280, batch_size=32, warmup_steps=64)
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +82,13 @@ def test_a_student_comes_near_its_teacher_with_a_fraction_of_its_size(folder):
     [
         *({"objective": name} for name in OBJECTIVES),
         {"lead": "mixed"},
-        {"mode": "stepwise", "total_timesteps": 16_000},
+        {"mode": "stepwise"},
     ],
     ids=lambda settings: " ".join(str(value) for value in settings.values()),
 )
 def test_a_student_comes_to_act_as_its_teacher_does(folder, settings):
     teacher = load_policy(folder / "teacher").policy
-    config = replace(STUDENT, **{"total_timesteps": 6_400} | settings)
+    config = replace(STUDENT, total_timesteps=6_400, **settings)
     with closing(Envs(PENDULUM, 16)) as envs:
         state = start(config, teacher, torch.device("cpu"))
         before = evaluation.compare(state.student, teacher, PENDULUM, steps=800)
@@ -140,11 +139,11 @@ def test_tables_and_figures_take_runs_without_agreement(folder):
 
 def test_greedy_play_takes_the_mean_and_sampled_play_does_not(folder):
     policy = load_policy(folder / "teacher").policy
-    assert play(policy) == play(policy)
-    assert play(policy, actions="sampled") != play(policy)
+    greedy = play(policy)
+    assert play(policy) == greedy != play(policy, actions="sampled")
     with torch.no_grad():
         policy.log_std.fill_(-20.0)
-    assert play(policy, actions="sampled") == pytest.approx(play(policy), rel=1e-3)
+    assert play(policy, actions="sampled") == pytest.approx(greedy, rel=1e-3)
 
 
 def test_a_random_start_is_uniform_and_no_matter_of_the_policy(folder):
@@ -181,31 +180,11 @@ def test_a_checkpoint_keeps_the_kind_of_its_actions_and_an_older_one_is_discrete
     assert not load_policy(path).policy.continuous
 
 
-@pytest.mark.parametrize("name", ["train", "distill"])
-def test_a_stopped_run_goes_on_exactly(folder, tmp_path, monkeypatch, name):
-    runtime = replace(RUNTIME, save_every=0)
-
-    def new(out):
-        if name == "distill":
-            return new_run(TINY, out, runtime, teacher=folder / "teacher")
-        config = replace(PPOConfig.for_task(PENDULUM), total_timesteps=4 * 1_024, num_envs=8)
-        return new_run(config, out, runtime)
-
-    whole, stopped = new(tmp_path / "whole"), new(tmp_path / "stopped")
-    execute(whole, runtime)
-    with monkeypatch.context() as patch:
-        from potstill import telemetry
-
-        write = telemetry.Metrics.write
-        patch.setattr(
-            telemetry.Metrics, "write", lambda self, line: (write(self, line), signal.raise_signal(signal.SIGINT))
-        )
-        with pytest.raises(Interrupted):
-            execute(stopped, runtime)
-    assert stopped.resume_path.exists()
-    execute(stopped, runtime)
-    policies = [load_policy(run.path).policy.state_dict() for run in (whole, stopped)]
-    assert all(torch.equal(tensor, policies[1][key]) for key, tensor in policies[0].items())
+def test_a_stopped_distillation_goes_on_exactly(folder, tmp_path, monkeypatch):  # a training: faults/test_cuts.py
+    whole, stopped = (small_run("student", folder / "teacher", tmp_path / name) for name in ("whole", "stopped"))
+    execute(whole, RUNTIME)
+    cut(stopped, monkeypatch)
+    assert outcome(stopped) == outcome(whole)
 
 
 # ONNX
