@@ -187,18 +187,21 @@ def test_continuous_actions_stay_within_their_bounds(tmp_path, dtype, bits):
         verify(actor, library.outputs(actor.observations), actions, "C")
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_integers_of_a_squashed_policy_compute_its_means(tmp_path, bits):
+@pytest.mark.parametrize(("bits", "bound"), [(8, 1.0), (4, 1.0), (32, 0.75), (8, 0.75), (4, 0.75)])
+def test_a_squashed_policy_computes_its_means_and_none_beyond_its_bound(tmp_path, bits, bound):
     actor = actor_of(*network((4,), 3, continuous=True, width="1/4"), bounds=np.float32([[-1] * 3, [1] * 3]))
     with torch.no_grad():
         actor.policy.actor.weight /= 100
-    actor.policy.squash = torch.tensor(1.0)
+    actor.policy.squash = torch.tensor(bound)
     actor = actor._replace(layers=layers(actor.policy))
-    round_weights(actor.policy, bits)
+    if bits < 32:
+        round_weights(actor.policy, bits)
     library, _ = compiled(actor, tmp_path, bits)
-    means = expected(actor)
+    means, computed = expected(actor), library.outputs(actor.observations)
     assert np.ptp(means) > 1
-    np.testing.assert_allclose(library.outputs(actor.observations), means, atol=0.02)
+    assert (np.abs(means) == bound).any() == (bound < 1)
+    assert np.abs(computed).max() <= bound
+    np.testing.assert_allclose(computed, means, atol=0.02 if bits < 32 else 1e-6)
 
 
 @pytest.mark.parametrize("bits", [32, 4])

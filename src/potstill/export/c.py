@@ -48,6 +48,7 @@ class Block(NamedTuple):
     outputs: int  # numbers that it gives
     padding: tuple[int, int] = (0, 0)  # rows and columns of zeros around its input
     frames: int = 1  # read one by one with the same weights
+    bound: float | None = None  # of the activation's outputs
 
 
 def versions(deployed: Actor, paths: Mapping[str, Path]) -> Versions:
@@ -89,7 +90,7 @@ def blocks(actor: Actor) -> list[Block]:
     """The layers as C computes them.
 
     Raises:
-        InputError: the network is not a plain stack of convolutions and linear layers with ReLU or tanh.
+        InputError: the network is not a plain stack of convolutions and linear layers of ReLU or tanh, clipped or not.
     """
     shape = actor.policy.seen_shape
     if actor.policy.layout == "last":
@@ -111,6 +112,9 @@ def blocks(actor: Actor) -> list[Block]:
                 continue
             case nn.ReLU() | nn.Tanh() if found and found[-1].activation is None:
                 found[-1] = found[-1]._replace(activation=type(layer))
+                continue
+            case nn.Hardtanh() if found and found[-1].activation is nn.Tanh and layer.min_val == -layer.max_val:
+                found[-1] = found[-1]._replace(bound=layer.max_val)
                 continue
             case _:
                 raise InputError(f"C is written for plain stacks of Conv2d, Linear, ReLU and Tanh: not for {layer}")
@@ -363,6 +367,9 @@ def _layer(number: int, block: Block, scales: _Scales | None, unlike: bool, last
     known |= {"inputs": block.weight.shape[1], "filters": len(block.weight)}
     if scales is not None:
         known |= {"shift": scales.shift, "limit": scales.limit or 2**31 - 1}
+        known["most"] = known["limit"] if block.bound is None else round(known["limit"] * block.bound)
+    else:
+        known["most"] = None if block.bound is None else _float(block.bound)
     if isinstance(block.layer, nn.Conv2d):
         (channels, rows, columns), (above, left) = block.shape, block.padding
         (height, width), (down, right) = block.layer.kernel_size, block.layer.stride

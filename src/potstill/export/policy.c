@@ -1,14 +1,18 @@
 {% macro finish(layer, target) %}
 {% if integer %}
-{% set least = "0" if layer.relu else "-%d"|format(layer.limit) %}
+{% set least = "0" if layer.relu else "-%d"|format(layer.most) %}
 int64_t value = ((int64_t)sum * product{{ layer.number }}[o] + (INT64_C(1) << {{ layer.shift - 1 }})) >> {{ layer.shift }};
 {% if layer.tanh %}
 value = tanh_of(value) * {{ layer.limit }} >> 15;
 {% endif %}
 value = value > {{ least }} ? value : {{ least }};
-{{ target }} = ({{ layer.writes }})(value < {{ layer.limit }} ? value : {{ layer.limit }});
+{{ target }} = ({{ layer.writes }})(value < {{ layer.most }} ? value : {{ layer.most }});
 {% else %}
 {{ target }} = {{ "sum > 0.0f ? sum : 0.0f" if layer.relu else "tanhf(sum)" if layer.tanh else "sum" }};
+{% if layer.most %}
+{{ target }} = {{ target }} > -{{ layer.most }} ? {{ target }} : -{{ layer.most }};
+{{ target }} = {{ target }} < {{ layer.most }} ? {{ target }} : {{ layer.most }};
+{% endif %}
 {% endif %}
 {% endmacro %}
 {% macro weights(layer) %}
