@@ -103,6 +103,22 @@ def test_the_zip_is_timed_and_plays_and_its_card_lies_beside_it(tmp_path):
     assert json.loads((tmp_path / "policy.zip.json").read_text()) == record
 
 
+def test_a_clip_that_no_observation_of_the_task_reaches_is_left_out_and_another_refused(tmp_path):
+    loaded = saved(tmp_path, "acrobot", width="1/8")  # of speeds down to -9 pi, which becomes -14.26
+    loaded.policy.input_clip = torch.tensor(14.27)
+    assert export(loaded, tmp_path / "policy.zip")["max_difference"] < 1e-4
+    loaded.policy.input_clip = torch.tensor(14.25)
+    with pytest.raises(InputError, match=r"policy: its normalisation is clipped at 14\.25, which SB3 does outside"):
+        export(loaded, tmp_path / "other.zip")
+
+
+def test_squashed_means_are_refused(tmp_path):
+    loaded = saved(tmp_path, "pendulum", width="1/8")
+    loaded.policy.squash = torch.tensor(1.0)
+    with pytest.raises(InputError, match="cannot hold this policy: its means are squashed, as PPO's are not"):
+        export(loaded, tmp_path / "policy.zip")
+
+
 class One(own_tasks.Copy):
     observation_space = gymnasium.spaces.Box(0, 2, (), np.float32)
 
@@ -114,7 +130,7 @@ def test_what_sb3_cannot_hold_is_refused_with_the_reason(tmp_path):
     with pytest.raises(InputError, match="reads no single number: export to"):
         export(saved(tmp_path, One, width="1/8"), tmp_path / "policy.zip")
     pong = saved(tmp_path, "pong", width="1/64")
-    with pytest.raises(InputError, match="nor a normalisation that is clipped or another for each pixel"):
+    with pytest.raises(InputError, match=r"its normalisation is clipped or another for each pixel\. Export to"):
         export(pong, tmp_path / "policy.zip")
     folder = tmp_path / "some"
     folder.mkdir()

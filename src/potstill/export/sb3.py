@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill.envs import Array
 from potstill.errors import InputError
@@ -96,6 +96,14 @@ def _activations(chain: list[nn.Module]) -> set[type[nn.Module]]:
     return {type(layer) for layer in chain if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Flatten)}
 
 
+def _within(space: gymnasium.Space[Any], mean: Tensor, scale: Tensor, clip: float) -> bool:
+    """Whether no observation of the space is clipped."""
+    if not isinstance(space, gymnasium.spaces.Box):
+        return False
+    edges = torch.from_numpy(np.stack([space.low, space.high])).double().flatten(1)
+    return bool((((edges - mean) * scale).abs() <= clip).all())
+
+
 def _weights(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
     """Weights and biases of a stack of layers in float64, the normalisation of inputs inside the first.
 
@@ -106,22 +114,29 @@ def _weights(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
     parts: list[Any] = [each for each in chain if isinstance(each, nn.Linear | nn.Conv2d)]
     found = [(each.weight.double(), each.bias.double()) for each in parts]
     mean, scale = policy.mean.double(), policy.scale.double()
+    misfit = None
     if convs:  # one number for every pixel, and no pixel is clipped
         shapes = [(conv.kernel_size, conv.stride, conv.padding) for conv in convs]
         fits = len(convs) == 3 and shapes == [((n, n), (m, m), (0, 0)) for n, m in ((8, 4), (4, 2), (3, 1))]
         fits = fits and len(policy.observation_shape) == 3
-        fits = fits and all(conv.out_channels <= most for conv, most in zip(convs, (32, 64, 64), strict=False))
+        if not fits or any(conv.out_channels > most for conv, most in zip(convs, (32, 64, 64), strict=True)):
+            misfit = "its convolutions are not those of the Nature-CNN"
         reach = (torch.tensor([0.0, 255.0]) - mean.flatten()[0]) * scale.flatten()[0]
-        fits = fits and len(mean.unique()) == len(scale.unique()) == 1 and bool((reach.abs() <= policy.clip).all())
+        if not (len(mean.unique()) == len(scale.unique()) == 1 and bool((reach.abs() <= policy.clip).all())):
+            misfit = "its normalisation is clipped or another for each pixel"
         mean, scale = mean.flatten()[:1] / 255, scale.flatten()[:1] * 255
     else:
-        fits = policy.clip == float("inf")
         mean, scale = mean.flatten(), scale.flatten()
-    if not fits or len(_activations(chain)) > 1 or policy.squash is not None or policy.view:
-        raise InputError(
-            "SB3's zip is written of linear layers, or of its Nature-CNN: it knows neither other convolutions, nor a"
-            " normalisation that is clipped or another for each pixel, nor views; and its PPO does not squash its means"
-        )
+        if policy.clip < float("inf") and not _within(deployed.observation_space, mean, scale, policy.clip):
+            misfit = f"its normalisation is clipped at {policy.clip:g}, which SB3 does outside of a zip"
+    if policy.view:
+        misfit = "it sees a part of its observations"
+    if policy.squash is not None:
+        misfit = "its means are squashed, as PPO's are not"
+    elif len(_activations(chain)) > 1:
+        misfit = "its layers have several activations"
+    if misfit is not None:
+        raise InputError(f"a zip for SB3's PPO cannot hold this policy: {misfit}. Export to .onnx or .c")
     weight, bias = found[0]
     if convs:
         found[0] = weight * scale, bias - (weight * scale * mean).sum((1, 2, 3))
