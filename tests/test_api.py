@@ -180,7 +180,7 @@ def test_a_student_may_be_of_another_family_and_depth_by_the_same_names_as_on_th
         (lambda: ps.distill("nowhere"), "cannot read nowhere: no such file"),
         (lambda: ps.load("model.zip"), "model.zip does not name its task"),
         (lambda: ps.load(Policy(NetworkConfig(), (4,), 2)), "a policy alone does not know its task: hand over its run"),
-        (lambda: ps.load("run", env="pong"), "--env names the task of a Stable-Baselines3 zip"),
+        (lambda: ps.load("run", env="pong"), "cannot read run: no such file"),
         (lambda: ps.study("plan.toml"), "plan.toml"),
         (
             lambda: ps.study(QUICK, env=EnvConfig("CartPole-v1", max_frames=400)),

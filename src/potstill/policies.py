@@ -80,6 +80,8 @@ def load_policy(path: Path, device: str = "cpu") -> LoadedPolicy:
     if path.is_dir() and not file.exists():
         reasons = {"card.json": ": compress found no student", "config.json": ": the run is not finished"}
         why = next((why for name, why in reasons.items() if (path / name).exists()), "")
+        if not why and (zips := sorted(path.glob("*.zip"))):
+            why = f": name the zip in it, {zips[0]}"
         raise InputError(f"{path} holds no policy.safetensors{why}")
     tensors, document = load(file, device, follow=True)  # the user names it, as a link of the Hub's cache may be
     if document.get("kind") != "policy":

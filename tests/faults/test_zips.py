@@ -225,6 +225,15 @@ def test_a_member_whose_size_is_a_lie_is_refused_without_being_unpacked(zips, tm
         tracemalloc.stop()
 
 
+def test_a_zip_that_is_cut_behind_a_zip_within_is_told_as_cut(zips, tmp_path):
+    content = (zips / "ppo.zip").read_bytes()
+    end = content.index(b"PK\x05\x06") + 22  # of policy.pth or another member, which is a zip of its own
+    assert end < len(content)
+    (file := tmp_path / "model.zip").write_bytes(content[:end])
+    with pytest.raises(InputError, match="not a whole zip file: it begins with something else, or its end is missing"):
+        load_sb3(file, CARTPOLE)
+
+
 def test_two_members_of_the_same_name_are_refused(zips, tmp_path):
     file = shutil.copy(zips / "ppo.zip", tmp_path / "model.zip")
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(file, "a") as archive:

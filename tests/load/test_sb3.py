@@ -438,6 +438,10 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
         (["evaluate", "ppo.zip", "--env", "PongNoFrameskip-v4"], "write ale/pong"),
         (["evaluate", "ppo.zip", "--env", "pong"], "the policy chooses among 2 actions, pong has 6"),
         (["evaluate", "none.zip", "--env", "pong"], r"cannot read none\.zip: no such file"),
+        (["evaluate", "ppo", "--env", "cartpole"], r"ppo is no policy; did you mean ppo\.zip\?"),
+        (["evaluate", "none", "--env", "cartpole"], "cannot read none: no such file"),
+        (["evaluate", ".", "--env", "cartpole"], r"holds no policy\.safetensors: name the zip in it, dqn\.zip"),
+        (["evaluate", "bare", "--env", "cartpole"], r"bare is a zip: give its name the ending \.zip"),
         (["import-sb3", "ppo.zip", "--env", "acrobot", "--out", "new"], "chooses among 2 actions, Acrobot-v1 has 3"),
         (["import-sb3", "ppo.zip", "--env", "cartpole", "--out", "imported"], "imported exists: choose another --out"),
         (["import-sb3", "dqn.zip", "--env", "cartpole", "--out", "new", "--temperature", "0"], "must be positive"),
@@ -446,6 +450,7 @@ def test_a_run_goes_on_with_the_zip_it_began_with_and_no_other(call, zips, tmp_p
 def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(call, zips, tmp_path, monkeypatch, words, expected):
     for name in ("ppo.zip", "dqn.zip"):
         shutil.copy(zips / name, tmp_path)
+    shutil.copy(zips / "ppo.zip", tmp_path / "bare")
     imported(zips / "ppo.zip", CARTPOLE, tmp_path / "imported")
     monkeypatch.chdir(tmp_path)
     code, out, err = call(*words)
@@ -453,4 +458,4 @@ def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(call, zips, tm
     assert re.search(expected, err)
     assert err.startswith("potstill: ")
     assert err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dqn.zip", "imported", "ppo.zip"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "dqn.zip", "imported", "ppo.zip"]

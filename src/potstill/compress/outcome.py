@@ -53,8 +53,8 @@ def open_compression(teacher: Place, config: CompressConfig, out: Path, runtime:
     del settings["budget"]
     document = {"kind": "compress", **origin.document("teacher"), "teacher_hash": loaded.hash, "config": settings}
     if os.path.lexists(out):
-        run = Run.open(out)
-        if run.config.get("kind") != "compress":
+        run = Run.open(out) if (Path(out) / "config.json").is_file() else None
+        if run is None or run.config.get("kind") != "compress":
             raise InputError(f"{out} exists and is no compression: choose another --out")
         if {key: run.config.get(key) for key in document} != json.loads(json.dumps(document)):
             raise InputError(
@@ -182,13 +182,14 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
     """Writes what the search found, the page last; what is there already is left alone. Returns result.json.
 
     Of a search that reached nothing, card and page only. Film and measurements are cut where they would take longer
-    than the share of the budget that is kept for all this.
+    than what is left of the budget, of which a share is kept for all this.
     """
     record = result(run)
     assert record is not None
     if (run.path / "report.html").exists():
         return record
-    until = time.monotonic() + 60 * FINISHING * record["budget"]
+    budget = 60 * record["budget"]
+    until = time.monotonic() + max(FINISHING * budget, budget - record["seconds"])
     for path in (*run.path.glob("policy*.[ch]"), run.path / "policy.onnx", run.path / "game.mp4"):
         path.unlink(missing_ok=True)  # of a call that was stopped here
     measured, moving, missing = {}, None, None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 from potstill.envs import EnvConfig
 from potstill.errors import InputError
@@ -92,6 +93,8 @@ def origins_of(
     if env is None and (first := next((origin for origin in lacking if origin.env is None), None)):
         raise InputError(f"{first.path} does not name its task: add --env, such as --env pong")
     if isinstance(env, str) and not lacking:
+        for origin in origins:
+            _check_meant(origin.path)
         raise InputError(
             "--env names the task of a Stable-Baselines3 zip, an ONNX file or code; policies of potstill's carry theirs"
         )
@@ -131,6 +134,19 @@ def check_own(place: Place) -> None:
     """Raises InputError where no training learns from this beside its reward, or begins with it."""
     if nameless(path := _origin(place).path):
         raise InputError(f"{path} is no policy of potstill's, as trainings begin with: import-sb3 or distill makes one")
+
+
+def _check_meant(path: Path) -> None:
+    """Raises InputError where a zip was meant, as PPO.load("model") opens model.zip, or where there is nothing."""
+    beside = Path(f"{path}.zip")
+    if not path.is_dir() and beside.is_file():
+        raise InputError(f"{path} is no policy; did you mean {beside}?")
+    if not path.exists():
+        raise InputError(f"cannot read {path}: no such file or directory")
+    if path.is_dir() and not (path / "policy.safetensors").exists():
+        load_policy(path)  # tells what it holds instead
+    if is_zipfile(path):
+        raise InputError(f"{path} is a zip: give its name the ending .zip")
 
 
 def nameless(path: Path) -> bool:

@@ -203,6 +203,8 @@ def _unzip(content: bytes) -> ZipFile:
     except _DAMAGE as error:
         raise InputError("it is not a zip file, or not a whole one") from error
     members = archive.infolist()
+    if min((member.header_offset for member in members), default=0):  # of one cut short, a zip within is found
+        raise InputError("it is not a whole zip file: it begins with something else, or its end is missing")
     if len({member.filename for member in members}) < len(members):
         raise InputError("it holds two members of the same name")
     for member in members:
