@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -738,6 +739,25 @@ def test_a_compression_leaves_a_small_student_that_plays_as_well(found):
     assert {"commit", "machine"} <= record.keys()
 
 
+@pytest.mark.parametrize(("spent", "left"), [(1.0, 9.0), (9.5, 1.0), (20.0, 1.0)])
+def test_film_and_measurements_may_take_what_is_left_of_the_budget_and_a_tenth_at_least(
+    found, tmp_path, monkeypatch, spent, left
+):
+    shutil.copytree(found.out, out := tmp_path / "out")
+    (out / "report.html").unlink()
+    record, given = outcome.result(Run.open(out)) | {"budget": 10.0, "seconds": 60 * spent}, []
+
+    def film(*_, until, **__):
+        given.append(until - time.monotonic())
+        raise InputError("not now")
+
+    monkeypatch.setattr(outcome, "result", lambda run: record)
+    monkeypatch.setattr(outcome, "measure", lambda *_: {"why": {}})
+    monkeypatch.setattr(outcome, "film", film)
+    outcome.finish(Run.open(out), RUNTIME)
+    assert given == [pytest.approx(60 * left, abs=20)]
+
+
 def test_it_leaves_an_onnx_file_a_film_a_card_and_a_page(found):
     names = {"policy.safetensors", "policy.onnx", "card.md", "card.json", "report.html", "game.mp4"}
     names |= {"config.json", "result.json", "policy.c", "policy.h"}
@@ -864,7 +884,7 @@ def test_a_budget_that_trains_nothing_is_refused_before_anything_is_made(teacher
 
 def test_a_folder_of_something_else_is_left_alone(teacher, call, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert call(teacher, "--out", tmp_path).code == 2
+    assert call(teacher, "--out", tmp_path).err.endswith(" exists and is no compression: choose another --out\n")
     run = new_run(DistillConfig(total_timesteps=1_024), tmp_path / "run", RUNTIME, teacher=teacher)
     done = call(teacher, "--out", run.path)
     assert (done.code, done.err) == (2, f"potstill: {run.path} exists and is no compression: choose another --out\n")
@@ -954,13 +974,17 @@ def test_a_stable_baselines3_zip_teaches_as_it_lies_there(tmp_path):
     assert Run.open(run.path).config["teacher"].endswith("model.zip")
 
 
-def test_labels_of_sizes_that_lie_close_together_are_left_out():
-    one = CompressConfig(minimise="macs", base=DistillConfig(network=NetworkConfig(family="nature")))
-    sizes = [shape.size.parameters for shape in shapes(NATURE, one)]
-    assert [sizes[place] for place in compression._apart(sizes)] == [
-        *(239_487, 107_307, 60_849, 27_479, 15_702, 7_197, 4_324, 1_964, 711)
-    ]
-    assert compression._apart([500]) == [0]
+def test_labels_that_would_run_into_each_other_are_left_out_but_never_that_of_the_answer():
+    def kept(*labels, first=()):
+        sizes = [int(label.split()[0]) for label in labels]
+        return [sizes[place] for place in compression._apart(sizes, [*map("\n".join, map(str.split, labels))], *first)]
+
+    assert kept("500 linear") == [500]
+    assert kept("9 mlp-1", "10 linear", "242 mlp-12-12") == [242, 10]
+    assert kept("9 mlp-1", "10 linear", "242 mlp-12-12", first=[0]) == [9, 242]
+    assert kept("9 linear", "47 mlp-4-4", "75 mlp-8-4", "211 mlp-16-8", "2643 mlp-48-48") == [2643, 211, 75, 9]
+    images = ("711 width-1_64", "1556 width-3_128", "1964 width-1_32", "4324 width-3_64", "27479 width-1_8")
+    assert kept(*images) == [27479, 4324, 1964, 711]
 
 
 def test_bounds_are_rounded_down():

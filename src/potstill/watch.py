@@ -5,8 +5,10 @@ shows is the same game a second time: another emulator with the same seed, given
 """
 
 import math
+import os
 import secrets
 import subprocess
+import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +46,7 @@ ENCODERS = {
 }
 ENCODERS[".html"] = [*ENCODERS[".mp4"], "-crf", "26"]  # a page that holds an mp4
 FPS = {".mp4": 30, ".gif": 20, ".html": 30}  # a GIF counts in hundredths of a second
+LEAST = 5  # seconds of play in a film for which time is up
 MOST_PAGE = 3_000_000  # bytes
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -106,7 +109,7 @@ def film(
         max_steps: agent steps after which a game is cut.
         scale: magnification of the game's picture. Default: a game is about 480 pixels wide, 320 in a GIF, and less
             where a grid of them would pass 1920 x 1080; for the height it is not drawn smaller than twice.
-        until: when, as `time.monotonic()` counts, games are cut too.
+        until: when, as `time.monotonic()` counts, games are cut too, but not within their first five seconds.
         inside: draw the network of the one policy beside its game, with all that it computes.
 
     Raises:
@@ -187,6 +190,7 @@ def _play(
         if network is not None:
             network.names = _names(envs, screen)
         won = lost = due = 0.0
+        shown = 0
 
         def drawn(picture: Array, ended: bool = False) -> Array:
             score = f"won {won:g}, lost {lost:g}" if task_of(config).two_sided else f"score {won - lost:g}"
@@ -207,8 +211,10 @@ def _play(
                 due += fps / screen.rate
                 for _ in range(int(due)):
                     yield step, drawn(picture)
+                shown += int(due)
                 due %= 1.0
-            if ended or step == max_steps or time.monotonic() > until:
+            late = time.monotonic() > until and shown >= LEAST * fps
+            if ended or step == max_steps or late:
                 yield step, drawn(pictures[-1], ended)
                 return
 
@@ -258,6 +264,8 @@ class _GymnasiumScreen:
 
     def __init__(self, config: EnvConfig, seed: int, **options: Any) -> None:
         self._config, self._seed = config, seed
+        if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # where there is no screen, pygame complains of it
         try:
             self._env = maker(config)(**options)
         except Exception as error:  # it takes no render_mode, say

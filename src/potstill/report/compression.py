@@ -171,7 +171,10 @@ def _figure(record: dict[str, Any]) -> str:
         sizes = [trial["parameters"] for trial, _ in found]
         ax.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
         labels = [f"{short(trial['parameters'])}\n{trial['shape']}" for trial, _ in found]
-        ax.set_xticks(sizes, [label if place in _apart(sizes) else "" for place, label in enumerate(labels)])
+        chosen = [(record["shape"], record["way"])] if record["reached"] else []
+        first = [place for place, (trial, _) in enumerate(found) if (trial["shape"], trial["way"]) in chosen]
+        kept = _apart(sizes, labels, *first)
+        ax.set_xticks(sizes, [label if place in kept else "" for place, label in enumerate(labels)])
         ax.set_xticks([], minor=True)
         ax.set_ylim(floor, max(shares) + 0.05)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
@@ -187,12 +190,16 @@ def _figure(record: dict[str, Any]) -> str:
     return svg(figure)
 
 
-def _apart(sizes: list[int]) -> list[int]:
-    """Places of sizes, in ascending order, whose labels do not run into each other on a log scale; the last is one."""
-    room = 0.07 * math.log(1.6**2 * sizes[-1] / sizes[0])
-    kept = [len(sizes) - 1]
-    for place in range(len(sizes) - 2, -1, -1):
-        if math.log(sizes[kept[-1]] / sizes[place]) > room:
+def _apart(sizes: list[int], labels: list[str], *first: int) -> list[int]:
+    """Places of sizes whose labels do not run into each other on a log scale: `first` of all, then from the largest."""
+    axis = math.log(1.6**2 * max(sizes) / min(sizes))
+    wide = [
+        0.005 + 0.0078 * max(map(len, label.splitlines())) for label in labels
+    ]  # half of it, as a share of the axis
+    kept: list[int] = []
+    for place in (*first, *sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)):
+        gaps = [abs(math.log(sizes[other] / sizes[place])) - axis * (wide[place] + wide[other]) for other in kept]
+        if min(gaps, default=1.0) > 0:
             kept.append(place)
     return kept
 
