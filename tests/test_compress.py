@@ -746,16 +746,18 @@ def test_film_and_measurements_may_take_what_is_left_of_the_budget_and_a_tenth_a
     shutil.copytree(found.out, out := tmp_path / "out")
     (out / "report.html").unlink()
     record, given = outcome.result(Run.open(out)) | {"budget": 10.0, "seconds": 60 * spent}, []
+    written = []
 
     def film(*_, until, **__):
         given.append(until - time.monotonic())
         raise InputError("not now")
 
     monkeypatch.setattr(outcome, "result", lambda run: record)
-    monkeypatch.setattr(outcome, "measure", lambda *_: {"why": {}})
+    monkeypatch.setattr(outcome, "measure", lambda *_, stem="policy": written.append(stem) or {"why": {}})
     monkeypatch.setattr(outcome, "film", film)
     outcome.finish(Run.open(out), RUNTIME)
     assert given == [pytest.approx(60 * left, abs=20)]
+    assert written == ["policy", "teacher"]  # the names under which their games are told
 
 
 def test_it_leaves_an_onnx_file_a_film_a_card_and_a_page(found):

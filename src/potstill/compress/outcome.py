@@ -201,7 +201,7 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
         bits = run.config["config"]["base"].get("bits", 32)
         measured["student"] = measure(student, run.path, episodes, runtime, bits)
         with TemporaryDirectory() as folder:
-            measured["teacher"] = measure(teacher, Path(folder), episodes, runtime)
+            measured["teacher"] = measure(teacher, Path(folder), episodes, runtime, stem="teacher")
         try:
             pair = [("teacher", teacher), ("student", student)]
             film(pair, run.path / "game.mp4", seed=1, max_steps=FILM_STEPS, until=until, quiet=runtime.quiet)
@@ -214,8 +214,10 @@ def finish(run: Run, runtime: Runtime) -> dict[str, Any]:
     return record
 
 
-def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime, bits: int = 32) -> dict[str, Any]:
-    """Writes policy.onnx and policy.c into `folder`, and tells what the card says of them.
+def measure(
+    loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime, bits: int = 32, stem: str = "policy"
+) -> dict[str, Any]:
+    """Writes `stem`.onnx and `stem`.c into `folder`, and tells what the card says of them.
 
     Args:
         episodes: games of the ONNX file, or of C where there is none or `bits` ask for integers.
@@ -230,7 +232,7 @@ def measure(loaded: LoadedPolicy, folder: Path, episodes: int, runtime: Runtime,
         try:
             done = export(
                 loaded,
-                folder / f"policy.{name}",
+                folder / f"{stem}.{name}",
                 int8=integers == 8,
                 int4=integers == 4,
                 episodes=games,
