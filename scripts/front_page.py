@@ -16,6 +16,7 @@ from statistics import mean
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from numpy.random import default_rng
 
@@ -25,7 +26,7 @@ from potstill.arms import look_of
 from potstill.report import tables
 from potstill.report.answers import answer
 from potstill.report.drawing import canvas, key_of, legend, same_heights
-from potstill.report.figures import STYLE, WIDTH, save, short
+from potstill.report.figures import GREY, STYLE, WIDTH, save, short
 from potstill.report.groups import Record, scored
 from potstill.report.tables import Table, Value
 from potstill.results import read_runs
@@ -37,7 +38,26 @@ STUDIES = {"first/pong": "Pong", "first/minatar-breakout": "Breakout", "first/mi
 UNITS = {"Pong": "points", "Breakout": "bricks", "Space Invaders": "points"}
 PLAYS = {"greedy": "score", "sampled": "score_sampled"}
 PILOTED = 5  # runs of each arm of a pilot, without which no test is told
-PAGES = ("README.md", "docs/results.md", "data/results/first/README.md")
+PAGES = ("README.md", "docs/results.md", "data/results/first/README.md", "benchmarks/smallest.md")
+SHAPES = {
+    "nature": ("Nature-CNN", 4),
+    "framewise": ("framewise convolutions", 4),
+    "low-rank": ("Nature-CNN, low rank", 4),
+    "sparse": ("Nature-CNN, pruned", 5),
+    "sparse-int4": ("Nature-CNN, pruned, 4 bits", 1.5),
+    "pooled-linear": ("linear, 12 x 12 pixels", 4),
+    "small-picture": ("Nature-CNN, 42 x 42 pixels", 4),
+    "one-frame": ("Nature-CNN, one frame", 4),
+    "one-frame-memory": ("GRU, one frame", 4),
+    "objects": ("MLP, places of ball and paddles", 4),
+}
+"""By arm of plans/families.toml: the network in words, and bytes a weight, with its place where others were pruned."""
+PUBLISHED = {
+    "RL Zoo": [(1_690_000, 21.0)],
+    "Mnih 2015": [(1_690_000, 18.9)],
+    "Rusu 2015": [(1_690_000, 16.2), (428_000, 16.3), (113_000, 16.8), (62_000, 15.7)],
+}
+"""Parameters and scores, without sticky actions: PPO; DQN; another DQN and three students of it."""
 BLOCK = "<!-- {name}: of the records, by scripts/front_page.py -->\n\n{text}\n\n<!-- end of {name} -->"
 
 
@@ -86,6 +106,11 @@ def read(name: str) -> Scores:
     """The runs of a study in `RESULTS`; none where it has no folder yet."""
     folder = RESULTS / name
     return Scores(read_runs(folder) if folder.is_dir() else [])
+
+
+def smallest() -> Scores:
+    """The smallest players, whose records lie beside their networks."""
+    return Scores(read_runs(ROOT / "data" / "students" / "pong"))
 
 
 def side_by_side(told: dict[str, Scores]) -> Table:
@@ -219,6 +244,7 @@ def blocks(told: dict[str, Scores]) -> dict[str, str]:
         {name: re.sub(r"(?<!\n)\n(?!\n)", " ", text) for name, text in whole.items()}
         | {"side by side": markdown(side_by_side(told)), "growth per doubling": markdown(growths(told))}
         | {"ratios by budget": markdown(by_budget(told))}
+        | {"shapes": markdown(by_shape(read("families")))}
         | runs
     )
 
@@ -265,6 +291,81 @@ def score_by_size(told: dict[str, Scores], width: float = WIDTH) -> Figure:
         return legend(figure, [reward, student], width)
 
 
+def shapes(study: Scores) -> list[tuple[str, list[Record]]]:
+    """Arms of `SHAPES` that have runs, best first: the network in words, and its runs."""
+    found = [(arm, [run for run in study.records if run["arm"] == arm]) for arm in SHAPES]
+    found.sort(key=lambda each: -mean([run["score"] for run in each[1]] or [0]))
+    return [(SHAPES[arm][0], runs) for arm, runs in found if runs]
+
+
+def weight_bytes(run: Record) -> float:
+    """What the weights of a run take: 4 bytes each, unless `SHAPES` says other."""
+    return float(run["parameters"] * SHAPES.get(run["arm"], ("", 4))[1])
+
+
+def by_shape(study: Scores) -> Table:
+    """What each shape costs, with the lowest latency of its runs, and scores: means of its runs."""
+    headings = ("network", "runs", "parameters", "bytes of weights", "multiply-adds", "latency, ms", *PLAYS)
+    rows = []
+    for words, runs in shapes(study):
+        costs = [f"{mean(map(weight_bytes, runs)):,.0f}", f"{runs[0]['macs']:,}"]
+        costs.append(f"{min(run['latency_ms'] for run in runs):.2f}")  # others ran beside some
+        scores = [f"{mean(run[key] for run in runs):.1f}" for key in PLAYS.values()]
+        rows.append([words, str(len(runs)), f"{runs[0]['parameters']:,}", *costs, *scores])
+    return Table("", headings, rows)
+
+
+def score_by_bytes(pong: Scores, pilot: Scores, study: Scores, smallest: Scores, width: float = WIDTH) -> Figure:
+    """Score on Pong against bytes of weights, with published networks; and shapes of one size beside each other."""
+    kinds = {
+        "RL": (look_of("rl"), [run for run in pong.records if run["arm"] == "rl"]),
+        "RL, larger critic": (look_of("rl-split"), [run for run in pilot.records if run["arm"] == "rl-split"]),
+        "student": (look_of("distill-student"), [run for run in pong.records if run["arm"] == "distill-student"]),
+        "student of another shape": (look_of("distill-mixed"), study.records),
+        "pruned student, then RL": (look_of("finetune"), [run | {"arm": "sparse"} for run in smallest.records]),
+    }
+    with rc_context(STYLE):
+        best = kinds["pruned student, then RL"][1]
+        gained = mean(run["score"] for run in best)
+        title = f"{weight_bytes(best[0]) / 1000:.1f} kB of weights score {gained:.1f} of 21 points on Pong"
+        note = "Each mark is a mean over runs of 100 whole greedy games. Ours are played with sticky actions of 0.25;"
+        note += " the published ones without. Right: students of about 2,000 parameters."
+        figure, (ax, beside) = canvas(title, note, width, 4.0, 1, 2)
+        keys = []
+        for label, (look, records) in kinds.items():
+            for group in {(run["arm"], run["parameters"]) for run in records}:
+                runs = [run for run in records if (run["arm"], run["parameters"]) == group]
+                ax.plot(
+                    weight_bytes(runs[0]), mean(run["score"] for run in runs), look.marker, color=look.colour,
+                    markersize=6, markeredgewidth=0,
+                )  # fmt: skip
+            keys.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle="", label=label))
+        keys.append(Line2D([], [], color=GREY, marker="o", fillstyle="none", linestyle="", label="published"))
+        for who, points in PUBLISHED.items():
+            ax.plot(
+                *zip(*[(4 * size, score) for size, score in points], strict=True), "o", color=GREY, fillstyle="none"
+            )
+            up = -13 if who == "Rusu 2015" else -3
+            ax.annotate(
+                who, (4 * points[0][0], points[0][1]), (-7, up), textcoords="offset points", ha="right", fontsize=8,
+                color=GREY,
+            )  # fmt: skip
+        ax.set(xscale="log", xlim=(100, 1.7e7), ylim=(-7, 22.5), xlabel="bytes of weights (log scale)")
+        ax.set_ylabel("score, greedy")
+        ax.set_xticks([10.0**power for power in range(2, 8)], ["100 B", "", "10 kB", "", "1 MB", ""])
+        ax.xaxis.set_minor_locator(NullLocator())
+        told = shapes(study)[::-1]
+        for row, (_, runs) in enumerate(told):
+            for key, fill in (("score_sampled", "none"), ("score", "full")):
+                values = [run[key] for run in runs]
+                beside.plot(values, [row] * len(values), "|", color=GREY, markersize=5)
+                beside.plot(mean(values), row, "o", color=look_of("distill-mixed").colour, fillstyle=fill)
+        beside.set_yticks(range(len(told)), [words for words, _ in told], fontsize=9)
+        beside.set_ylim(-0.7, len(told) - 0.3)
+        beside.set(xlabel="score (hollow: sampled)", xlim=(min(beside.get_xlim()[0], -7), 22))
+        return legend(figure, keys, width)
+
+
 def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.exit(__doc__)
@@ -286,6 +387,9 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"{page}: a table is not what the records say: make report" for page in stale) or "tables hold")
         return 1 if stale else 0
     save(score_by_size(told), IMAGES / "size_score.png")
+    save(
+        score_by_bytes(read("first/pong"), read("pilot-pong"), read("families"), smallest()), IMAGES / "score_bytes.png"
+    )
     print("\n".join(f"{page}: tables renewed" for page in stale) or "tables hold")
     return 0
 

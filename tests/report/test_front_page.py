@@ -35,6 +35,8 @@ def test_a_table_that_the_records_do_not_say_is_told_by_its_page_and_renewed_onl
         "STUDIES": {},
         "save": lambda *_: None,
         "score_by_size": lambda _: None,
+        "score_by_bytes": lambda *_: None,
+        "smallest": lambda: None,
     }.items():
         monkeypatch.setitem(front["main"].__globals__, name, value)
     monkeypatch.setitem(front["main"].__globals__, "blocks", lambda _: {"answers": "| new |"})
@@ -123,3 +125,23 @@ def test_every_size_that_was_measured_has_its_tick_in_the_first_figure(front):
     for ax, scores in zip(figure.axes, 2 * list(told.values()), strict=True):
         labels = [label.get_text() for label in ax.get_xticklabels()]
         assert labels == [short(size) for size in scores.sizes("distill-student")]
+
+
+def test_shapes_are_ordered_by_score_and_a_pruned_weight_costs_its_place_too(front):
+    def run(arm: str, seed: int, score: float) -> dict:
+        facts = {"run": f"{arm}-{seed}", "arm": arm, "parameters": 1000, "seed": seed, "status": "done", "macs": 5000}
+        return facts | {"score": score, "score_sampled": score - 1, "latency_ms": 0.25 * seed}
+
+    runs = [run("nature", 1, 3.0), run("nature", 3, 4.0), run("sparse-int4", 1, 9.0), run("sparse", 1, 2.0)]
+    assert front["by_shape"](front["Scores"](runs)).rows == [
+        ["Nature-CNN, pruned, 4 bits", "1", "1,000", "1,500", "5,000", "0.25", "9.0", "8.0"],
+        ["Nature-CNN", "2", "1,000", "4,000", "5,000", "0.25", "3.5", "2.5"],
+        ["Nature-CNN, pruned", "1", "1,000", "5,000", "5,000", "0.25", "2.0", "1.0"],
+    ]
+
+
+def test_the_figure_of_bytes_is_legible(front):
+    read = front["read"]
+    check_legible(
+        front["score_by_bytes"](read("first/pong"), read("pilot-pong"), read("families"), front["smallest"]())
+    )
