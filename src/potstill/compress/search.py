@@ -139,13 +139,14 @@ class Search:
 
     def next_trained(self, least: float = 1.0) -> list[Trial]:
         """What to train, one a core, where there is time for `least` of the steps and then for games."""
-        tried = {trial.place for trial in (*self.trained, *self.errors) if trial.place < self.bound}
-        fits = {trial for trial in self.untried if self.part(trial) >= least}
+        bound, untried = self.bound, self.untried
+        tried = {trial.place for trial in (*self.trained, *self.errors) if trial.place < bound}
+        fits = {trial for trial in untried if self.part(trial) >= least}
         if self.chosen is None and not tried:
             first = first_round(self.shapes, self.teacher.policy.size().parameters, self.runtime.cores)
             if least == 1 or fits.issuperset(first):  # rather these in fewer steps than others
                 return first if fits.issuperset(first) else []
-        return next_round(self.untried, fits, self.bound, max(tried, default=-1), self.runtime.cores)
+        return next_round(untried, fits, bound, max(tried, default=-1), self.runtime.cores)
 
     @property
     def more(self) -> bool:
@@ -166,14 +167,16 @@ class Search:
     @property
     def students(self) -> list[Trial]:
         """Those that are trained and cheaper than the chosen one, the cheapest first."""
-        return sorted(trial for trial in self.trained if trial.place < self.bound)
+        bound = self.bound
+        return sorted(trial for trial in self.trained if trial.place < bound)
 
     @property
     def untried(self) -> list[Trial]:
         """The next way of each shape that is cheaper than the chosen one, the cheapest first."""
         due: dict[int, Trial] = {}
+        bound = self.bound
         for trial in self.every:
-            if trial.place < self.bound and trial not in self.trained and trial not in self.errors:
+            if trial.place < bound and trial not in self.trained and trial not in self.errors:
                 due.setdefault(trial.place, trial)
         return list(due.values())
 
