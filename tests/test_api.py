@@ -16,6 +16,7 @@ import potstill as ps
 from potstill.cli import main
 from potstill.envs import EnvConfig, Envs
 from potstill.networks import NetworkConfig, Policy
+from potstill.options import describe_value
 from potstill.policies import save_policy
 from potstill.storage.checkpoints import load as read_tensors
 
@@ -54,7 +55,7 @@ def test_the_command_line_does_the_same_to_the_last_bit(teacher, student, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         main(["train", "--env", "cartpole", "--out", "teacher", "--quiet", *flags(TRAIN)])
-        assert f"score                     {teacher.result['score']:g}" in capsys.readouterr().out
+        assert f"score                     {describe_value(teacher.result['score'])}" in capsys.readouterr().out
         main(["distill", str(teacher.path), "--out", "student", "--quiet", *flags(DISTILL)])
     same(teacher.path, tmp_path / "teacher")
     same(student.path, tmp_path / "student")
@@ -74,9 +75,11 @@ def test_an_evaluation_tells_its_figures_in_words_and_in_a_notebook(teacher, stu
     assert record["mean"] == np.mean(record["returns"]) == ps.evaluate(student.path, episodes=4, quiet=True)["mean"]
     assert (record["episodes"], record["distinct"]) == (4, 4)
     assert 0 <= record["agreement"] <= 1
-    assert "distinct                  4" in str(record)
-    assert "<td>distinct</td><td>4</td>" in record._repr_html_()
-    assert "returns" not in str(record)
+    assert "distinct games            4" in str(record)
+    assert "<td>distinct games</td><td>4</td>" in record._repr_html_()
+    assert not {"returns", "point win rate", "share of games below 0"} & {name for name, _ in record.rows()}
+    of_pong = ps.Record(env="pong", ci95=[16.0625, -112.625], p_negative=0.0625, latency_ms=None)
+    assert of_pong.rows()[1:] == [("95 % interval", "16.06 to -112.6"), ("share of games below 0", "0.062")]
     json.dumps(record, allow_nan=False)
     assert "<script>" not in ps.Record(name="<script>")._repr_html_()
 

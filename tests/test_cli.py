@@ -338,6 +338,7 @@ def test_the_help_of_a_command_shows_its_defaults(call, command):
     code, out, err = call(*command.split(), "--help-all")
     assert (code, err) == (0, "")
     assert f"usage: potstill {command}" in out
+    assert not re.search(r"\(default:\s*\)|\{\[", out)
     assert {
         "train": f"(default: {PPOConfig().total_timesteps})",
         "distill": f"(default: {DistillConfig().total_timesteps})",

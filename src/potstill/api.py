@@ -35,7 +35,7 @@ from potstill.ppo import PPOConfig
 from potstill.storage import runs
 from potstill.study.plan import WHOLE, Part, Plan, Pool
 from potstill.study.planfile import read_plan
-from potstill.tasks import TASKS, EnvLike, find_env
+from potstill.tasks import TASKS, EnvLike, find_env, task_of
 from potstill.training.runtime import Runtime, check_number
 from potstill.training.trainer import Interrupted, branches_of, execute, new_branch, new_run
 from potstill.views import chosen
@@ -44,6 +44,14 @@ if TYPE_CHECKING:  # tables, reports and searches are imported where they are as
     import polars as pl
 
 SHOWN = ("parameters", "score", "ci95", "score_sampled", "score_nosticky", "teacher_score", "agreement", "distinct")
+
+NAMES = {
+    "mean": "mean score", "ci95": "95 % interval", "median": "median score", "std": "standard deviation",
+    "episodes": "games", "distinct": "distinct games", "p_negative": "share of games below 0",
+    "truncated": "truncated games", "mean_length": "mean agent steps", "macs": "multiply-adds",
+    "score_nosticky": "score not sticky", "latency_ms": "latency, ms", "latency_p95_ms": "latency p95, ms",
+}  # fmt: skip
+"""Of figures whose keys do not tell what they are, in words."""
 
 
 class _Shown:
@@ -70,9 +78,17 @@ class Record(_Shown, dict[str, Any]):
     """Figures by name, JSON-ready."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of each in words; the list of all returns is left out."""
-        shown = [(name, value) for name, value in self.items() if name != "returns" and not isinstance(value, dict)]
-        return [(name.replace("_", " "), describe_value(value)) for name, value in shown if value is not None]
+        """Name and value of each in words; without the list of all returns, and points lost where there are none."""
+        hidden = {"returns"}
+        if "env" in self and not task_of(str(self["env"])).two_sided:
+            hidden |= {"p_negative", "point_win_rate"}
+        shown = [(name, value) for name, value in self.items() if name not in hidden and not isinstance(value, dict)]
+        return [(in_words(name), describe_value(value)) for name, value in shown if value is not None]
+
+
+def in_words(key: str) -> str:
+    """A figure's key as a table shows it."""
+    return NAMES.get(key, key.replace("_", " "))
 
 
 @dataclass(frozen=True)

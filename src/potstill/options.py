@@ -105,7 +105,8 @@ def _help(cls: type[Any], command: str, default: Any, whole: bool = False) -> tu
     """The help of a command, where it is long without the options that can wait; and the names of all its options."""
     page = _parsed(cls, ["--help"], command, default)[2]
     page = re.sub(r"(?m)\{None\}\|(.*?)(?=  |$)", r"\1       ", page)  # the text beside it stays where it was
-    page = re.sub(r"(?m)\s+\(default:\s+None\)| +$", "", page)
+    page = re.sub(r"\{(\[.*?\.\.\.\]+)\}", r"\1  ", page)
+    page = re.sub(r"(?m)\s+\(default:\s*(?:None)?\)| +$", "", page)
     usage, _, page = page.partition("\n")
     page = textwrap.fill(usage, shutil.get_terminal_size().columns, subsequent_indent="    ") + f"\n{page}"
     short = not whole and len(ROW.findall(page)) > MANY
@@ -163,7 +164,8 @@ def describe_value(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:,.3f}".rstrip("0").rstrip(".")
+        decimals = 3 - (abs(value) >= 10) - (abs(value) >= 100)
+        return f"{value:,.{decimals}f}".rstrip("0").rstrip(".")
     if isinstance(value, list):
         return " to ".join(describe_value(item) for item in value)
     return f"{value:,}" if type(value) is int else printable(value)

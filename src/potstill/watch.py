@@ -117,6 +117,10 @@ def film(
     """
     out = Path(out)
     kind = out.suffix.lower()
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # else pygame looks for a screen, and tells that there is none
     if kind not in ENCODERS:
         raise InputError(f"{out}: films are written as .mp4, .gif or .html")
     if out.exists():

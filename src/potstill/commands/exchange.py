@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from potstill.api import Record
+from potstill.api import Record, in_words
 from potstill.load import load, sb3
 from potstill.load.check import check_sb3
 from potstill.load.state_dicts import load_weights
@@ -137,7 +137,7 @@ def export(arguments: Sequence[str]) -> None:
                 rows[name if games == "score" else f"{name}, {games}"] = [model[games][name] for model in models]
     table = Table("", *record["models"], box=None)
     for name, values in rows.items():
-        table.add_row(name.replace("_", " "), *(Text(describe_value(value)) for value in values))
+        table.add_row(in_words(name), *(Text(describe_value(value)) for value in values))
     Console(width=1_000).print(table)
     print(f"card: {out}.json", *demands(loaded.policy), sep="\n")
     tied = f", {record['tied']} ties broken otherwise" if record["tied"] else ""
