@@ -83,6 +83,20 @@ def test_the_page_is_no_wider_than_the_screen_and_shows_the_figure_that_fits(tab
     assert tab.run(f"document.querySelector('.both {hidden}').getBoundingClientRect().height") == 0
 
 
+def test_on_a_phone_a_table_of_three_columns_fits_and_a_wider_one_has_a_shadow_at_its_edge(browser, tmp_path):
+    records = synthetic.study({"distill-student": 1.0}, widths=("1/16", "1/8", "1/4"), seeds=1, extended=False)
+    page.write([synthetic.write(tmp_path / "records", records)], tmp_path / "report.html", resamples=100)
+    browser.resize(400)
+    browser.open(tmp_path / "report.html")
+    browser.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    table = "[...document.querySelectorAll('details')].find(e => e.textContent.includes('per doubling')).children[1]"
+    assert browser.run(f"{table}.querySelectorAll('th').length") == 3
+    assert browser.run(f"{table}.scrollWidth - {table}.clientWidth") == 0
+    runs = "document.querySelector('#runs .scroll')"
+    assert browser.run(f"{runs}.scrollWidth - {runs}.clientWidth") > 0
+    assert browser.run(f"getComputedStyle({runs}).backgroundAttachment") == "local, local, scroll, scroll"
+
+
 def test_a_click_on_a_heading_sorts_the_runs_by_it_and_a_second_one_the_other_way(tab):
     column = tab.run(HEADINGS).index("score")
     before = tab.run(COLUMN.format(column))

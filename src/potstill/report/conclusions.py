@@ -202,8 +202,8 @@ def _wanted(answers: Answers) -> str:
     most, least = min(each[-1].score.value for each in groups), max(each[0].score.value for each in groups)
     above = [f"{target:g}" for target in answers.scale.targets if target > most]
     below = [f"{target:g}" for target in answers.scale.targets if target <= least]
-    told = [f"above {short(groups[0][-1].parameters)} parameters for {', '.join(above)}"] * bool(above)
-    told += [f"below {short(groups[0][0].parameters)} for {', '.join(below)}"] * bool(below)
+    told = [f"above {groups[0][-1].parameters:,} parameters for {', '.join(above)}"] * bool(above)
+    told += [f"below {groups[0][0].parameters:,} for {', '.join(below)}"] * bool(below)
     return f"Sizes that would tell more: {'; '.join(told)}." if told else "More runs would tell more."
 
 
@@ -235,7 +235,7 @@ def _equal_size(question: str, answers: Answers) -> Reply:
         sentences.append(
             f"{_capital(how)}, {name(student)} scores higher than RL from scratch at {len(above)} of {len(found)}"
             f" sizes and lower at {len(below)}; the largest difference is {most.score.value:+.1f} at"
-            f" {short(most.parameters)} parameters (95 % interval {span(most.score.low, most.score.high, '+.1f')}; p ="
+            f" {most.parameters:,} parameters (95 % interval {span(most.score.low, most.score.high, '+.1f')}; p ="
             f" {most.p:.3f})."
         )
     equal = sum(each.equivalent for each in tested)
@@ -254,16 +254,17 @@ def _equal_size(question: str, answers: Answers) -> Reply:
             f" {', '.join(f'{each.score.value:+.1f}' for each in again)}."
         )
     if passed := [each for each in answers.passings if (each.reward, each.play) == ("rl", "greedy")]:
-        when = "; ".join(f"{steps_text(p.steps.low, p.steps.high)} at {short(p.parameters)}" for p in passed)
+        when = "; ".join(f"{steps_text(p.steps.low, p.steps.high)} at {p.parameters:,} parameters" for p in passed)
         notes.append(f"Agent steps after which RL passes the student of its size, greedy: {when}.")
-    if bounds := [short(each.parameters) for each in tested if each.lower_bound]:
-        notes.append(f"RL not shown to have converged at {', '.join(bounds)}: there the difference is an upper bound.")
+    if bounds := [f"{each.parameters:,}" for each in tested if each.lower_bound]:
+        where = f"{'; '.join(bounds)} parameters"
+        notes.append(f"RL is not shown to have converged at {where}: there the difference is an upper bound.")
     most = max(higher[0] or lower[0] or tested, key=lambda each: abs(each.score.value))
     short_sentence = (
         f"A student is shown to score higher than RL at {len(higher[0])} of {len(tested)} sizes"
         f"{f', and lower at {len(lower[0])}' if lower[0] else ''}; the largest difference is {most.score.value:+.1f}"
-        f" points, at {short(most.parameters)} parameters."
-        f"{' So few runs can show none.' if _least(answers, tested) >= LEVEL else ''}"
+        f" points, at {most.parameters:,} parameters."
+        f"{' So few runs cannot show a difference.' if _least(answers, tested) >= LEVEL else ''}"
         f"{STILL_LEARNING * (verdict == 'Open')}"
     )
     return Reply(question, verdict, " ".join(sentences), tuple(notes), short_sentence)
@@ -331,8 +332,8 @@ def _growth(question: str, answers: Answers) -> Reply:
     each = [f"{name(arm)} {', '.join(f'{g.score.value:+.1f}' for g in found)}" for arm, found in told.items()]
     sentence = f"A doubling of the parameters gains, in points from smallest sizes to largest: {'; '.join(each)}."
     notes = [
-        f"{_capital(name(arm))}: between {short(g.sizes[0])} and {short(g.sizes[1])} parameters {g.score.value:+.1f}"
-        f" ({span(g.score.low, g.score.high, '+.1f')})."
+        f"{_capital(name(arm))}: between {g.sizes[0]:,} and {g.sizes[1]:,} parameters a doubling gains"
+        f" {g.score.value:+.1f} points ({span(g.score.low, g.score.high, '+.1f')})."
         for arm, found in told.items()
         for g in (found[0], found[-1])
     ]
@@ -342,7 +343,7 @@ def _growth(question: str, answers: Answers) -> Reply:
         f"{first.value:+.1f} points among the smallest and {last.value:+.1f} among the largest" for first, last in spans
     ]
     short_sentence = f"A doubling of the parameters gains RL {gains[0]}; it gains a student {gains[1]}."
-    return Reply(question, verdict, sentence, (*notes, "95 % intervals; greedy play."), short_sentence)
+    return Reply(question, verdict, sentence, (*notes, "The intervals are of 95 %, in greedy play."), short_sentence)
 
 
 def unknown(answers: Answers, planned: int | None = None, alone: bool = True) -> Iterator[str]:
@@ -363,9 +364,9 @@ def unknown(answers: Answers, planned: int | None = None, alone: bool = True) ->
     if failed or undone or absent:
         parts = [f"{failed} failed"] * bool(failed) + [f"{undone} unfinished"] * bool(undone)
         parts += [f"{absent} not started"] * bool(absent)
-        yield f"Of {max(planned or 0, len(records))} runs, {', '.join(parts)}: what they would have said is missing."
+        yield f"Of {max(planned or 0, len(records))} runs some have no score ({', '.join(parts)})."
     if missing := [name(arm) for arm in (*REWARD, *STUDENTS) if not answers.of(arm) and arm != "distill-mixed"]:
-        yield f"No finished run of: {'; '.join(missing)}."
+        yield f"These arms have no finished run: {'; '.join(missing)}."
     if answers.of("rl") and not answers.of("rl-split"):
         yield "Without RL beside a full-size critic, an overhead may be the critic's burden on the shared trunk."
     verdicts = [certificate.verdict for certificate in answers.certificates]
@@ -377,13 +378,14 @@ def unknown(answers: Answers, planned: int | None = None, alone: bool = True) ->
     distilled = [group for group in answers.groups if group.arm in STUDENTS]
     teachers = {teacher for group in distilled for teacher in group.teachers if teacher}
     if distilled and len(teachers) < 3:
-        yield f"{'Two teachers' if len(teachers) > 1 else 'One teacher'} only: students of others may score otherwise."
+        few = "Two teachers" if len(teachers) > 1 else "One teacher"
+        yield f"{few} taught all: students of others may score otherwise."
     if thin := [group for group in answers.groups if len(group.runs) < 3]:
         arms = [
             f"{name(arm)} ({', '.join(group.width for group in thin if group.arm == arm)})"
             for arm in dict.fromkeys(group.arm for group in thin)
         ]
-        yield f"Fewer than 3 runs, so that intervals are wide or none, at widths of {', '.join(arms)}."
+        yield f"Widths with fewer than 3 runs have a wide interval or none: {', '.join(arms)}."
     student = answers.student
     ours = [ratio for ratio in answers.ratios if (ratio.reward, ratio.student) == ("rl", student)]
     if censored := [f"{r.target:g}" for r in ours if r.size.interval == (0.0, math.inf) or r.size.low != r.size.high]:

@@ -34,7 +34,8 @@ def size_score(answers: Answers, width: float = WIDTH) -> Figure:
     panels = [first, *([arm] for arm in arms if arm not in first)] if first else [[arm] for arm in arms]
     room = width / min(3 if width > NARROW else 2, len(panels))
     with rc_context(STYLE):
-        note = "line: interquartile mean of the runs, 95 % interval; dot: a run; arrow: more training may bring more"
+        note = "line: interquartile mean of the runs, 95 % interval; dot: a run"
+        note += "; arrow: more training may bring more" * any(group.lower_bound for group in groups)
         heights = (1.5, 2.2) if len(panels) > 1 else (0.0, 4.6)
         found, title = kept(answers), f"Score against size, {task(answers)}"
         if found is not None:
@@ -275,7 +276,7 @@ def learning_curves(answers: Answers, width: float = WIDTH) -> Figure:
         raise InputError("no run has a learning curve with scores")
     widths = _widths(groups)
     with rc_context(STYLE):
-        title, note = f"Score while learning, {task(answers)}", "a line: a run; a student's steps without its teacher's"
+        title, note = f"Score while learning, {task(answers)}", "line: a run; its teacher's steps are left out"
         figure, axes, lowest = drawing.grid(title, note, width, len(widths), (3, 2), (1.3, 2.0), "score")
         for ax, size in zip(axes, widths, strict=True):
             for group in (group for group in groups if group.width == size):
@@ -319,7 +320,9 @@ def cost_fronts(answers: Answers, width: float = WIDTH) -> Figure:
             low, high = ax.get_xlim()
             subs = LogLocator(subs=(1.0, 3.0) if high < 100 * low else (1.0,))
             ax.xaxis.set_major_locator(subs if high > 10 * low else MaxNLocator(3))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+            ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+            digits = next((d for d in range(2, 6) if len({_count(tick, d) for tick in ticks}) == len(ticks)), 6)
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _, digits=digits: _count(value, digits)))
             ax.set_xlabel(words if beside else f"{words} (log scale)")
         drawing.same_heights(axes)
         return legend(figure, drawing.key_of(group.arm for group in groups), width)
@@ -424,8 +427,8 @@ def _starts(run: dict[str, Any]) -> dict[int, float]:
     return {int(k): score for k, start in starts.items() if (score := number(start, "score")) is not None}
 
 
-def _count(value: float) -> str:
-    """A cost on an axis: 0.25, 320k, 40M, 3.2T."""
+def _count(value: float, digits: int = 2) -> str:
+    """A cost on an axis: 0.25, 320k, 40M, 3.2T; of small ones the digits that tell its ticks apart."""
     if value < 1000:
-        return f"{value:.2g}"
+        return f"{value:.{digits}g}"
     return f"{value / 1e12:g}T" if value >= 1e12 else short(value)
