@@ -73,8 +73,8 @@ def documented() -> list[list[str]]:
 def road(tmp_path_factory):
     """SB3's own PPO learns CartPole for a few seconds; then the documents' commands, with shorter games and runs."""
     folder = tmp_path_factory.mktemp("road")
-    options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "device": "cpu", "seed": 0}
-    PPO("MlpPolicy", "CartPole-v1", **options).learn(6_144).save(folder / "model.zip")
+    options = {"n_steps": 256, "batch_size": 256, "learning_rate": 3e-3, "device": "cpu", "seed": 0}
+    PPO("MlpPolicy", "CartPole-v1", **options).learn(4_096).save(folder / "model.zip")
     evaluate, search, export, compiler, player = documented()
     with chdir(folder):
         done = {
