@@ -262,7 +262,7 @@ def test_rewards_are_clipped_only_where_asked():
     ("name", "worth"), [("Truncated-v0", [10.0] * 10), ("Terminated-v0", [10 * (1 - 0.9**k) for k in range(10, 0, -1)])]
 )
 def test_values_come_to_what_the_game_is_worth(name, worth):
-    config = replace(clock_config(name), total_timesteps=20_000, learning_rate=5e-3, max_learning_rate=5e-3)
+    config = replace(clock_config(name), total_timesteps=10_000, learning_rate=5e-3, max_learning_rate=5e-3)
     state = trained(config)
     values = state.policy(torch.arange(10.0)[:, None] / 10)[1]
     assert torch.allclose(values, torch.tensor(worth), atol=1.0)
@@ -359,7 +359,7 @@ def teacher_logits(config, teacher):
 @BOTH
 def test_a_policy_moves_towards_its_teacher_the_more_the_heavier_the_teacher_weighs(config):
     teacher = sharp(config)
-    config = replace(config, total_timesteps=20 * 64, learning_rate=3e-3, target_kl=1e3, anneal_from=1.0)
+    config = replace(config, total_timesteps=14 * 64, learning_rate=3e-3, target_kl=1e3, anneal_from=1.0)
     last = {weight: teacher_logits(replace(config, teacher_coefficient=weight), teacher)[1] for weight in (0.0, 10.0)}
     assert last[10.0][-1] < 0.5 * last[10.0][0]
     assert last[10.0][-1] < 0.5 * last[0.0][-1]
