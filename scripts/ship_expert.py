@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from potstill.load import load
 from potstill.storage import checkpoints
 from potstill.storage.runs import Run, config_hash, read_document
 
@@ -45,16 +46,17 @@ def main() -> None:
     )  # as it was before a run could have other numbers of the two
     folder.mkdir(parents=True)
     shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
-    for name in ("config.json", "result.json"):
-        document = read_document(run / name)
-        document["command"] = _anywhere(document["command"])
-        if name == "result.json":  # which knows its config.json, and itself, by their hashes
-            document["config_hash"] = Run.open(folder).identity
-            document["digest"] = config_hash(document)
-        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
     tensors, document = checkpoints.load(run / "policy.safetensors")
     document["provenance"]["command"] = _anywhere(document["provenance"]["command"])
     checkpoints.save(folder / "policy.safetensors", tensors, document)
+    for name in ("config.json", "result.json"):
+        document = read_document(run / name)
+        document["command"] = _anywhere(document["command"])
+        if name == "result.json":  # which knows the other files, and itself, by their hashes
+            document["config_hash"] = Run.open(folder).identity
+            document["policy_hash"] = load(folder).hash
+            document["digest"] = config_hash(document)
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
     low, high = result["ci95"]
     against = result["point_win_rate"] is not None and result["point_win_rate"] < 1  # somebody else scores too
     lost, won = f"{result['p_negative']:.0%}", f"{result['point_win_rate']:.1%}" if against else ""
