@@ -336,7 +336,7 @@ def test_files_hold_the_view_and_play_the_same(env, network, tmp_path):
     chosen = session.run(["action"], {"observation": shown})[0]
     with torch.no_grad():
         assert (chosen == policy(torch.from_numpy(shown))[0].argmax(-1).numpy()).all()
-    with pytest.raises(InputError, match="nor views"):
+    with pytest.raises(InputError, match="it sees a part of its observations"):
         export(loaded, tmp_path / "policy.zip")
 
 
