@@ -82,7 +82,9 @@ def _check_task(plan: Plan, specs: list[RunSpec], wanted: list[RunSpec]) -> None
     task, rewarded = plan.task, any(isinstance(spec.config, PPOConfig) for spec in specs)
     for teacher in {spec.teacher for spec in wanted if spec.teacher is not None}:
         env = load(teacher).env
-        seen = replace(env, view=(), hidden_rows=task.hidden_rows, layout=task.layout)
+        seen = env
+        if env.id == task.id:  # of another task nothing can be said in this one's words
+            seen = replace(env, view=(), hidden_rows=task.hidden_rows, layout=task.layout)
         differs = seen != task if rewarded else any(getattr(seen, key) != each for key, each in plan.played.items())
         if env.id != task.id or differs:
             ours = asdict(task)

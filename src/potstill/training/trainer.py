@@ -82,8 +82,8 @@ def _fit_training(config: ppo.PPOConfig, origins: dict[str, LoadedPolicy]) -> pp
     for role, loaded in origins.items():
         # What of a frame is hidden comes with the policy's normalisation, which is inherited: it is not the task's.
         # And a student may see otherwise than its teacher, though not than the policy it begins with.
-        view = config.env.view if role == "teacher" else loaded.env.view
-        if replace(loaded.env, hidden_rows=config.env.hidden_rows, view=view) != config.env:
+        task = replace(loaded.env, view=config.env.view) if role == "teacher" else loaded.env
+        if asdict(task) | {"hidden_rows": config.env.hidden_rows} != asdict(config.env):
             raise InputError(f"{loaded.path} was made for another task: {loaded.env}, not {config.env}")
     with closing(Envs(config.env, 1)) as envs:
         policies = {role: loaded.policy for role, loaded in origins.items()}
