@@ -144,7 +144,7 @@ def test_a_log_that_is_a_link_is_not_written_through_and_the_other_runs_go_on(pe
 def test_a_disk_that_fills_up_under_a_study_stops_it_and_with_room_again_it_goes_on(peace, disk, tmp_path):
     out = disk / "out"
     driver = Child(warm, *words(peace.folder / "plan.toml", out, 1), output=tmp_path / "log")
-    until((out / "runs" / RL / "resume.safetensors").exists)
+    until((out / "runs" / RL / "resume.safetensors").exists, 100)
     fill(disk)
     full = "no space left on device; nothing was changed"
     assert driver.wait() == 2
@@ -192,7 +192,7 @@ def test_workers_of_a_killed_study_save_and_stop_and_the_next_call_runs_what_is_
     run, record = tmp_path / "runs" / RL, tmp_path / f"{STUDENT}.json"
     driver = Child(warm, *words(peace.folder / "plan.toml", tmp_path, 1), output=tmp_path / "log")
     try:
-        until((run / "resume.safetensors").exists)
+        until((run / "resume.safetensors").exists, 100)
         worker = json.loads((run / "run.lock").read_text())["pid"]
         assert status(peace.plan, tmp_path)["running"] == 1
     finally:
