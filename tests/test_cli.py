@@ -86,9 +86,9 @@ def test_evaluate_plays_the_same_games_for_the_same_seed(call, policies):
 def test_evaluate_prints_its_figures_for_people(call, policies):
     code, out, err = call("evaluate", policies / "one", "--episodes", 2, *RUNTIME)
     assert code == 0
-    mean = next(line.split()[1] for line in out.splitlines() if line.startswith("mean"))
+    mean = next(line.split()[-1] for line in out.splitlines() if line.startswith("mean score"))
     assert f"  score {float(mean):.3g}  " in err  # how it stands while it plays
-    assert any(line.split() == ["episodes", "2"] for line in out.splitlines())
+    assert any(line.split() == ["games", "2"] for line in out.splitlines())
     assert "returns" not in out
     assert "evaluate CartPole-v1, width 1/32" in err
 
@@ -148,7 +148,7 @@ def test_train_makes_a_run_and_touches_no_other(call, tmp_path, monkeypatch):
     assert "256/256" in err
     result = json.loads((run / "result.json").read_text())
     assert (result["env"], result["status"], result["episodes"]) == ("CartPole-v1", "done", 2)
-    assert any(line.split() == ["distinct", str(result["distinct"])] for line in out.splitlines())
+    assert any(line.split() == ["distinct", "games", str(result["distinct"])] for line in out.splitlines())
 
     code, out, err = call("train", "--resume", run)
     assert (code, out, err) == (2, "", f"potstill: {run} is finished: its result is in result.json\n")

@@ -22,5 +22,5 @@ def test_the_notebook_runs_and_shows_a_table_and_a_figure(tmp_path, monkeypatch)
         cell.source = cell.source.replace("episodes=100", "episodes=4, threads=1")
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("<td>distinct</td><td>4</td>" in data.get("text/html", "") for data in shown)
+    assert any("<td>distinct games</td><td>4</td>" in data.get("text/html", "") for data in shown)
     assert any("image/png" in data for data in shown)

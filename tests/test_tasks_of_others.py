@@ -46,6 +46,7 @@ class Counter(gymnasium.Env):
             raise KeyError("map.json")
         self.t = self.buffer[0] = 0
         odd = {"blind": self.buffer * np.nan, "row": self.buffer[None], "beyond": np.array([300])}
+        odd["shared"] = np.zeros(1, np.float32)  # its own, until the first step
         return odd.get(self.kind, self.buffer), {}
 
     def step(self, action):

@@ -337,7 +337,7 @@ def test_files_hold_the_view_and_play_the_same(env, network, tmp_path, monkeypat
     chosen = session.run(["action"], {"observation": shown})[0]
     with torch.no_grad():
         assert (chosen == policy(torch.from_numpy(shown))[0].argmax(-1).numpy()).all()
-    with pytest.raises(InputError, match="it sees a part of its observations"):
+    with pytest.raises(InputError, match="it has a view"):
         export(loaded, tmp_path / "policy.zip")
 
 

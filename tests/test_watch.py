@@ -129,14 +129,6 @@ def test_a_game_that_ends_is_filmed_to_its_end_with_the_final_score(tmp_path, mo
     assert scores[-2] == "won 0, lost 1"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen needs no variable")
-def test_a_machine_without_a_screen_films_without_a_complaint(tmp_path, monkeypatch):
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
-        monkeypatch.delenv(name, raising=False)
-    film(tmp_path / "game.gif", untrained(replace(PONG, max_frames=8)), max_steps=2)
-    assert os.environ["SDL_VIDEODRIVER"] == "dummy"  # else SDL looks for a screen and tells that there is none
-
-
 def test_a_finished_game_stays_on_its_last_picture_until_the_others_are_done():
     def game(*levels: int) -> list[tuple[int, np.ndarray]]:
         return [(step, np.full((2, 2, 3), level, np.uint8)) for step, level in enumerate(levels)]

@@ -214,6 +214,7 @@ def new_dataset(folder: Path, envs: Envs, states: int, description: dict[str, An
     Raises:
         InputError: there is no room for it, or it may not be written there; nothing is left behind.
     """
+    filled = False
     try:
         with new_folder(folder) as unfinished:
             try:
@@ -221,10 +222,11 @@ def new_dataset(folder: Path, envs: Envs, states: int, description: dict[str, An
             except OSError as error:
                 raise InputError(f"cannot record {states:,} states in {folder}: {reason(error)}") from error
             yield dataset
+            filled = True
             dataset.flush()
             document = description | {"num_envs": envs.num_envs, "states": dataset.capacity}
             document["digests"] = {path.stem: _digest(path) for path in sorted(unfinished.glob("*.npy"))}
             write_atomically(unfinished / "dataset.json", json.dumps(document, indent=1).encode())
     except InputError:
-        if not (folder / "dataset.json").exists():
+        if not filled or not (folder / "dataset.json").exists():
             raise

@@ -497,6 +497,10 @@ def make_atari(config: EnvConfig, num_envs: int, threads: int, **options: Any) -
     return AtariVectorEnv(config.id, num_envs, **settings | options)
 
 
+def _copied(shown: Any) -> Any:
+    return shown.copy() if isinstance(shown, np.ndarray) else deepcopy(shown)
+
+
 class _Games(SyncVectorEnv):
     """Gymnasium's SyncVectorEnv with SAME_STEP autoreset, for tasks as people write them.
 
@@ -511,12 +515,8 @@ class _Games(SyncVectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
-            begun = []
             for i, env in enumerate(self.envs):
-                shown, _ = env.reset(seed=seed[i])
-                begun.append(shown)
-                self._env_obs[i] = deepcopy(shown)
-            self._shared = len(begun) > 1 and np.may_share_memory(begun[0], begun[1])
+                self._env_obs[i] = _copied(env.reset(seed=seed[i])[0])
             return self._shown(), {}
         except RAISED as error:
             raise TaskError(f"{self._name} raised {first_line(error)}, when it was reset") from error
@@ -535,9 +535,9 @@ class _Games(SyncVectorEnv):
                 shown, reward, terminated[i], truncated[i], _ = env.step(action)
                 rewards[i] = reward if isinstance(reward, float | int) else float(np.asarray(reward).item())
                 if terminated[i] or truncated[i]:
-                    finals[i] = deepcopy(shown)
+                    finals[i] = _copied(shown)
                     shown, _ = env.reset()
-                self._env_obs[i] = deepcopy(shown) if self._shared else shown
+                self._env_obs[i] = _copied(shown)
             return self._shown(), rewards.copy(), terminated.copy(), truncated.copy(), {"final_obs": finals}
         except RAISED as error:
             where = f"in environment {i} at step {self._steps:,} of each"

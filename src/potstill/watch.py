@@ -117,10 +117,6 @@ def film(
     """
     out = Path(out)
     kind = out.suffix.lower()
-    if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-        os.environ.setdefault(
-            "SDL_VIDEODRIVER", "dummy"
-        )  # else pygame looks for a screen, and tells that there is none
     if kind not in ENCODERS:
         raise InputError(f"{out}: films are written as .mp4, .gif or .html")
     if out.exists():
@@ -268,7 +264,7 @@ class _GymnasiumScreen:
 
     def __init__(self, config: EnvConfig, seed: int, **options: Any) -> None:
         self._config, self._seed = config, seed
-        if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # where there is no screen, pygame complains of it
         try:
             self._env = maker(config)(**options)

@@ -376,7 +376,7 @@ def test_export_prints_one_json_object_or_a_table(tmp_path, monkeypatch, capsys)
     assert lines[0] == ["float32", "int8"]
     assert lines[1] == ["path", str(tmp_path / "two.onnx"), str(tmp_path / "two.int8.onnx")]
     assert [f"{record['models'][name]['bytes']:,}" for name in record["models"]] == lines[2][1:]
-    assert ["episodes", "2", "2"] in lines
+    assert ["games", "2", "2"] in lines
 
 
 def test_frames_are_those_of_gymnasiums_own_preprocessing_to_the_last_bit():

@@ -415,6 +415,9 @@ def test_a_file_of_another_dtype_is_given_the_same_numbers_or_refused(name, tmp_
         return
     policy = ps.load(tmp_path / "it.onnx", env="cartpole").policy
     assert policy.logits(torch.tensor([[0.5, -0.25, 0, 0]])).tolist() == [[0.5, -0.25]]
+    if name == "FLOAT16":
+        with pytest.raises(InputError, match="its input of float16 does not hold the observations"):
+            policy.logits(torch.tensor([[70_000.0, 0, 0, 0]]))
 
 
 def test_a_file_with_a_value_before_its_action_acts(tmp_path):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -21,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTran
 
 from potstill.envs import EnvConfig, Envs
 from potstill.errors import InputError
-from potstill.load import weights
+from potstill.load import load, weights
 from potstill.load.sb3 import as_sb3, load_sb3
 from potstill.policies import load_policy
 from potstill.tasks import TASKS
@@ -321,6 +322,17 @@ def test_a_policy_of_another_task_is_refused(zips, name, env, words):
     config = TASKS[env].env if env in TASKS else EnvConfig("MountainCar-v0")
     with pytest.raises(InputError, match=words):
         load_sb3(zips / f"{name}.zip", as_sb3(config))
+
+
+def test_a_pipe_is_not_opened_and_a_zip_without_its_ending_is_told_which_it_may_have(zips, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="--env names the task of a Stable"):  # and nothing waits for a writer
+        load(tmp_path / "pipe", env="cartpole")
+    shutil.copyfile(zips / "ppo.zip", tmp_path / "model.bin")
+    with pytest.raises(
+        InputError, match=r"is a zip: give its name the ending \.zip, or \.pt where torch\.save wrote it"
+    ):
+        load(tmp_path / "model.bin", env="cartpole")
 
 
 def test_observations_of_another_task_are_refused(zips, tmp_path):

@@ -211,11 +211,6 @@ def test_an_option_that_a_task_does_not_have_is_refused_by_its_line(tmp_path, ta
         read_plan(write(tmp_path, f'env = "cartpole"\ntask = {{ {table} }}\n{text}'))
 
 
-def test_a_plan_that_is_not_there_is_told_with_one_that_is(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none\.toml: no such file; examples/plan\.toml is a plan"):
-        read_plan(tmp_path / "none.toml")
-
-
 def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path):
     path = write(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

@@ -127,10 +127,11 @@ def _weights(deployed: Actor, chain: list[nn.Module]) -> list[Any]:
         mean, scale = mean.flatten()[:1] / 255, scale.flatten()[:1] * 255
     else:
         mean, scale = mean.flatten(), scale.flatten()
-        if policy.clip < float("inf") and not _within(deployed.observation_space, mean, scale, policy.clip):
+        clips = policy.clip < float("inf") and not policy.view
+        if clips and not _within(deployed.observation_space, mean, scale, policy.clip):
             misfit = f"its normalisation is clipped at {policy.clip:g}, which SB3 does outside of a zip"
     if policy.view:
-        misfit = "it sees a part of its observations"
+        misfit = "it has a view"
     if policy.squash is not None:
         misfit = "its means are squashed, as PPO's are not"
     elif len(_activations(chain)) > 1:

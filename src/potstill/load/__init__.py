@@ -145,8 +145,8 @@ def _check_meant(path: Path) -> None:
         raise InputError(f"cannot read {path}: no such file or directory")
     if path.is_dir() and not (path / "policy.safetensors").exists():
         load_policy(path)  # tells what it holds instead
-    if is_zipfile(path):
-        raise InputError(f"{path} is a zip: give its name the ending .zip")
+    if path.is_file() and is_zipfile(path):
+        raise InputError(f"{path} is a zip: give its name the ending .zip, or .pt where torch.save wrote it")
 
 
 def nameless(path: Path) -> bool:

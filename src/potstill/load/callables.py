@@ -288,7 +288,10 @@ def _onnx(path: Path) -> Answer:
     single = inputs[0].shape[:1] == [1]
 
     def answer(observations: Array) -> Array:
-        given = observations if dtype is None else observations.astype(dtype, casting="same_kind")  # none is cut off
+        with np.errstate(over="ignore"):  # which is told below
+            given = observations if dtype is None else observations.astype(dtype, casting="same_kind")
+        if given.itemsize < observations.itemsize and not np.allclose(given, observations, 1e-3, 1e-6, equal_nan=True):
+            raise ValueError(f"its input of {given.dtype} does not hold the observations")
         batches = np.split(given, len(given)) if single else [given]
         return np.concatenate([session.run([output], {inputs[0].name: batch})[0] for batch in batches])
 

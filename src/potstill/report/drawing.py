@@ -16,6 +16,7 @@ from potstill.report.figures import GREY, short
 from potstill.report.groups import Group, number
 
 NARROW = 5.0  # inches: below, panels stand under each other
+BESIDE = 1.8  # a logarithmic axis of sizes goes on so many times beyond the smallest and the largest
 SIDE = 1.13  # on a logarithmic axis of sizes, an arm is drawn so many times beside its neighbour
 
 
@@ -111,7 +112,7 @@ def reference_lines(ax: Axes, answers: Answers) -> list[Line2D]:
 def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
     """A logarithmic axis of sizes: a tick per size, with its width where there is room for it."""
     sizes = sorted({(group.parameters, group.width) for group in groups})
-    room = 0.33 * max(math.log(sizes[-1][0] / sizes[0][0]), 1e-9) / (width - 1.0)
+    room = 0.27 * math.log(sizes[-1][0] / sizes[0][0] * BESIDE**2) / (width - 1.0)
     ticks: list[tuple[int, str]] = []
     for size in (sizes[-1], sizes[0], *sizes[1:-1]):  # the ends are labelled whatever lies near them
         if all(abs(math.log(size[0] / other)) > room for other, _ in ticks):
@@ -120,7 +121,7 @@ def size_axis(ax: Axes, groups: Sequence[Group], width: float) -> None:
     labels = [f"{short(parameters)}\n{name}" for parameters, name in ticks]
     ax.set_xticks([parameters for parameters, _ in ticks], labels, fontsize=10 if width > NARROW else 9)
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(sizes[0][0] / 1.8, sizes[-1][0] * 1.8)
+    ax.set_xlim(sizes[0][0] / BESIDE, sizes[-1][0] * BESIDE)
     ax.set_xlabel(f"parameters{' of the deployed actor' * (width > NARROW)} (log), and width")
 
 

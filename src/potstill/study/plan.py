@@ -21,6 +21,7 @@ from potstill.views import FULL, chosen
 
 Config = PPOConfig | DistillConfig
 RESULTS = 1  # raised by a change that lets the same config come to other results
+OF_BITS = 2  # the same, of students of 8 and 4 bits: their statistics are rounded since
 MAX_RUNS = 100_000
 
 NETWORK = ("family", "critic", "critic_width", "options")
@@ -60,7 +61,8 @@ class RunSpec(NamedTuple):
     def identity(self, teacher_hash: str | None) -> str:
         """12 hex digits that change with whatever would change the result; `teacher_hash` is of the teacher's file."""
         first = self.start_from.identity(teacher_hash) if self.start_from is not None else None
-        document = {"results": RESULTS, "method": self.method, "config": _plain(asdict(self.config))}
+        results = OF_BITS if getattr(self.config, "bits", 32) < 32 else RESULTS
+        document = {"results": results, "method": self.method, "config": _plain(asdict(self.config))}
         document |= {"played": [list(pair) for pair in self.played]} if self.played else {}
         return config_hash(document | {"teacher": teacher_hash, "start_from": first})
 

@@ -39,8 +39,6 @@ def read_plan(path: Path) -> Plan:
         InputError: with the line, and what would be right.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"cannot read {path}: no such file; examples/plan.toml is a plan with every key")
     try:
         text = read_bytes(path, PLAN_LIMIT, follow=True).decode("utf-8-sig")
         if max(line.count(".") for line in text.split("\n")) > MAX_DOTS:
