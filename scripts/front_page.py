@@ -321,7 +321,10 @@ def score_by_bytes(pong: Scores, pilot: Scores, study: Scores, smallest: Scores,
         "RL": (look_of("rl"), [run for run in pong.records if run["arm"] == "rl"]),
         "RL, larger critic": (look_of("rl-split"), [run for run in pilot.records if run["arm"] == "rl-split"]),
         "student": (look_of("distill-student"), [run for run in pong.records if run["arm"] == "distill-student"]),
-        "student of another shape": (look_of("distill-mixed"), study.records),
+        "student of another shape": (
+            look_of("distill-mixed"),
+            [run for run in study.records if run["arm"] != "nature"],
+        ),
         "pruned student, then RL": (look_of("finetune"), [run | {"arm": "sparse"} for run in smallest.records]),
     }
     with rc_context(STYLE):
