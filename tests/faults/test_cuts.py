@@ -95,6 +95,7 @@ def test_a_run_of_any_kind_cut_anywhere_ends_with_the_same_bits(whole, cut, monk
 
 # A setting can be lost where a run goes on from a save amid its training. Whether it begins anew, or has nothing left
 # to learn, has to do with its kind.
+@pytest.mark.parametrize("cut", ["saved", "a line more than was saved"])
 @pytest.mark.parametrize("whole", [name for name in KINDS if name not in CONFIGS], indirect=True)
-def test_so_does_one_of_any_setting_cut_amid_its_training(whole, monkeypatch):
-    check(whole, "a line more than was saved", monkeypatch)
+def test_so_does_one_of_any_setting_cut_amid_its_training(whole, cut, monkeypatch):
+    check(whole, cut, monkeypatch)
