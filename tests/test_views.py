@@ -323,8 +323,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("env", "network"), FILES, ids=lambda value: " ".join(getattr(value, "view", ())) or None)
-def test_files_hold_the_view_and_play_the_same(env, network, tmp_path, monkeypatch):
-    monkeypatch.setattr("potstill.export.actor.OBSERVED", 32)  # a quarter of the play that files are checked on
+def test_files_hold_the_view_and_play_the_same(env, network, tmp_path):
     policy, shown = opinionated(env, **network)
     save_policy(tmp_path / "policy.safetensors", policy, env, shown, {})
     loaded = load_policy(tmp_path / "policy.safetensors")
