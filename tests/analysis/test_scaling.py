@@ -133,7 +133,7 @@ def test_the_interval_of_a_ratio_holds_the_truth_in_at_least_93_of_100_studies(t
     for _ in range(300):
         rl = groups(means, 1.5, seeded)
         distilled = groups(means + 3, 1.5, seeded, teachers)  # half a size to the left
-        ratio = size_ratio(SIZES, rl, distilled, 4, seeded, resamples=250)
+        ratio = size_ratio(SIZES, rl, distilled, 4, seeded, resamples=500)
         held += ratio.interval[0] <= 2 <= ratio.interval[1]
     assert held >= 279
 

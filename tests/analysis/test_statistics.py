@@ -143,7 +143,7 @@ def test_runs_that_all_score_the_same_have_an_interval_of_no_width():
 def test_a_95_percent_interval_holds_the_truth_in_93_to_97_of_100_studies(teachers, seeds, of_teachers):
     seeded, held = rng(), 0
     for _ in range(1_000):
-        _, low, high = bootstrap(study(seeded, teachers, seeds, of_teachers), seeded, 250).interval()
+        _, low, high = bootstrap(study(seeded, teachers, seeds, of_teachers), seeded, 500).interval()
         held += low <= 0 <= high
     assert 930 <= held <= 970
 
@@ -153,7 +153,7 @@ def test_that_of_a_difference_holds_it_in_93_to_98(seeds, of_runs):
     seeded, held = rng(), 0
     for _ in range(1_000):
         x, y = study(seeded, 1, seeds, of_runs=of_runs, mean=2), study(seeded, 1, 5)
-        _, low, high = difference(x, y, seeded, resamples=250).interval()
+        _, low, high = difference(x, y, seeded, resamples=500).interval()
         held += low <= 2 <= high
     assert 930 <= held <= 980
 
@@ -162,7 +162,7 @@ def test_the_plain_percentile_interval_would_not():
     seeded, held = rng(), 0
     for _ in range(1_000):
         scores = seeded.normal(size=5)
-        curve = resample_curve([runs(*scores)] * 2, seeded, 250)
+        curve = resample_curve([runs(*scores)] * 2, seeded, 500)
         low, high = np.quantile(curve.values[0] + curve.deviations[:, 0], [0.025, 0.975])
         held += low <= 0 <= high
     assert held < 920
